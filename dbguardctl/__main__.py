@@ -1,6 +1,6 @@
-"""The way in. It imports nothing itself, so that Ctrl-C ends also the loading of the rest without a traceback.
+"""The entry point. It imports nothing itself, so that Ctrl-C during the loading of the rest ends without a traceback.
 
-Nothing that is loaded is garbage: it is searched for some only in what a command makes later.
+Nothing that is loaded is garbage: only what a command creates later is collected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run dbguardctl and return its exit status."""
     try:
         gc.disable()
-        from dbguardctl.run import run  # noqa: PLC0415 - half of the time of a command
+        from dbguardctl.run import run  # noqa: PLC0415 - takes half of the time of a command
 
         gc.freeze()
         gc.enable()

@@ -1,4 +1,4 @@
-"""The command line: global options, the table of commands, and how they are found and listed."""
+"""The command line: global options, the table of commands, and their lookup and listing."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("care:resume", "end a pause"),
         "run": ("work:run", "run a job of a database as the schedule would"),
         "job": ("jobs:job", "list, show, watch, cancel running and past work"),
-        "log": ("past:log", "what has happened to a database, in words; --follow as it happens"),
-        "events": ("past:events", "the same with all facts, for programs"),
+        "log": ("log:log", "what has happened to a database, in words; --follow as it happens"),
+        "events": ("log:events", "the same with all facts, for programs"),
         "audit": ("care:audit", "who asked for what, and proof that nobody changed that"),
     },
     "Help": {
@@ -75,7 +75,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands of ours, which suggests the likely one for a name that does not exist."""
+    """A group of our commands; it suggests a similar command for an unknown name."""
 
     command_class = Command
 
@@ -103,7 +103,7 @@ class Group(click.Group):
 
 
 def _add_global_options(command: click.Command) -> None:
-    """Let a command take the global options after its name as well."""
+    """Make a command accept the global options after its name as well."""
     mine = {name for param in command.params for name in param.opts}
     command.params += [option for option in global_options(hidden=True) if not mine & set(option.opts)]
 
@@ -113,8 +113,8 @@ def _help(ctx: click.Context, said: str) -> str:
 
 
 def suggestions(args: list[str], names: list[str], ctx: click.Context) -> list[str]:
-    """Return the likely commands with all that followed what was typed. Only a guess: they may do something else."""
-    import shlex  # noqa: PLC0415 - only on the way to an error, like the next
+    """Return similar commands with the remaining arguments. These are guesses: they may do something else."""
+    import shlex  # noqa: PLC0415 - only for an error, like the next
     from difflib import get_close_matches  # noqa: PLC0415
 
     near = get_close_matches(args[0], names, 3, 0.5)
@@ -122,7 +122,7 @@ def suggestions(args: list[str], names: list[str], ctx: click.Context) -> list[s
 
 
 class Commands(Group):
-    """The top: commands come from SECTIONS."""
+    """The top group: its commands come from SECTIONS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for section in SECTIONS.values() for name in section]
@@ -174,7 +174,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 
 
 def _wants_json(ctx: click.Context) -> bool:
-    """Say if --json stands anywhere in the command line: what ends it early has not read all of it."""
+    """Return whether --json is anywhere in the command line: an option that ends early has not seen all of it."""
     session = session_of(ctx)
     return session.json or "--json" in session.arguments
 

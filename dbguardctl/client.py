@@ -1,4 +1,4 @@
-"""The API of dbguardd as calls: HTTP/1.1 over its Unix socket, with the standard library."""
+"""The client of dbguardd's API: HTTP/1.1 over its Unix socket, with the standard library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dbguardd.places import SOCKET
 
 Json = dict[str, Any]
 
-# What changes something may have to wait for its turn: a hold for the end of a sweep, for example.
+# A request that changes something may have to wait, for example a hold for the end of a sweep.
 _ANSWER_SECONDS = {"GET": 30.0, "POST": 300.0}
 _MAX_ANSWER_BYTES = 256 << 20
 _PORTION_BYTES = 1 << 16
@@ -25,7 +25,7 @@ _CUT_BY_A_RESTART = 2
 
 
 class _Connection(http.client.HTTPConnection):
-    """An HTTP connection to a Unix socket. At the socket of the service it waits for one that is being started."""
+    """An HTTP connection to a Unix socket. At the socket of the service, it waits for a service that is starting."""
 
     def __init__(self, path: str, timeout: float, tell: Callable[[str], None]) -> None:
         super().__init__("dbguard", timeout=timeout)
@@ -38,7 +38,7 @@ class _Connection(http.client.HTTPConnection):
         except (FileNotFoundError, ConnectionRefusedError):
             if self._path != SOCKET:
                 raise
-            from dbguardctl.waiting import wait_for_start  # noqa: PLC0415 - only where nobody answers
+            from dbguardctl.waiting import wait_for_start  # noqa: PLC0415 - needed only if nothing answers
 
             if not wait_for_start(self._opened, self._tell):
                 raise
@@ -56,9 +56,9 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Daemon:
-    """A dbguardd at a socket. Every method raises GuardError: what the daemon said, or DaemonUnreachable.
+    """A dbguardd at a socket. Every method raises GuardError: the daemon's error, or DaemonUnreachable.
 
-    `tell` gets what the user should know meanwhile, a line at a time.
+    `tell` receives messages for the user during a call, one line at a time.
     """
 
     def __init__(self, path: str, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -70,12 +70,12 @@ class Daemon:
         return self._ask("GET", _target(parts, query), None, {}, query.get("wait"))
 
     def post(self, *parts: str, body: Mapping[str, Any] | None = None, key: str = "", **query: Any) -> Json:
-        """Return the answer to POST /v1/PARTS; asked twice with the same `key`, the daemon acts once."""
+        """Return the answer to POST /v1/PARTS; if sent twice with the same `key`, the daemon acts once."""
         headers = {"Idempotency-Key": key} if key else {}
         return self._ask("POST", _target(parts, query), dict(body or {}), headers, query.get("wait"))
 
     def download(self, *parts: str) -> Iterator[bytes]:
-        """Yield the bytes of GET /v1/PARTS, all that the daemon said there would be."""
+        """Yield the bytes of GET /v1/PARTS; raise an error if fewer arrive than announced."""
         connection = _Connection(self.path, _ANSWER_SECONDS["GET"], self._tell)
         try:
             response = self._send(connection, "GET", _target(parts, {}), None, {})
@@ -93,13 +93,13 @@ class Daemon:
             connection.close()
 
     def follow(self, *parts: str, after: int | None = None, **query: Any) -> Iterator[Json]:
-        """Yield events as they come, until the daemon ends the stream. The last id seen allows to go on after it."""
+        """Yield events as they occur, until the daemon ends the stream. `after` resumes after the last id seen."""
         headers = {"Accept": "text/event-stream"}
         if after is not None:
             headers["Last-Event-ID"] = str(after)
         connection = _Connection(self.path, _HEARTBEAT_SECONDS, self._tell)
         try:
-            # Closed here: a Ctrl-C that comes while the interpreter gets rid of an open one is lost without a word.
+            # Closed here: Ctrl-C while the interpreter finalizes an open response would be lost silently.
             with self._send(connection, "GET", _target(parts, query), None, headers) as response:
                 if response.status >= 400:
                     raise _problem(response, response.read())
@@ -111,8 +111,8 @@ class Daemon:
 
     def _ask(self, method: str, target: str, body: Json | None, headers: Mapping[str, str], wait: Any) -> Json:
         seconds = _ANSWER_SECONDS[method] + float(wait or 0)
-        # What only reads is asked again when the service ends before it answers. One restart cuts it off twice at most:
-        # by the daemon that ends, and in the queue of the socket that goes with it.
+        # A request that only reads is sent again if the service ends before it answers. One restart interrupts it
+        # at most twice: by the daemon that ends, and in the queue of the socket that is removed with it.
         again = _CUT_BY_A_RESTART if method == "GET" and self.path == SOCKET else 0
         while True:
             try:
@@ -127,7 +127,7 @@ class Daemon:
     def _answered(
         self, method: str, target: str, body: Json | None, headers: Mapping[str, str], seconds: float
     ) -> tuple[int, bytes]:
-        """Ask once. ConnectionError passes: the daemon is gone; what the daemon refuses is raised as it says."""
+        """Send one request. Raises ConnectionError if the daemon is gone, and the daemon's own error if it refuses."""
         connection = _Connection(self.path, seconds, self._tell)
         try:
             response = self._send(connection, method, target, body, headers)
@@ -181,7 +181,7 @@ def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
             why = "the socket does not exist" if isinstance(error, FileNotFoundError) else "nobody listens there"
-            hints, detail = _starting(path), "A restore does not need it: dbguardd run restore NAME --to PLACE"
+            hints, detail = _starting(path), "A restore does not need the daemon: dbguardd run restore NAME --to PLACE"
         case PermissionError():
             there = "" if path == SOCKET else f"--socket {shlex.quote(path)} "
             why, hints = "you may not open the socket", [f"sudo dbguardctl {there}status"]
@@ -198,8 +198,8 @@ def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
 
 
 def _starting(path: str) -> list[str]:
-    """Return how what should listen there is started: a service, or a daemon of one's own."""
-    from dbguardctl.waiting import ways_to_start  # noqa: PLC0415 - only where nobody answers
+    """Return how to start what should listen there: the service, or the user's own daemon."""
+    from dbguardctl.waiting import ways_to_start  # noqa: PLC0415 - needed only if nothing answers
 
     own = f"dbguardd --policy FILE --state DIRECTORY --socket {shlex.quote(path)}"
     return (ways_to_start() or ["dbguardd &"]) if path == SOCKET else [own]

@@ -1,4 +1,4 @@
-"""The name of a database typed in full, before something is done that nobody wants to do by mistake."""
+"""Asks for the full name of a database before an action that nobody wants to do by mistake."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dbguardd.humanize import size
 
 
 def can_ask(session: Session) -> bool:
-    """True if there is a person to ask."""
+    """True if there is a user to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty() and not session.json
 
 
 def confirmed(session: Session, database: str, given: str, what: str, how: str = "") -> str:
-    """Return the typed name. On a terminal the user is asked; a script must have said --confirm."""
+    """Return the typed name. On a terminal the user is asked; a script must pass --confirm."""
     if not given and can_ask(session):
         live = next((row for row in session.daemon.get("status")["databases"] if row["name"] == database), None)
         much = f" ({size(live['source_bytes'])})" if live and live["source_bytes"] else ""
@@ -29,7 +29,7 @@ def confirmed(session: Session, database: str, given: str, what: str, how: str =
     if given != database:
         why = f"--confirm says {given!r}" if given else "--confirm is not given"
         words = list(session.arguments)
-        if "--confirm" in words:  # the other name goes
+        if "--confirm" in words:  # remove the wrong name
             at = words.index("--confirm")
             del words[at : at + 2]
         raise ConfirmMissing(f"{database}: this {what}{how}, which needs the name typed in full", detail=f"{why}.",

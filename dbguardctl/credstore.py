@@ -1,7 +1,7 @@
 """Secrets as systemd credentials: encrypted files that only the service manager opens, for dbguardd alone.
 
 A credential NAME is the file dbguard.NAME in systemd's own store, encrypted with the host's key or its TPM, and a
-drop-in of dbguardd.service that loads it. Both belong to root; the daemon, which runs as somebody else, could not.
+drop-in of dbguardd.service that loads it. Both belong to root: the daemon, which is another user, cannot write them.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dbguardd.errors import ConfirmMissing, NoSpace, NotFound, PlaceDenied, Unsupported, Usage
+from dbguardd.errors import ConfirmMissing, NotFound, PlaceDenied, Unsupported, Usage, of_file
 
 STORE = Path("/etc/credstore.encrypted")
 DROP_INS = Path("/etc/systemd/system/dbguardd.service.d")
-MOST_BYTES = 64 << 10  # what dbguardd reads of a secret at most
+MOST_BYTES = 64 << 10  # the most that dbguardd reads of a secret
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", re.ASCII)
 _TOOLS = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Credstore:
-    """The credentials of dbguardd below `root`, which is / but in tests."""
+    """The credentials of dbguardd below `root`, which is / except in tests."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._store = root / STORE.relative_to("/")
         self._drop_ins = root / DROP_INS.relative_to("/")
 
     def check(self, name: str, verb: str) -> None:
-        """Raise Usage for what cannot be a name, PlaceDenied for who is not root."""
+        """Raise Usage for an invalid name, PlaceDenied for a user who is not root."""
         if not _NAME.fullmatch(name):
             raise Usage(
                 f"credential {name!r}: not a name for a credential",
@@ -45,7 +45,7 @@ class Credstore:
             )
 
     def names(self) -> dict[str, float] | None:
-        """Return when each credential was set (seconds since 1970); None for those who may not look."""
+        """Return when each credential was set (seconds since 1970); None if the user may not see them."""
         try:
             found = list(self._store.iterdir())
         except FileNotFoundError:
@@ -56,9 +56,9 @@ class Credstore:
         return {path.name.removeprefix(prefix): path.stat().st_mtime for path in found if path.name.startswith(prefix)}
 
     def set(self, name: str, secret: bytes, *, replace: bool) -> None:
-        """Encrypt a secret for this host and let dbguardd have it at its next start.
+        """Encrypt a secret for this host and give it to dbguardd from its next start on.
 
-        Raises Usage, PlaceDenied, Unsupported, ConfirmMissing (it is there, and `replace` is not wanted), NoSpace.
+        Raises Usage, PlaceDenied, Unsupported, ConfirmMissing (it exists, and `replace` is not set), NoSpace, Degraded.
         """
         self.check(name, "set")
         if not 0 < len(secret) <= MOST_BYTES:
@@ -84,23 +84,26 @@ class Credstore:
             self._drop_in(name).write_text(line, encoding="ascii")
             _durable(self._drop_in(name))
         except OSError as error:
-            raise NoSpace(f"credential {name}: cannot be written", detail=str(error)) from error
+            raise of_file(f"credential {name}: cannot be written", error) from error
         finally:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
         _run(["systemctl", "daemon-reload"], b"")
 
     def remove(self, name: str) -> None:
-        """Let dbguardd have a credential no longer, and delete it.
+        """Stop giving a credential to dbguardd, and delete it.
 
-        Raises Usage, PlaceDenied, NotFound, Unsupported.
+        Raises Usage, PlaceDenied, NotFound, Unsupported, Degraded.
         """
         self.check(name, "rm")
         file = self._store / f"dbguard.{name}"
         if not file.exists() and not self._drop_in(name).exists():
             raise NotFound(f"credential {name}: is not set", hints=["dbguardctl credential list"])
-        self._drop_in(name).unlink(missing_ok=True)
-        file.unlink(missing_ok=True)
+        try:
+            self._drop_in(name).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise of_file(f"credential {name}: cannot be removed", error) from error
         _run(["systemctl", "daemon-reload"], b"")
 
     def _drop_in(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Moments and ids as the client shows them: seen from now, in the user's zone, as short as may be."""
+"""Formats moments and ids for the client: relative to now, in the user's zone, as short as possible."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from dbguardd.humanize import UNKNOWN, offset, parse_utc, safe
 
 NEVER = "never"
-_WHILE_SECONDS = 60  # that an answer may take
+_WHILE_SECONDS = 60  # the longest time that an answer may take
 
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)(?: UTC\b|Z\b)")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -27,8 +27,7 @@ def zone_name(now: datetime, zone: tzinfo | None) -> str:
 def when(text: str | None, now: datetime, zone: tzinfo | None, *, seconds: bool = False) -> str:
     """Return a moment as a day and a time: today 01:02, Sun 04:20, 12 Sep 02:06.
 
-    The screen that shows it names the zone once; a moment on the other side of a change of clocks brings its own
-    offset.
+    The screen names the zone once; a moment on the other side of a clock change shows its own offset.
     """
     moment = parse_utc(text)
     if moment is None:
@@ -50,9 +49,9 @@ def when(text: str | None, now: datetime, zone: tzinfo | None, *, seconds: bool 
 
 
 def zoned(words: str, now: datetime, zone: tzinfo | None, *, exact: bool = False) -> str:
-    """Return words of the daemon, which tells moments in UTC, with the moments as the rest of the screen has them.
+    """Return a text of the daemon, whose moments are in UTC, with the moments formatted like the rest of the screen.
 
-    Those that are `exact` keep the seconds that they have: what was asked for may be one of two in a minute.
+    With `exact` they keep their seconds: the moment that was asked for may be one of two in a minute.
     """
 
     def shown(found: re.Match[str]) -> str:
@@ -73,9 +72,9 @@ def date(text: str | None, now: datetime, zone: tzinfo | None) -> str:
 
 
 def ago(text: str | None, now: datetime, zone: tzinfo | None) -> str:
-    """Return how long ago a moment was if that is less than a day, and the moment itself if it is more.
+    """Return how long ago a moment was, or the moment itself if that is a day or more.
 
-    A log goes on while the daemon answers a client that looked at the clock before: that much of the future is now.
+    The log grows while the daemon answers a client that read the clock before: slightly in the future counts as now.
     """
     moment = parse_utc(text)
     if moment is None:
@@ -86,7 +85,7 @@ def ago(text: str | None, now: datetime, zone: tzinfo | None) -> str:
 
 
 def ahead(text: str | None, now: datetime, zone: tzinfo | None) -> str:
-    """Return when something will be: in 4 min, tonight 02:00; now if it is due."""
+    """Return when something will happen: in 4 min, tonight 02:00; now if it is due."""
     moment = parse_utc(text)
     if moment is None:
         return NEVER
@@ -112,9 +111,9 @@ def days_ago(text: str | None, now: datetime, zone: tzinfo | None) -> str:
 
 
 def shorten(ids: list[str], least: int = 10) -> dict[str, str]:
-    """Return the shortest first characters, `least` or more, by which each id still differs from the others.
+    """Return the shortest prefixes, of `least` or more characters, that distinguish the ids.
 
-    Ten characters of a ULID are its millisecond.
+    The first ten characters of a ULID are its millisecond.
     """
     unique = set(ids)
     longest = max((len(id) for id in unique), default=0)
@@ -125,7 +124,7 @@ def shorten(ids: list[str], least: int = 10) -> dict[str, str]:
 
 
 def utc_text(moment: datetime) -> str:
-    """Return an aware moment as the API takes it: RFC 3339, UTC, ending in Z."""
+    """Return an aware moment in the form of the API: RFC 3339, UTC, ending in Z."""
     moment = moment.astimezone(UTC)
     return moment.isoformat(timespec="seconds" if not moment.microsecond else "microseconds").replace("+00:00", "Z")
 
@@ -140,7 +139,7 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def ulid_at(id: str) -> str | None:
-    """Return the moment in a ULID as RFC 3339, None for what is no ULID."""
+    """Return the moment in a ULID as RFC 3339, or None for another text."""
     if len(id) != 26 or any(char not in _CROCKFORD for char in id[:10]):
         return None
     milliseconds = 0

@@ -1,4 +1,4 @@
-"""http.client without ssl, which would cost every command 5 ms: a Unix socket has no use for it."""
+"""Imports http.client without ssl, which would cost every command 5 ms and is useless on a Unix socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments and lengths of time as people type them."""
+"""Parses moments and durations as people type them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXAMPLES = "2026-09-12 08:59   '2026-09-12 08:59+02:00'   09:14:07   'yesterday
 
 
 def parse_span(text: str) -> float:
-    """Return the seconds of a length of time: 90s, 2h, 1h30min, 7d. Raises Usage."""
+    """Return the seconds of a duration: 90s, 2h, 1h30min, 7d. Raises Usage."""
     rest, total = text.strip().lower(), 0.0
     while rest:
         part = _PART.match(rest)
@@ -38,13 +38,13 @@ def parse_span(text: str) -> float:
 def parse_moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
     """Return the aware UTC moment that `text` means in `zone` (None: the zone of this machine).
 
-    A time without a day is today's. A local time that a change of clocks skips or repeats is refused, because nobody
-    can know which one is meant: it needs an offset. Raises Usage, also for the future.
+    A time without a day is today's. A local time that a clock change skips or repeats is refused, because it is
+    ambiguous: it needs an offset. Raises Usage, also for a moment in the future.
     """
     try:
         moment = _moment(text.strip(), now, zone)
         moment = None if moment is None else moment.astimezone(UTC)
-    except OverflowError:  # the first or the last day that there is, in another zone
+    except OverflowError:  # the first or last representable day, in another zone
         moment = None
     if moment is None:
         raise Usage(f"{text!r} is not a moment that dbguardctl understands", detail=f"Write it like: {_EXAMPLES}")

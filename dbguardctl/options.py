@@ -1,4 +1,4 @@
-"""Command line options made from the request dataclasses, and completion of names and ids."""
+"""Makes command line options from the request dataclasses, and completes names and ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Given(click.ParamType[str]):
-    """A text that is not empty: what a script gives by an empty variable must not count as not given."""
+    """A text that is not empty: an option that a script fills from an empty variable must not count as absent."""
 
     name = "text"
 
@@ -36,7 +36,7 @@ class Given(click.ParamType[str]):
 
 
 def from_root(path: str) -> str:
-    """Return a path from / on, as the daemon takes it. Raises Usage."""
+    """Return an absolute path in the form that the daemon accepts. Raises Usage."""
     try:
         whole = os.path.abspath(path)
     except FileNotFoundError as error:
@@ -52,7 +52,7 @@ def from_root(path: str) -> str:
 
 
 def text_option(*names: str, **settings: Any) -> Decorator:
-    """Return an option that takes a text; "" is what a command sees when it was not given."""
+    """Return an option that takes a text; a command sees "" if it is absent."""
     settings = {"type": Given(), "callback": lambda _ctx, _param, value: value or "", **settings}
     return click.option(*names, **settings)
 
@@ -88,7 +88,7 @@ def request_options(
                     "tablespace": "OLD=NEW",
                 }.get(field.name, "TEXT")
                 complete = complete_id if field.name == "backup" else None
-                kind = Given(empty=field.name == "note")  # no remark is a remark
+                kind = Given(empty=field.name == "note")  # an empty note is allowed
                 option = text_option(
                     f"--{name}", field.name, metavar=metavar, help=help, shell_complete=complete, type=kind
                 )
@@ -107,7 +107,7 @@ def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _ask(ctx: click.Context, *parts: str, **query: Any) -> dict[str, Any]:
-    """Ask the daemon while the shell completes; without one there is nothing to suggest."""
+    """Ask the daemon during shell completion; without a daemon there are no suggestions."""
     session = ctx.find_root().obj or Session()
     session.socket = session.socket or str(ctx.find_root().params.get("socket") or "")
     try:
@@ -117,7 +117,7 @@ def _ask(ctx: click.Context, *parts: str, **query: Any) -> dict[str, Any]:
 
 
 def _item(value: str, help: str) -> CompletionItem:
-    from click.shell_completion import CompletionItem  # noqa: PLC0415 - 4 ms that only completion needs
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 - takes 4 ms and only completion needs it
 
     return CompletionItem(value, help=help)
 
@@ -130,7 +130,7 @@ def complete_database(ctx: click.Context, _param: click.Parameter, incomplete: s
 
 def complete_id(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Suggest the ids of backups: of the database that was typed, else of all."""
-    named = ctx.params.get("database") or next(iter(ctx.args), None)  # click leaves words before an open option there
+    named = ctx.params.get("database") or next(iter(ctx.args), None)  # click puts words before an open option there
     names = [named] if named else [row["name"] for row in _ask(ctx, "status").get("databases", [])]
     found = []
     for name in names:
@@ -167,7 +167,7 @@ def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -
 
 
 class Name(click.ParamType[str]):
-    """A name or an id: short, without slashes, as it goes into a path of the API."""
+    """A name or an id: short, printable and without slashes, because it becomes part of an API path."""
 
     name = "name"
 
@@ -185,5 +185,5 @@ def database_argument(*, required: bool = True) -> Decorator:
 
 
 def id_argument(metavar: str = "ID", complete: Callable[..., Any] = complete_id) -> Decorator:
-    """Add the argument ID of a backup, or of what `complete` suggests."""
+    """Add the argument ID of a backup, or of another object that `complete` suggests."""
     return click.argument("id", metavar=metavar, type=Name(), shell_complete=complete)

@@ -1,4 +1,4 @@
-"""How a running job looks: bars on a terminal, a line for each step and tenth elsewhere, nothing with --json."""
+"""Shows the progress of a job: bars on a terminal, a line for each step and tenth elsewhere, nothing with --json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TERMINAL_SECONDS, _PLAIN_SECONDS, _SILENT_SECONDS = 0.2, 1.0, 20.0
 
 
 def looker(session: Session) -> tuple[AbstractContextManager[Look], float]:
-    """Return what shows the rows of a job, and for how many seconds to wait between two of them."""
+    """Return what shows the rows of a job, and how many seconds to wait between two of them."""
     if session.json or session.quiet:
         return nullcontext(lambda row: None), _SILENT_SECONDS
     screen = session.err
@@ -48,7 +48,7 @@ class _Bars:
     """A bar for each step of a job."""
 
     def __init__(self, session: Session) -> None:
-        from rich import progress  # noqa: PLC0415 - rich costs 30 ms and only a terminal needs it
+        from rich import progress  # noqa: PLC0415 - rich takes 30 ms to import and only a terminal needs it
 
         self._tasks: dict[str, TaskID] = {}
         self._progress: Progress = progress.Progress(
@@ -70,7 +70,7 @@ class _Bars:
         step = safe(row["step"]) if row["state"] == "running" else ""
         for name, task in self._tasks.items():
             bar = self._progress.tasks[task]
-            if name != step and not bar.finished and row["state"] in ("running", "done"):  # a failed one stays short
+            if name != step and not bar.finished and row["state"] in ("running", "done"):  # a failed bar stays short
                 whole = bar.total or bar.completed
                 self._progress.update(task, total=whole or 1, completed=whole or 1, amount=size(whole) if whole else "")
         if not step:

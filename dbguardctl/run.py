@@ -1,4 +1,4 @@
-"""Run one command, and turn how it ended into an exit status."""
+"""Runs one command, and translates its end into an exit status."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _mend_streams() -> None:
-    """Let no character be unwritable, and no closed stream be None."""
+    """Make every character writable, and replace closed streams by /dev/null."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the whole run
@@ -56,8 +56,8 @@ def _mend_streams() -> None:
 
 
 def _unwritten(error: OSError) -> int:
-    """Return the exit status when the answer could not be written: none if its reader (head, less) has seen enough."""
-    # Python would complain again when it flushes at exit.
+    """Return the exit status if the answer could not be written: 0 if its reader (head, less) has read enough."""
+    # Otherwise Python would report the error again when it flushes at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         return 0
@@ -74,7 +74,7 @@ def _misunderstood(error: Exception) -> Internal:
 
 
 def _incomplete(session: Session, error: click.exceptions.NoArgsIsHelpError) -> int:
-    """Show the help of a group of commands that was named without one of them."""
+    """Show the help of a command group that was called without a command."""
     if session.json and error.ctx:
         session.report(
             Usage(f"{error.ctx.command_path}: which of its commands?", hints=[f"{error.ctx.command_path} --help"])

@@ -1,4 +1,4 @@
-"""The one place that writes for people: lines and tables, which never obey what they contain."""
+"""The only module that writes for people: lines and tables, with control characters escaped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "strong": ("1", "bold"),
     "try": ("36", "cyan"),
 }
-"""What a style is on a terminal with colours: the numbers of the escape sequence, and the same for rich."""
+"""The form of each style on a terminal with colours: the numbers of the escape sequence, and the style for rich."""
 
 MARKS: Mapping[str, tuple[str, str]] = {
     "good": ("\N{BLACK CIRCLE}", "ok"),
@@ -34,7 +34,7 @@ MARKS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A piece of text and how it looks."""
+    """A piece of text and its style."""
 
     text: str
     style: str = ""
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: cells side by side, as they are. Line() is an empty one."""
+    """One line: cells side by side. Line() is an empty one."""
 
     cells: Sequence[Cell | str] = ()
     indent: int = 0
@@ -50,9 +50,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under column names; without `columns` there is no head.
+    """Rows under column names; without `columns` there is no header.
 
-    Columns in `right` are numbers. Those in `fold` are prose: they are folded where a terminal is too narrow.
+    Columns in `right` contain numbers. Those in `fold` contain prose, which is folded if the terminal is too narrow.
     """
 
     columns: Sequence[str]
@@ -77,7 +77,7 @@ def paragraph(words: str, indent: int = 0, style: str = "") -> list[Block]:
 
 
 def speaks_utf8(environ: Mapping[str, str], coerced: bool) -> bool:
-    """True if the locale of the user is UTF-8; `coerced`: Python itself took UTF-8 in a C locale."""
+    """True if the locale of the user is UTF-8; `coerced`: Python itself chose UTF-8 in a C locale."""
     ctype = environ.get("LC_CTYPE", "")
     if coerced and ctype == "C.UTF-8":
         ctype = ""
@@ -88,9 +88,9 @@ def speaks_utf8(environ: Mapping[str, str], coerced: bool) -> bool:
 class Screen:
     """Writes blocks to a stream.
 
-    On a terminal, a table that is wider than it is folded by rich, which costs 30 ms to import. Elsewhere lines are
-    never cut or folded, so that grep and awk can read them. `program` is how dbguardctl is called here: commands that
-    are shown to be pasted begin with it.
+    On a terminal, rich (which takes 30 ms to import) folds a table that is too wide. Elsewhere lines are never cut or
+    folded, so that grep and awk can read them. `program` is how dbguardctl is called here: commands to paste begin with
+    it.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Screen:
 
     def console(self) -> Console:
         """Return the rich console of the stream."""
-        from rich.console import Console  # noqa: PLC0415 - rich costs 30 ms and few screens need it
+        from rich.console import Console  # noqa: PLC0415 - rich takes 30 ms to import and few screens need it
 
         if self._console is None:
             terminal = True if self.colour else None
@@ -165,11 +165,11 @@ class Screen:
             self.stream.write((" " * table.indent + "  ".join(cells)).rstrip() + "\n")
 
     def _fits(self, table: Table, widths: Sequence[int]) -> bool:
-        """True if columns of these widths are not too wide for the terminal."""
+        """True if columns of these widths fit the terminal."""
         return table.indent + 2 * len(widths) - 2 + sum(widths) <= self._columns()
 
     def _stacked(self, table: Table, rows: list[list[tuple[str, str]]]) -> None:
-        """Write each row as a few lines: what it is called, and below that each column with its name."""
+        """Write each row as a few lines: its name, and below it each column with the column's name."""
         first = next(number for number, name in enumerate(table.columns) if name)
         for row in rows:
             head = " ".join(self._painted(*cell) for cell in row[: first + 1])

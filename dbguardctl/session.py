@@ -1,4 +1,4 @@
-"""One run of dbguardctl: what the global options say, the way to the daemon, and the way to the user."""
+"""One run of dbguardctl: the global options, the connection to the daemon, and the output to the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dbguardd.places import SOCKET
 
 
 class Session:
-    """The global options fill the fields while the command line is read; commands use the rest."""
+    """Parsing the global options fills the fields; commands use the rest."""
 
     def __init__(self, now: datetime | None = None, zone: tzinfo | None = None) -> None:
         self.now = now or datetime.now(UTC)
@@ -30,21 +30,21 @@ class Session:
         self.verbose = False
         self.socket = ""
         self.arguments: list[str] = []
-        """What the user typed after the name of the program."""
+        """What the user typed after the program name."""
         self.wanted_database = ""
         """The name that the user typed, for a suggestion if there is no such database."""
         self.left: tuple[str, str] | None = None
-        """What stays if this run is interrupted, as a sentence, and the command that ends it."""
+        """What remains if this run is interrupted, as a sentence, and the command that ends it."""
         self.looks_on: dict[str, str] = {}
-        """The jobs that this run looks on, by id, as people call them: they go on when it is interrupted."""
+        """The names of the jobs that this run watches, by id: they go on if it is interrupted."""
 
     @property
     def daemon(self) -> Daemon:
-        """The daemon at --socket, $DBGUARD_SOCKET, or the usual place."""
+        """The daemon at --socket, $DBGUARD_SOCKET, or the default path."""
         return Daemon(self.socket or os.environ.get("DBGUARD_SOCKET") or SOCKET, self.say)
 
     def screen(self, stream: TextIO) -> Screen:
-        """The screen on a stream; colours as --color, NO_COLOR and TERM say."""
+        """Return the screen on a stream; --color, NO_COLOR and TERM decide about colours."""
         terminal = stream.isatty()
         colour = self.color == "always" or (
             self.color == "auto"
@@ -55,7 +55,7 @@ class Session:
         return Screen(stream, terminal=terminal, colour=colour, utf8=speaks_utf8(), program=self._program())
 
     def _program(self) -> str:
-        """Return how this program is called here, with the socket that was named: what is pasted has to work."""
+        """Return how to call this program here, with the given socket, so that pasted commands work."""
         called = sys.argv[0]
         found = (os.path.join(place, "dbguardctl") for place in os.environ.get("PATH", "").split(os.pathsep))
         first = next(filter(os.path.exists, found), None)
@@ -65,12 +65,12 @@ class Session:
 
     @property
     def out(self) -> Screen:
-        """Where results go."""
+        """The screen for results."""
         return self.screen(sys.stdout)
 
     @property
     def err(self) -> Screen:
-        """Where messages go."""
+        """The screen for messages."""
         return self.screen(sys.stderr)
 
     def answer(self, answer: Json, blocks: Iterable[Block]) -> None:
@@ -87,12 +87,12 @@ class Session:
         sys.stdout.flush()
 
     def say(self, *cells: Cell | str) -> None:
-        """Tell the user something that is not the result; --quiet and --json keep it away."""
+        """Print a message that is not the result; --quiet and --json suppress it."""
         if not (self.quiet or self.json):
             self.err.show([text(*cells)])
 
     def interrupted(self) -> None:
-        """Say what goes on although the user pressed Ctrl-C: jobs live in the daemon."""
+        """Tell what goes on after Ctrl-C: jobs live in the daemon."""
         if not self.looks_on:
             self.say("interrupted")
         for id, what in self.looks_on.items():
@@ -103,7 +103,7 @@ class Session:
             self.say(f"{stays} To end that: ", Cell(end, "try"))
 
     def report(self, error: GuardError) -> None:
-        """Print an error to stderr: its problem object with --json, else what, why, state of the data, what to do."""
+        """Print an error to stderr: its problem object with --json, else what happened, why, the data, what to do."""
         self._suggest(error)
         if self.json:
             sys.stderr.write(json.dumps(error.problem()) + "\n")
@@ -123,7 +123,7 @@ class Session:
 
 
 def did_you_mean(word: str, words: list[str]) -> str:
-    """Return a question for a name that does not exist: is it a likely one? Nothing if there is none."""
+    """Return a question that suggests similar names; empty if there is none."""
     from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
 
     near = get_close_matches(word, words, 3, 0.6)
@@ -131,7 +131,7 @@ def did_you_mean(word: str, words: list[str]) -> str:
 
 
 def no_database(name: str, names: list[str]) -> NotFound:
-    """Return what is said of the name of a database that does not exist: which one is likely, and which there are."""
+    """Return the error for a database that does not exist, with similar names and all names."""
     there = f"Databases: {some(names)}." if names else "There is none yet."
     detail = " ".join(part for part in (there, did_you_mean(name, names)) if part)
     return NotFound(f"{name}: there is no such database", detail=detail, hints=["dbguardctl status"])
@@ -139,13 +139,13 @@ def no_database(name: str, names: list[str]) -> NotFound:
 
 def speaks_utf8() -> bool:
     """True if the user's locale is UTF-8."""
-    from dbguardctl import screen  # noqa: PLC0415 - the same name
+    from dbguardctl import screen  # noqa: PLC0415 - its function has the same name
 
     return screen.speaks_utf8(os.environ, bool(sys.flags.utf8_mode))
 
 
 def error_blocks(error: GuardError, now: datetime, zone: tzinfo | None, verbose: bool) -> list[Block]:
-    """Return an error as people read it; the lines to paste come last."""
+    """Return an error as text for people; commands to paste come last."""
     message, detail = (zoned(humanized(words), now, zone, exact=True) for words in (error.message, error.detail))
     blocks: list[Block] = [text(Cell(f"error[{error.code}]", "bad"), ": ", Cell(message, "strong"))]
     blocks += [text(line, indent=7) for line in detail.splitlines()]

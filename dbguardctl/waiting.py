@@ -1,7 +1,7 @@
-"""Whether the service manager is about to start dbguardd: whoever asks meanwhile waits and is not turned away.
+"""Finds out whether the service manager is starting dbguardd: then the client waits instead of failing.
 
-The socket unit comes and goes with the service (`systemctl stop` means stopped), so that it is away for a moment in a
-restart. This is asked only when the socket of the service does not answer.
+The socket unit starts and stops with the service (`systemctl stop` means stopped), so it is absent for a moment during
+a restart. This is asked only if the socket of the service does not answer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _SYSTEMCTL = ("systemctl", "show", "--property=LoadState,ActiveState,Job", UNIT)
 
 
 def wait_for_start(answers: Callable[[], bool], tell: Callable[[str], None]) -> bool:
-    """Wait while a start, a stop or a restart of the service is under way; return whether it `answers` then.
+    """Wait while a start, stop or restart of the service is under way; return whether it `answers` then.
 
-    `tell` gets one line to say when the waiting begins. False at once where there is no service manager or where the
-    service is simply stopped.
+    `tell` receives one line when the waiting begins. Returns False at once if there is no service manager, or if the
+    service is stopped.
     """
     deadline = time.monotonic() + _SECONDS
     told = False
@@ -40,23 +40,23 @@ def wait_for_start(answers: Callable[[], bool], tell: Callable[[str], None]) -> 
 
 
 def is_under_way() -> bool:
-    """Say if systemd has a job for the unit, or is between two of its lives."""
+    """Return whether systemd has a job for the unit, or is between two of its states."""
     facts = _unit()
     return facts.get("Job", "") not in ("", "0") or facts.get("ActiveState") in ("activating", "deactivating")
 
 
 def ways_to_start() -> list[str]:
-    """Return the commands that help with a service that does not answer; none where systemd does not have it."""
+    """Return commands that help if the service does not answer; none if systemd does not know it."""
     facts = _unit()
     if facts.get("LoadState") != "loaded":
         return []
-    if facts.get("ActiveState") == "failed":  # too many starts that failed: systemd refuses the next, however right
+    if facts.get("ActiveState") == "failed":  # after too many failed starts, systemd refuses even a correct one
         return ["systemctl status dbguardd", "systemctl reset-failed dbguardd; systemctl start dbguardd"]
     return ["systemctl start dbguardd", "systemctl status dbguardd"]
 
 
 def _unit() -> dict[str, str]:
-    """Return what systemd knows of the unit; nothing where there is no service manager."""
+    """Return systemd's properties of the unit; empty without a service manager."""
     if not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Starting a job and waiting for it: the job lives in the daemon, this only looks on."""
+"""Starts a job and waits for it. The job lives in the daemon; this only watches it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunnin
 from dbguardd.humanize import count, span
 
 Json = dict[str, Any]
-_EXPIRY_SECONDS = 10.0  # an expiry takes less; one that waits behind others is not waited for
+_EXPIRY_SECONDS = 10.0  # longer than an expiry takes; one that waits behind other jobs is not waited for
 _SHOWN = 3
 
 
 def start(session: Session, verb: str, fields: Mapping[str, Any], *, quiet: bool = False) -> Json:
-    """Ask for a job and return its row. Asked again after a lost answer, the daemon still makes one job only."""
+    """Submit a job and return its row. If a lost answer makes it submit again, the daemon still runs only one job."""
     key = os.urandom(16).hex()
     try:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
@@ -36,14 +36,14 @@ def start(session: Session, verb: str, fields: Mapping[str, Any], *, quiet: bool
 
 
 def what(row: Json) -> str:
-    """Return a job's name for people: app: backup 01K4Z7Q2AB0000000000000J01."""
+    """Return the name of a job for people: app: backup 01K4Z7Q2AB0000000000000J01."""
     return f"{row['database'] or row['request'].get('storage') or 'dbguard'}: {row['verb']} {row['id']}"
 
 
 def wait(session: Session, row: Json, timeout: float | None = None) -> Json:
-    """Return the job when it has ended, showing how far it is meanwhile.
+    """Return the job when it has ended, and show its progress until then.
 
-    Raises StillRunning after `timeout` seconds, DaemonUnreachable. Ctrl-C leaves the job alone.
+    Raises StillRunning after `timeout` seconds, DaemonUnreachable. Ctrl-C does not stop the job.
     """
     session.looks_on[row["id"]] = what(row)
     if row["state"] not in FINAL:
@@ -76,7 +76,7 @@ def _poll(
 
 
 def _say_again(session: Session, row: Json, tried: int) -> None:
-    """Tell why an attempt failed, in full: whoever waits can mend it now, and ask again to have it tried at once."""
+    """Report why an attempt failed: the waiting user can correct it now, and ask again for an immediate retry."""
     problem = row["problem"]
     at = problem.get("next_try_at")
     again = f" {when(at, session.now, session.zone)}" if at else ""
@@ -91,7 +91,7 @@ def _say_again(session: Session, row: Json, tried: int) -> None:
 
 
 def proof_job(session: Session, row: Json) -> Json | None:
-    """Return the verification that follows a backup, if the policy or the request asks for one."""
+    """Return the verification that follows a backup; None if neither policy nor request asks for one."""
     result = row["result"] or {}
     if "verify_job" not in result:
         return None
@@ -103,7 +103,7 @@ def proof_job(session: Session, row: Json) -> Json | None:
 
 
 def failure(row: Json) -> GuardError | None:
-    """Return why a job that ended did not succeed; None if it did, or if it goes on."""
+    """Return why an ended job failed; None if it succeeded, or still runs."""
     if row["state"] == "done" or row["state"] not in FINAL:
         return None
     if row["problem"]:
@@ -114,7 +114,7 @@ def failure(row: Json) -> GuardError | None:
 
 
 def settle(session: Session, row: Json, timeout: float | None = None) -> list[Json]:
-    """Wait for a job and for the proof that follows a backup, print what each achieved, and return their rows."""
+    """Wait for a job and for the proof that follows a backup, print their results, and return their rows."""
     rows = [wait(session, row, timeout)]
     _show(session, rows[0])
     follower = proof_job(session, rows[0])
@@ -128,7 +128,7 @@ def settle(session: Session, row: Json, timeout: float | None = None) -> list[Js
 
 
 def _say_expired(session: Session, row: Json) -> None:
-    """Tell which backups a new one has made to go: that is no time to look for it in a log."""
+    """Report the backups that expired because of a new one, so that nobody has to search a log for them."""
     result = row["result"] or {}
     gone = result.get("expired") or []
     for id in gone[:_SHOWN]:
@@ -148,14 +148,14 @@ def _show(session: Session, row: Json) -> None:
 
 
 def verdict(rows: list[Json]) -> int:
-    """Return the exit status of jobs that are done: 3 if a check failed or a proof fell short, 4 for damage."""
+    """Return the exit status of finished jobs: 3 if a check failed or a proof fell short, 4 for damage."""
     statuses = [0]
     for row in rows:
         result = row["result"] or {}
         proof = result.get("proof") or {}
         found = (*(result.get("findings") or ()), *(proof.get("findings") or ()))
         if row["verb"] == "undo":
-            continue  # what is put back was kept as it was, without a fingerprint; damage would have failed the job
+            continue  # the state that is put back has no fingerprint to compare; damage would have failed the job
         short = bool(proof) and proof.get("grade") not in (None, "proven")
         if result.get("damaged"):
             statuses.append(4)
@@ -165,7 +165,7 @@ def verdict(rows: list[Json]) -> int:
 
 
 def answer(name: str, rows: list[Json]) -> Json:
-    """Return the JSON answer of a command that ran a job: its row, what it made, and the proof that followed."""
+    """Return the JSON answer of a command that ran a job: its row, its result, and the proof that followed."""
     merged: Json = {"schema": f"dbguard.{name}/1", "job": rows[0]}
     for row in rows:
         merged = {**(row["result"] or {}), **merged}
@@ -175,7 +175,7 @@ def answer(name: str, rows: list[Json]) -> Json:
 
 
 def finish(session: Session, name: str, rows: list[Json]) -> int:
-    """Print the JSON answer if that is wanted, and return the exit status. Raises what a job failed of."""
+    """Print the JSON answer if requested, and return the exit status. Raises the problem of a failed job."""
     if session.json:
         session.print_json(answer(name, rows))
     for row in rows:
@@ -193,7 +193,7 @@ def run(
     no_wait: bool = False,
     timeout: float | None = None,
 ) -> int:
-    """Start a job, wait for it, print what it achieved and return the exit status. `name`: the command, for JSON."""
+    """Start a job, wait for it, print its result and return the exit status. `name`: the command, for JSON."""
     row = start(session, verb, fields)
     if no_wait:
         if not session.json:
@@ -207,7 +207,7 @@ def batch(
 ) -> tuple[list[Json], int]:
     """Start one job for each request, then wait for all; return their rows and the exit status.
 
-    One that fails does not stop the others: its error is reported and the exit status is that of the first failure.
+    A failed job does not stop the others: its error is printed, and the exit status is that of the first failure.
     """
     rows: list[Json] = []
     failures: list[int] = []

@@ -1,4 +1,4 @@
-"""dbguardd: the way in, and the one place where the parts meet."""
+"""dbguardd: the entry point, and the only module that wires the parts together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE = "/var/lib/dbguard"
 
 def main() -> int:
     """Run the daemon, check a policy, or run one job by hand."""
-    os.umask(os.umask(0o022) | 0o022)  # where it makes directories, nobody else may put others in their place
+    os.umask(os.umask(0o022) | 0o022)  # no other user may replace files in the directories that this process makes
     try:
         options = _parser().parse_args()
         if options.command == "run":
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are told like all others."""
+    """An argument parser that reports mistakes in the same form as all other errors."""
 
     def error(self, message: str) -> NoReturn:
         """Raise Usage."""
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _given(text: str) -> str:
-    """Refuse an empty text: what a script gives by an empty variable must not count as not given."""
+    """Refuse an empty text: an option that a script fills from an empty variable must not count as absent."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty; leave the option out if that is meant")
     return text
@@ -103,19 +103,19 @@ def _run_by_hand(options: argparse.Namespace) -> int:
     from dbguardd.daemon import state_directory  # noqa: PLC0415
     from dbguardd.policy import Host, load  # noqa: PLC0415
     from dbguardd.worker import by_hand  # noqa: PLC0415
-    from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
+    from dbguardd.worker.child import forbid_inspection  # noqa: PLC0415
     from dbguardd.worker.rights import go_on_as_owner  # noqa: PLC0415
 
     state = options.state.absolute()
     go_on_as_owner(state, options.policy)
-    keep_to_itself()
+    forbid_inspection()
     policy = load(options.policy.absolute(), os.geteuid(), Host(state=str(state))).policy
     given = {field.name: getattr(options, field.name) for field in fields(BY_HAND[options.verb])}
     request: dict[str, Any] = {name: "" if value is None else value for name, value in given.items()}
     if request.get("to"):
         request["to"] = str(Path(request["to"]).absolute())
     alone = state_directory.furnished if options.verb in STANDBY else state_directory.owned
-    with alone(state):  # a running daemon works on the same staging and storage; a standby on nothing of those
+    with alone(state):  # a running daemon uses the same staging and storage; a standby uses neither
         return by_hand.run(policy, str(state), options.verb, request, as_json=options.json)
 
 
@@ -124,13 +124,13 @@ def _serve(options: argparse.Namespace) -> int:
     from dbguardd.daemon import log, supervisor  # noqa: PLC0415
     from dbguardd.daemon.clock import system_clock  # noqa: PLC0415
     from dbguardd.sentences import plain  # noqa: PLC0415
-    from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
+    from dbguardd.worker.child import forbid_inspection  # noqa: PLC0415
     from dbguardd.worker.look import look  # noqa: PLC0415
     from dbguardd.worker.staging import sweep  # noqa: PLC0415
     from dbguardd.worker.start import run_worker  # noqa: PLC0415
 
-    keep_to_itself()
-    faulthandler.enable()  # the watchdog's SIGABRT: where it hangs, in the journal
+    forbid_inspection()
+    faulthandler.enable()  # when the watchdog sends SIGABRT, the journal shows where the daemon hung
     host, machine_id = supervisor.this_host()
     socket = options.socket.absolute()
     logger = log.setup(json_lines=options.json_log)
@@ -138,7 +138,7 @@ def _serve(options: argparse.Namespace) -> int:
         policy=options.policy.absolute(),
         state=options.state.absolute(),
         run_worker=run_worker,
-        serve=lambda service: serve(service, socket, mode=0o666),  # anybody may knock: roles are per request
+        serve=lambda service: serve(service, socket, mode=0o666),  # any user may connect: roles are per request
         log=logger,
         host=host,
         machine_id=machine_id,
@@ -149,7 +149,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         asyncio.run(supervisor.run(setup))
     except GuardError as error:
-        if isinstance(error, NoSpace):  # nobody can ask it for a prune
+        if isinstance(error, NoSpace):  # without a daemon nobody can ask for a prune over the socket
             error.hints = (
                 shlex.join(["df", "-h", str(setup.state)]),
                 "dbguardd run restore NAME --to PLACE  # on another disk: it needs no daemon, and no room there",

@@ -1,4 +1,4 @@
-"""Making names durable: a file that was written is only there after a crash when its directory was synced, too."""
+"""Make directory entries durable: a new file survives a crash only if its directory was synced, too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable. OSError passes."""
+    """Sync the entries of a directory to disk. Raises OSError."""
     file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(file)

@@ -1,9 +1,9 @@
 """Every outcome that dbguard reports on purpose: one class, one row of the table.
 
-An error says what happened (message), what was seen (detail) and what to do (hints: lines that can be pasted). Its
-class says the rest: a stable code, the exit status of a command, the status of an HTTP answer, whether trying again
-can help, and what it means for the data. Exit codes, problem objects (RFC 9457), `dbguardctl explain` and
-dbguard-errors(7) are all made from this table, so a new row here is all that a new error needs.
+An error says what happened (message), what was seen (detail) and what to do (hints: lines to paste into a shell). Its
+class says the rest: a stable code, the exit status of a command, the status of an HTTP answer, whether a retry can
+help, and what it means for the data. Exit codes, problem objects (RFC 9457), `dbguardctl explain` and
+dbguard-errors(7) all derive from this table, so a new error needs only a new row here.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class GuardError(Exception):
         self.facts: dict[str, Any] = dict(facts or {})
 
     def advice_for(self) -> str:
-        """Return the advice with the name of the database, where the error knows it, instead of NAME."""
+        """Return the advice, with NAME replaced by the name of the database if the error knows it."""
         name = self.facts.get("database")
         return self.advice.replace("NAME", name) if isinstance(name, str) and name else self.advice
 
     def problem(self) -> dict[str, Any]:
-        """Return the RFC 9457 problem object: what crosses pipes and the socket."""
+        """Return the RFC 9457 problem object, the form in which an error crosses pipes and the socket."""
         return {
             **self.facts,
             "type": f"urn:dbguard:error:{self.code}",
@@ -76,7 +76,7 @@ def from_problem(problem: Mapping[str, Any]) -> GuardError:
 
 
 def bare(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a problem with what it is and none of its words: they may quote what was asked."""
+    """Return a problem without its texts, which may quote the request."""
     kept = ("type", "title", "status", "code", "retryable", "exit_code")
     told = {name: problem[name] for name in kept if name in problem}
     return {**told, "message": problem.get("title") or "unknown error", "detail": "", "hints": []}
@@ -93,7 +93,7 @@ def message_id(code: str) -> str:
 
 
 class Usage(GuardError):
-    """The request does not make sense."""
+    """The request is not valid."""
 
     code, title = "DBG-0001", "Wrong usage"
     exit_status, http_status = 2, 400
@@ -101,7 +101,7 @@ class Usage(GuardError):
     advice = "Read the help of the command: dbguardctl COMMAND --help."
 
     def advice_for(self) -> str:
-        """Return nothing: a message about a request says itself what is wrong with it, and a hint where to look."""
+        """Return nothing: a message about a request explains the mistake, and a hint points to the help."""
         return ""
 
 
@@ -110,10 +110,10 @@ class DaemonUnreachable(GuardError):
 
     code, title = "DBG-0002", "Cannot reach dbguardd"
     exit_status, http_status, transient = 6, 503, True
-    meaning = "Nothing is known from here about backups; while the daemon is down none are made."
+    meaning = "The state of the backups is not known; while the daemon is down, no backups are made."
     advice = (
-        "Start the service: systemctl start dbguardd; if it does not stay, journalctl -u dbguardd says why. "
-        "A restore does not need it: dbguardd run restore NAME --to PLACE."
+        "Start the service: systemctl start dbguardd; if it does not stay up, journalctl -u dbguardd says why. "
+        "A restore does not need the daemon: dbguardd run restore NAME --to PLACE."
     )
 
 
@@ -122,8 +122,8 @@ class NotPermitted(GuardError):
 
     code, title = "DBG-0003", "Not permitted"
     exit_status, http_status = 5, 403
-    meaning = "Nothing was done. What the daemon refuses stands in its audit log."
-    advice = "Ask an administrator for the role, or to add you to the group that [access] names in the policy."
+    meaning = "Nothing was done. The daemon records each refusal in its audit log."
+    advice = "Ask an administrator for the role, or to be added to the group that [access] names in the policy."
 
 
 class NotFound(GuardError):
@@ -132,7 +132,7 @@ class NotFound(GuardError):
     code, title = "DBG-0004", "Not found"
     exit_status, http_status = 8, 404
     meaning = "Nothing was done."
-    advice = "List what there is: dbguardctl status, dbguardctl list NAME, dbguardctl job list."
+    advice = "See what exists: dbguardctl status, dbguardctl list NAME, dbguardctl job list."
 
 
 class Busy(GuardError):
@@ -140,7 +140,7 @@ class Busy(GuardError):
 
     code, title = "DBG-0005", "Busy"
     exit_status, http_status, transient = 7, 409, True
-    meaning = "Nothing was done, and nothing that runs was disturbed."
+    meaning = "Nothing was done, and running jobs were not disturbed."
     advice = "If another job is in the way, watch it with dbguardctl job watch ID, then try again."
 
 
@@ -158,7 +158,7 @@ class Cancelled(GuardError):
 
     code, title = "DBG-0007", "Cancelled"
     exit_status, http_status = 1, 409
-    meaning = "What the job had not finished does not count; what was acknowledged before stays."
+    meaning = "Unfinished work does not count; everything acknowledged before is kept."
     advice = "Start the job again when you want it."
 
 
@@ -166,8 +166,8 @@ class Internal(GuardError):
     """A bug in dbguard."""
 
     code, title = "DBG-0008", "Internal error"
-    meaning = "The job failed. What was acknowledged before stays."
-    advice = "Keep the journal of dbguardd around the time of the failure and report the bug."
+    meaning = "The job failed. Everything acknowledged before is kept."
+    advice = "Keep the journal of dbguardd from around the failure and report the bug."
 
 
 class TooLarge(GuardError):
@@ -184,26 +184,26 @@ class SecondInstance(GuardError):
 
     code, title = "DBG-0010", "Another dbguardd is running"
     exit_status, http_status = 7, 409
-    meaning = "The running daemon is not disturbed. This one did nothing."
-    advice = "Use the running daemon, or give this one its own --state and --socket."
+    meaning = "The running daemon is not disturbed. The new one did nothing."
+    advice = "Use the running daemon, or give the new one its own --state and --socket."
 
 
 class Overloaded(GuardError):
-    """More connections than the API serves at once, in all or of one user."""
+    """More connections than the API serves at once, in total or for one user."""
 
     code, title = "DBG-0011", "Too many connections"
     exit_status, http_status, transient = 7, 503, True
-    meaning = "Nothing was done. Jobs and schedules go on."
-    advice = "Try again; end waiting commands that nobody needs, such as dbguardctl job watch or events --follow."
+    meaning = "Nothing was done. Jobs and schedules continue."
+    advice = "Try again, or end commands that keep a connection open, such as dbguardctl job watch or events --follow."
 
 
 class PlaceDenied(GuardError):
-    """The operating system does not let this user read or write a file or directory of this host."""
+    """The operating system does not let this user read or write a file or directory on this host."""
 
     code, title = "DBG-0012", "A file or directory is not accessible"
     exit_status, http_status = 5, 403
-    meaning = "Nothing was done there, and nothing that exists was changed."
-    advice = "Give the user that does it the right to, or choose another place. Being root does not help everywhere."
+    meaning = "Nothing was done there, and existing files are unchanged."
+    advice = "Give the working user access, or choose another place. On some file systems even root has none."
 
 
 # ------------------------------------------------------------------------------------------------ 1: policy
@@ -214,8 +214,8 @@ class PolicyInvalid(GuardError):
 
     code, title = "DBG-1001", "Policy not valid"
     exit_status, http_status = 9, 422
-    meaning = "A running daemon keeps the policy it has; nothing changes until the file is right."
-    advice = "Mend the file and run dbguardctl config check."
+    meaning = "A running daemon keeps its current policy until the files are correct."
+    advice = "Correct the file and run dbguardctl config check."
 
 
 class PolicyShrinks(GuardError):
@@ -224,16 +224,16 @@ class PolicyShrinks(GuardError):
     code, title = "DBG-1002", "The policy would delete backups"
     exit_status, http_status = 10, 409
     meaning = "The old policy stays in force. No backup was deleted."
-    advice = "See what would go with dbguardctl config diff; if that is wanted, dbguardctl config accept."
+    advice = "See what would be deleted with dbguardctl config diff; to accept that, run dbguardctl config accept."
 
 
 class PolicyUnsafe(GuardError):
-    """A policy or secret file can be changed or read by people who should not."""
+    """Someone who should not can change or read a policy or secret file."""
 
     code, title = "DBG-1003", "A file is not safe to trust"
     exit_status, http_status = 9, 422
     meaning = "The file was not used."
-    advice = "Give it to the daemon's user or root and take write permission from group and others (secrets: 0600)."
+    advice = "Let root or the daemon's user own it; no write permission for group and others (secrets: 0600)."
 
 
 class SecretMissing(GuardError):
@@ -241,7 +241,7 @@ class SecretMissing(GuardError):
 
     code, title = "DBG-1004", "A secret is missing"
     exit_status, http_status = 11, 503
-    meaning = "Whatever needs the secret cannot run; other databases are not affected."
+    meaning = "Jobs that need the secret cannot run; other databases are not affected."
     advice = "Provide the credential, file or command that the policy names, then reload or restart dbguardd."
 
 
@@ -254,11 +254,11 @@ class SourceMissing(GuardError):
     code, title = "DBG-2001", "Database missing"
     http_status = 502
     meaning = "No backup was made. Earlier backups, if there are any, are untouched and can be restored."
-    advice = "Moved? Mend path in the policy. Lost? dbguardctl status NAME says what of it can be restored."
+    advice = "Moved? Correct path in the policy. Lost? dbguardctl status NAME shows what can be restored."
 
 
 class SourceInvalid(GuardError):
-    """What lies there is not a database that the engine can read."""
+    """The file is not a database that the engine can read."""
 
     code, title = "DBG-2002", "Not a database"
     http_status = 502
@@ -269,19 +269,19 @@ class SourceInvalid(GuardError):
 class SourceEncrypted(GuardError):
     """The file looks encrypted, or is not what its header should be."""
 
-    code, title = "DBG-2003", "Database is encrypted or has a foreign header"
+    code, title = "DBG-2003", "Database is encrypted or has an unknown header"
     http_status = 502
     meaning = "No backup was made. Earlier backups are untouched."
-    advice = "Name the right file. SQLCipher and SEE files cannot be read without their key, not by this version."
+    advice = "Check the path. This version cannot read files that SQLCipher or SEE encrypted."
 
 
 class SourceLocked(GuardError):
-    """The application holds a lock that dbguard does not wait for any longer."""
+    """The application holds a lock for longer than dbguard waits."""
 
     code, title = "DBG-2004", "Database locked"
     http_status, transient = 503, True
-    meaning = "No backup was made this time; the application was not disturbed. `retry` says when it is tried again."
-    advice = "Find who holds the lock (lslocks); raise lock_timeout if the application needs long exclusive locks."
+    meaning = "No backup was made; the application was not disturbed. `retry` sets when it is tried again."
+    advice = "Find the process that holds the lock (lslocks); raise lock_timeout if the application needs long locks."
 
 
 class SourceDamaged(GuardError):
@@ -290,7 +290,9 @@ class SourceDamaged(GuardError):
     code, title = "DBG-2005", "The live database is damaged"
     exit_status, http_status = 4, 502
     meaning = "The damage is in the live file, not in the backups. Earlier proven backups are the good copies."
-    advice = "Stop the application, then restore the last proven backup: dbguardctl restore NAME --dry-run."
+    advice = (
+        "Stop the application, then restore the last proven backup. See the plan: dbguardctl restore NAME --dry-run."
+    )
 
 
 class SourceChanged(GuardError):
@@ -298,21 +300,17 @@ class SourceChanged(GuardError):
 
     code, title = "DBG-2006", "Database replaced during the backup"
     http_status, transient = 503, True
-    meaning = (
-        "The half-made backup was thrown away. Earlier backups are untouched. `retry` says when it is tried again."
-    )
-    advice = (
-        "If this repeats, something replaces the file instead of writing to it: back up after that, with a schedule."
-    )
+    meaning = "The unfinished backup was discarded. Earlier backups are untouched. `retry` sets when it is tried again."
+    advice = "If this repeats, a program replaces the file instead of writing to it: schedule the backup after that."
 
 
 class SourceDenied(GuardError):
-    """The engine may not read the database."""
+    """The engine has no permission to read the database."""
 
     code, title = "DBG-2007", "No permission to read the database"
     http_status = 502
     meaning = "No backup was made. Earlier backups are untouched."
-    advice = "Set run_as to a user who may read the file and write to its directory (SQLite needs -shm there)."
+    advice = "Set run_as to a user who may read the file and write to its directory (SQLite needs its -shm file there)."
 
 
 class Unsupported(GuardError):
@@ -321,52 +319,52 @@ class Unsupported(GuardError):
     code, title = "DBG-2008", "Not supported"
     exit_status, http_status = 2, 422
     meaning = "Nothing was done."
-    advice = "What this version can do is in dbguardctl(1), the methods of an engine are in dbguard.toml(5)."
+    advice = "See dbguardctl(1) for what this version supports, and dbguard.toml(5) for the methods of each engine."
 
 
 class WouldBlock(GuardError):
-    """A consistent copy would hold the application longer than max_block allows."""
+    """A consistent copy would block the application for longer than max_block allows."""
 
     code, title = "DBG-2009", "The application would be blocked for too long"
     http_status, transient = 503, True
-    meaning = "No backup was made this time; the application was not held longer. `retry` says when it is tried again."
+    meaning = "No backup was made; the application was not blocked any longer. `retry` sets when it is tried again."
     advice = "Use WAL mode (PRAGMA journal_mode=WAL), raise max_block, or back up in a quiet window."
 
 
 class LogBroken(GuardError):
-    """The log of a database does not go on where it was read last."""
+    """The log of a database does not continue where dbguard last read it."""
 
     code, title = "DBG-2010", "The log was interrupted"
     exit_status, http_status, transient = 1, 409, True
-    meaning = "What was committed between cannot be restored to the second. A new backup closes the gap."
-    advice = "See what is covered: dbguardctl list NAME. It is followed again by itself."
+    meaning = "Commits made in the gap can only be restored as of the next backup, which ends the gap."
+    advice = "See what is covered: dbguardctl list NAME. Following the log resumes by itself."
 
 
 class ServerUnreachable(GuardError):
-    """The server of a database does not answer, or takes no connection."""
+    """The server of a database does not answer, or accepts no connection."""
 
     code, title = "DBG-2011", "Database server not reachable"
     exit_status, http_status, transient = 1, 503, True
     meaning = "No backup was made. Earlier backups are untouched."
-    advice = "See if the server runs (pg_lsclusters, systemctl status postgresql), and mend url in the policy."
+    advice = "Check that the server runs (pg_lsclusters, systemctl status postgresql), and check url in the policy."
 
 
 class ToolMissing(GuardError):
-    """A program of the database's makers is not installed, or too old for the server."""
+    """A program that comes with the database is not installed, or is too old for the server."""
 
-    code, title = "DBG-2012", "A program of the database is missing"
+    code, title = "DBG-2012", "A database program is missing"
     http_status = 502
-    meaning = "Nothing was done; earlier backups are untouched. The programs must be of the version of the server."
-    advice = "Install the programs of the server's version, such as apt-get install postgresql-client-15."
+    meaning = "Nothing was done; earlier backups are untouched. The programs must have the version of the server."
+    advice = "Install the programs of the server's version, for example: apt-get install postgresql-client-15."
 
 
 class SourceReplaced(GuardError):
-    """A database is another one than that whose backups there are, or may be."""
+    """The database is, or may be, a different one than the existing backups were made of."""
 
-    code, title = "DBG-2013", "Another database than before"
+    code, title = "DBG-2013", "A different database than before"
     http_status = 502
-    meaning = "No backup was made. Earlier backups are untouched, and nothing takes their place."
-    advice = "If what was backed up was lost, restore it first; else say which of the two it is, as shown."
+    meaning = "No backup was made. Earlier backups are untouched, and are not replaced by others."
+    advice = "If the database that was backed up is lost, restore it first; otherwise say which one this is, as shown."
 
 
 # ------------------------------------------------------------------------------------------------ 3: storage
@@ -377,26 +375,26 @@ class Unreachable(GuardError):
 
     code, title = "DBG-3001", "Storage not reachable"
     exit_status, http_status, transient = 11, 503, True
-    meaning = "Nothing new could be stored. What was acknowledged before is not affected by this error."
+    meaning = "Nothing new could be stored. Backups acknowledged before are not affected by this error."
     advice = "Check the disk, mount or network of the storage, then dbguardctl check."
 
 
 class NoSpace(GuardError):
-    """There is not enough room."""
+    """There is not enough free space."""
 
     code, title = "DBG-3002", "Not enough space"
     exit_status, http_status, transient = 11, 507, True
-    meaning = "What was to be done was not done; nothing that exists was changed or deleted to make room."
+    meaning = "The work was not done; nothing was changed or deleted to make room."
     advice = "Free space on the file system, or see what retention would free: dbguardctl prune --dry-run."
 
 
 class Conflict(GuardError):
-    """An object of that name exists with other bytes."""
+    """An object with that name exists and has different content."""
 
     code, title = "DBG-3003", "An object exists with other content"
     exit_status, http_status = 4, 409
-    meaning = "Nothing was overwritten. The stored object is damaged or foreign."
-    advice = "Run dbguardctl check --data to learn which backups are affected."
+    meaning = "Nothing was overwritten. The stored object is damaged, or something else wrote it."
+    advice = "See which backups are affected: dbguardctl check --data."
 
 
 class ObjectMissing(GuardError):
@@ -405,7 +403,7 @@ class ObjectMissing(GuardError):
     code, title = "DBG-3004", "An object is missing from the storage"
     exit_status, http_status = 4, 404
     meaning = "Backups that need the object cannot be restored in full from this storage."
-    advice = "Run dbguardctl check --data to learn which backups are affected; make a new full backup now."
+    advice = "Make a new full backup now. See which backups are affected: dbguardctl check --data."
 
 
 class Degraded(GuardError):
@@ -413,7 +411,7 @@ class Degraded(GuardError):
 
     code, title = "DBG-3005", "Storage failed to make data durable"
     exit_status, http_status, transient = 11, 503, True
-    meaning = "The job was not acknowledged. The disk may be failing; older backups on it should be checked."
+    meaning = "The job was not acknowledged. The disk may be failing: check the older backups on it."
     advice = "Look at the kernel log (journalctl -k), then run dbguardctl check --data."
 
 
@@ -421,11 +419,11 @@ class Degraded(GuardError):
 
 
 class Damaged(GuardError):
-    """Stored bytes are not the bytes that were stored."""
+    """Stored bytes have changed since they were written."""
 
     code, title = "DBG-4001", "Damage in the repository"
     exit_status, http_status = 4, 500
-    meaning = "No wrong byte was handed out. The backups named here cannot be restored in full from this storage."
+    meaning = "No wrong data was returned. The backups named here cannot be restored in full from this storage."
     advice = (
         "Run dbguardctl check --data for the whole extent, and make a new full backup: dbguardctl backup NAME --full."
     )
@@ -437,7 +435,7 @@ class NotARepository(GuardError):
     code, title = "DBG-4002", "No repository there"
     exit_status, http_status = 11, 503
     meaning = "Nothing was read or written. An empty mount point looks like this too."
-    advice = "Check that the right disk is mounted there. A storage that was never used gets its repository by itself."
+    advice = "Check that the right disk is mounted there. A new storage gets its repository automatically."
 
 
 class FormatTooNew(GuardError):
@@ -445,7 +443,7 @@ class FormatTooNew(GuardError):
 
     code, title = "DBG-4003", "Repository format not known"
     exit_status, http_status = 11, 503
-    meaning = "Nothing was written. The backups are fine, this version cannot read them."
+    meaning = "Nothing was written. The backups are intact; this version cannot read them."
     advice = "Install the dbguard version that wrote it, or a newer one."
 
 
@@ -457,8 +455,8 @@ class KeyRefused(GuardError):
 
     code, title = "DBG-5001", "The key does not open the repository"
     exit_status, http_status = 11, 503
-    meaning = "The data is not damaged; it is sealed with another key. Nothing was written."
-    advice = "Use the key of the machine that wrote it, or let the recovery key open it: dbguardctl key recover."
+    meaning = "The data is not damaged; it is encrypted with another key. Nothing was written."
+    advice = "Use the key of the machine that wrote it, or open it with the recovery key: dbguardctl key recover."
 
 
 class KeyMissing(GuardError):
@@ -466,8 +464,8 @@ class KeyMissing(GuardError):
 
     code, title = "DBG-5002", "Key missing"
     exit_status, http_status = 11, 503
-    meaning = "Backups can neither be made nor read until a key is there. Stored data is not affected."
-    advice = "Restore the key file or credential, or let the recovery key open them: dbguardctl key recover."
+    meaning = "Backups can be neither made nor read until the key is back. Stored data is not affected."
+    advice = "Restore the key file or credential, or open the backups with the recovery key: dbguardctl key recover."
 
 
 class KeyUnsafe(GuardError):
@@ -476,14 +474,14 @@ class KeyUnsafe(GuardError):
     code, title = "DBG-5003", "Key not safe"
     exit_status, http_status = 9, 422
     meaning = "The key was not used."
-    advice = "Make the key file 0600 and owned by the daemon's user."
+    advice = "Set the key file to mode 0600, owned by the daemon's user."
 
 
 # ------------------------------------------------------------------------------------------------ 6: proof, restore
 
 
 class ProofFailed(GuardError):
-    """A test restore does not equal what was backed up."""
+    """The result of a test restore differs from what was backed up."""
 
     code, title = "DBG-6001", "Verification failed"
     exit_status, http_status = 4, 500
@@ -492,7 +490,7 @@ class ProofFailed(GuardError):
 
 
 class TargetExists(GuardError):
-    """Something is already where the restore should go."""
+    """Something already exists where the restore should go."""
 
     code, title = "DBG-6002", "The target exists"
     exit_status, http_status = 10, 409
@@ -501,7 +499,7 @@ class TargetExists(GuardError):
 
 
 class TargetInUse(GuardError):
-    """Another process uses the database that should be replaced."""
+    """Another process uses the database to be replaced."""
 
     code, title = "DBG-6003", "The target is in use"
     exit_status, http_status = 10, 409
@@ -510,7 +508,7 @@ class TargetInUse(GuardError):
 
 
 class ConfirmMissing(GuardError):
-    """A destructive request came without its typed confirmation."""
+    """A destructive request lacks its typed confirmation."""
 
     code, title = "DBG-6004", "Confirmation missing"
     exit_status, http_status = 10, 409
@@ -519,23 +517,23 @@ class ConfirmMissing(GuardError):
 
 
 class TooCostly(GuardError):
-    """A question to a backup needs more time, memory or room than a question may have."""
+    """A question to a backup needs more time, memory or space than it may use."""
 
     code, title = "DBG-6005", "The question is too costly"
     http_status = 422
-    meaning = "It was given up, and there is no answer. Nothing was changed."
+    meaning = "The question was stopped without an answer. Nothing was changed."
     advice = "Ask for less (WHERE, LIMIT), allow more with --seconds, or restore a copy: dbguardctl restore NAME."
 
 
 class StandbyChanged(GuardError):
-    """A standby is not what was made of it: something else has written to it."""
+    """Something other than dbguard has written to a standby."""
 
     code, title = "DBG-6006", "The standby was changed"
     exit_status, http_status = 10, 409
-    meaning = "It follows no longer, and stays as it is. What was written to it is in no backup and in no log."
-    advice = (
-        "Look at what is in it, then begin a new one. A standby may be read; it may be written once it is promoted."
+    meaning = (
+        "It no longer follows the database and is left as it is. What was written to it is in no backup and no log."
     )
+    advice = "Look at its content, then start a new standby. Until it is promoted, a standby may only be read."
 
 
 # ------------------------------------------------------------------------------------------------ 7: guards
@@ -551,12 +549,12 @@ class Held(GuardError):
 
 
 class Breaker(GuardError):
-    """One run would delete more than a run may."""
+    """One run would delete more than a single run is allowed to."""
 
     code, title = "DBG-7002", "Too much would be deleted at once"
     exit_status, http_status = 10, 409
     meaning = "Nothing was deleted."
-    advice = "Look at dbguardctl prune --dry-run; if it is right, repeat with --confirm NAME."
+    advice = "See dbguardctl prune --dry-run; if it is right, repeat with --confirm NAME."
 
 
 class ClockDoubt(GuardError):
@@ -564,7 +562,7 @@ class ClockDoubt(GuardError):
 
     code, title = "DBG-7003", "The clock is in doubt"
     exit_status, http_status, transient = 10, 503, True
-    meaning = "Backups go on; every deletion is frozen until the clock of the host and of the storage agree."
+    meaning = "Backups continue; nothing is deleted until the clocks of the host and of the storage agree."
     advice = "Check the time on this host (timedatectl) and on the storage."
 
 
@@ -576,7 +574,7 @@ class WorkerDied(GuardError):
 
     code, title = "DBG-8001", "The worker died"
     http_status, transient = 500, True
-    meaning = "The job failed. What was acknowledged before stays; the next run starts afresh."
+    meaning = "The job failed. Everything acknowledged before is kept; the next run starts over."
     advice = "Out of memory? journalctl -k. Otherwise look at the job: dbguardctl job show ID."
 
 
@@ -585,17 +583,19 @@ class Stalled(GuardError):
 
     code, title = "DBG-8002", "The job stalled"
     http_status, transient = 504, True
-    meaning = "The job was stopped. What was acknowledged before stays."
-    advice = "Is the storage or the database hanging? Raise stall_timeout or job_timeout if it is really that slow."
+    meaning = "The job was stopped. Everything acknowledged before is kept."
+    advice = "Does the storage or the database hang? If it is just slow, raise stall_timeout or job_timeout."
 
 
 class Interrupted(GuardError):
-    """The daemon ended while the job ran."""
+    """The daemon stopped while the job ran."""
 
     code, title = "DBG-8003", "Interrupted"
     http_status, transient = 500, True
-    meaning = "The job did not finish. What was acknowledged before stays; the next daemon repeats a backup."
-    advice = "Nothing needs to be done for a backup, nor for what is on a schedule; start other jobs again."
+    meaning = (
+        "The job did not finish. Everything acknowledged before is kept; dbguardd repeats a backup at its next start."
+    )
+    advice = "Backups and scheduled jobs run again by themselves; start other jobs again."
 
 
 # ------------------------------------------------------------------------------------------------ 9: own books
@@ -606,9 +606,9 @@ class AuditBroken(GuardError):
 
     code, title = "DBG-9001", "The audit log was changed"
     exit_status, http_status = 4, 500
-    meaning = "Entries from the named one on cannot be trusted. Backups are not affected."
+    meaning = "The named entry and all later ones cannot be trusted. Backups are not affected."
     advice = (
-        "Compare with the journal: journalctl -u dbguardd DBGUARD_ACTION=audit. To begin a new log, stop dbguardd and "
+        "Compare with the journal: journalctl -u dbguardd DBGUARD_ACTION=audit. To start a new log, stop dbguardd and "
         "move audit.jsonl and catalog.db away."
     )
 
@@ -617,7 +617,7 @@ class CatalogDamaged(GuardError):
     """The catalog cannot be read."""
 
     code, title = "DBG-9002", "The catalog is damaged"
-    meaning = "The catalog is an index; every backup is still in the repository."
+    meaning = "The catalog is only an index; every backup is still in its repository."
     advice = "Move the catalog file away and restart dbguardd: it is rebuilt from the repositories."
 
 
@@ -639,7 +639,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
 
 
 def of_file(message: str, error: OSError) -> GuardError:
-    """Return what an error of the operating system means at a file of the daemon's own, or of a person who asks."""
+    """Translate an operating system error at a file of the daemon, or of the user who asks."""
     detail = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
     match error.errno:
         case errno.EACCES | errno.EPERM | errno.EROFS:

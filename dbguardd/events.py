@@ -1,10 +1,10 @@
-"""Every event that dbguard tells of: one row of the table for each way that people read it.
+"""Every event that dbguard reports: one row of the table for each way in which it reads.
 
-The log, `dbguardctl log`, the journal's catalog and dbguardd(8) are all made from this table, so a new row here is all
-that a new event needs. In a sentence, braces hold the name of a fact. The end of the name says how its value reads:
-{stored_bytes} as a size, {restore_seconds} as a span, {until_at} as a moment; {tables:table} is a number with its noun.
-What stands in brackets is left out when a fact in it is unknown. What the sentence is about (the database, else the
-storage) goes before it by itself.
+The log, `dbguardctl log`, the journal's catalog and dbguardd(8) all derive from this table, so a new event needs only a
+new row here. In a sentence, braces hold the name of a fact. The end of the name decides how its value is formatted:
+{stored_bytes} as a size, {restore_seconds} as a duration, {until_at} as a moment; {tables:table} is a number with its
+noun. A part in brackets is left out when a fact in it is unknown. The subject of the sentence (the database, else the
+storage) is put before it automatically.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from dbguardd.errors import message_id
 
 LEVELS = ("debug", "info", "warning", "error")
-"""From a step that only a search for a fault asks for, to what a person should act on."""
+"""From a step that matters only when searching for a fault, to what a person should act on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One way that an event reads. An event has one row, and one more for each `variant`, which is for these facts."""
+    """One way in which an event reads. An event has a general row, and one for each `variant`: the facts in `when`."""
 
     name: str
     level: str
@@ -29,9 +29,9 @@ class Kind:
     summary: str = ""  # for dbguardd(8): what has happened; a variant has none
     variant: str = ""
     when: Mapping[str, Any] = field(default_factory=dict)
-    title: str = ""  # with one, it is explained in the journal's catalog
-    meaning: str = ""  # there: what it means for the data; {database}, {backup} and other fields of the journal
-    advice: tuple[str, ...] = ()  # there: what to do, one thing a line
+    title: str = ""  # if set, the journal's catalog explains the event
+    meaning: str = ""  # in the catalog: what it means for the data; braces hold fields of the journal's entry
+    advice: tuple[str, ...] = ()  # in the catalog: what to do, one thing a line
 
     @property
     def message_id(self) -> str:
@@ -40,24 +40,24 @@ class Kind:
 
 
 _FAILED = "{action} failed: {problem} ({code})[. {detail}]"
-_REFUSED = "the {action} was not taken: {problem} ({code})[. {detail}]"
+_REFUSED = "the {action} was not started: {problem} ({code})[. {detail}]"
 
 # fmt: off
 KINDS: tuple[Kind, ...] = (
     Kind(
-        "api.accept_failed", "warning", "a connection could not be taken[: {reason}]",
-        "The socket could not take a connection.",
+        "api.accept_failed", "warning", "a connection could not be accepted[: {reason}]",
+        "The socket could not accept a connection.",
     ),
     Kind(
         "api.failed", "error", "the request {path} failed because of a bug",
-        "A request failed because of a bug; the log has its trace.",
+        "A request failed because of a bug; the log has the traceback.",
         title="A request failed because of a bug",
-        meaning="Jobs and schedules are not affected. Whoever asked was told that there is a bug, and no more.",
-        advice=("Keep this entry with its trace, and report it.",),
+        meaning="Jobs and schedules are not affected. The client was told only that there is a bug.",
+        advice=("Keep this entry with its traceback, and report it.",),
     ),
     Kind(
         "audit.entry", "info", "audit {seq}: {actor}, {what}[ of {object}]: {result}",
-        "An entry of the audit log, so that the journal is a second witness.",
+        "An entry of the audit log; the journal keeps a second copy.",
     ),
     Kind(
         "backup.done", "debug", "backup {backup} is complete[, {seconds}]",
@@ -66,19 +66,19 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "backup.expired", "info",
         "backup {backup} has expired[: {reasons}][; it can be recalled until {grace_until_at}]",
-        "Retention gave up a backup; its bytes stay for the grace of the storage.",
-        title="Retention gave up a backup",
-        meaning="The policy no longer keeps backup {backup}. Its bytes stay for the grace of the storage; the sweep "
-                "frees them after that.",
+        "Retention expired a backup; its data stays for the grace period of the storage.",
+        title="A backup has expired",
+        meaning="The policy no longer keeps backup {backup}. Its data stays for the grace period of the storage; after "
+                "that the sweep deletes it.",
         advice=("Bring it back:  dbguardctl recall {backup}", "Then keep it:   dbguardctl hold {backup} --reason TEXT"),
     ),
     Kind(
         "backup.graded", "error", "backup {backup} is NOT proven, only {grade}[: {failure}]",
-        "A backup was verified; grade, proof and time of the restore are known.",
+        "A backup was verified; its grade, proof and restore time are known.",
         title="A backup cannot be relied on",
-        meaning="Backup {backup} of {database} was restored into a private place, and something was not as it should "
-                "be; or a check or a restore found what it needs damaged. It does not count as the last good one, is "
-                "restored by its id only, and is kept for a week as evidence. "
+        meaning="A test restore of backup {backup} of {database} did not give what was backed up, or a check or a "
+                "restore found that data it needs is damaged. It no longer counts as a good backup, can be restored "
+                "only by its id, and is kept for a week as evidence. "
                 "The live database was not touched. Last proven backup: {last_proven}.",
         advice=("See what failed:  dbguardctl show {backup}", "Make a new one:   dbguardctl backup {database} --full"),
     ),
@@ -87,33 +87,34 @@ KINDS: tuple[Kind, ...] = (
         variant="proven", when={"grade": "proven"},
         title="A backup is proven",
         meaning="Backup {backup} of {database} was restored into a private place, and its content equals the "
-                "fingerprint that was taken in its own snapshot. It can be restored.",
-        advice=("Get it back at a new place:  dbguardctl restore {database} --id {backup} --to PATH",),
+                "fingerprint taken in its own snapshot. It can be restored.",
+        advice=("Restore it to a new place:  dbguardctl restore {database} --id {backup} --to PATH",),
     ),
     Kind(
-        "backup.graded", "warning", "backup {backup} is not proven, only {grade}: nothing failed, but not all is known",
+        "backup.graded", "warning",
+        "backup {backup} is not proven, only {grade}: nothing failed, but not all was compared",
         variant="inconclusive", when={"failure": None},
         title="A backup could not be proven",
-        meaning="Backup {backup} of {database} was restored, and nothing failed; but it cannot be compared with its "
-                "snapshot, because it has no fingerprint. A safety copy of a restore in place has none, nor has a "
-                "backup that was interrupted. Last proven backup: {last_proven}.",
-        advice=("See what is not known:        dbguardctl show {backup}",
+        meaning="Backup {backup} of {database} was restored and nothing failed, but not all of it was compared with "
+                "its snapshot, mostly because it has no fingerprint: a safety copy of a restore in place has none, nor "
+                "has a backup that was interrupted. Last proven backup: {last_proven}.",
+        advice=("See what was not compared:    dbguardctl show {backup}",
                 "Make one that can be proven:  dbguardctl backup {database}"),
     ),
-    Kind("backup.held", "info", "backup {backup} is held[ by {actor}]: {reason}", "A backup got a hold."),
-    Kind("backup.recalled", "info", "backup {backup} is back", "An expired backup is back."),
+    Kind("backup.held", "info", "backup {backup} is held[ by {actor}]: {reason}", "A hold was placed on a backup."),
+    Kind("backup.recalled", "info", "backup {backup} was recalled", "An expired backup was recalled."),
     Kind("backup.released", "info", "backup {backup} is no longer held[: {reason}]", "A hold ended."),
     Kind(
         "backup.stored", "info", "backup {backup} is stored[, {stored_bytes} new][, {seconds}]",
         "A backup is durable and was read back: it is acknowledged.",
         title="A backup is stored",
-        meaning="Backup {backup} of {database} is durable, and was read back from its storage and decrypted. That it "
-                "can be restored is not proven yet; a verification does that.",
+        meaning="Backup {backup} of {database} is durable, and was read back from its storage and decrypted. It is not "
+                "proven yet that it can be restored; a verification does that.",
         advice=("See it:        dbguardctl show {backup}", "Prove it now:  dbguardctl verify {backup}"),
     ),
     Kind(
-        "backup.swept", "info", "backup {backup} is gone: its bytes are no longer needed and were freed",
-        "The bytes of an expired backup are gone.",
+        "backup.swept", "info", "backup {backup} was deleted: its grace period was over",
+        "The data of an expired backup was deleted.",
     ),
     Kind(
         "catalog.failed", "error", "the catalog cannot be written: {problem} ({code})[. {detail}]",
@@ -126,8 +127,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "check.finding", "error", "check {name}: FAILED[, {detail}]",
         "One line of a check.",
-        title="A check found something wrong",
-        meaning="Something that a restore of {database} will need is not as it should be.",
+        title="A check found a problem",
+        meaning="A restore of {database} may fail because of it.",
         advice=("See all checks, and what to do about each:  dbguardctl check {database}",),
     ),
     Kind(
@@ -140,91 +141,90 @@ KINDS: tuple[Kind, ...] = (
         variant="not configured", when={"outcome": "not configured"},
     ),
     Kind(
-        "clock.doubted", "error", "the system clock is not believable: {problem}",
-        "The system clock is not believable; nothing is deleted meanwhile.",
-        title="The system clock is not believable",
-        meaning="Backups go on. Nothing is deleted by schedule for a day, so that a wrong clock cannot make backups "
-                "look older than they are.",
-        advice=("Look at the clock:                      timedatectl",
-                "Once it is right, this ends the doubt:  systemctl restart dbguardd"),
+        "clock.doubted", "error", "the system clock may be wrong: {problem}",
+        "The system clock may be wrong; nothing is deleted until that is settled.",
+        title="The system clock may be wrong",
+        meaning="Backups continue. Schedules delete nothing for a day, so that a wrong clock cannot make backups look "
+                "older than they are.",
+        advice=("Check the clock:                             timedatectl",
+                "Once it is right, deletions resume at once:  systemctl restart dbguardd"),
     ),
     Kind(
-        "clock.stepped", "warning", "the system clock was set by {seconds}",
-        "Somebody set the system clock.",
+        "clock.stepped", "warning", "the system clock jumped by {seconds}",
+        "The system clock was set.",
     ),
     Kind(
-        "daemon.broken", "error", "a part of dbguardd failed, so it ends and is started again: {problem}",
-        "A part of the daemon failed; it ends and is started again.",
-        title="dbguardd ends because of a bug",
-        meaning="What was acknowledged is safe. Jobs that ran are interrupted, and repeated after the start.",
-        advice=("Keep the journal around this entry, and report the bug.",),
+        "daemon.broken", "error", "a part of dbguardd failed, so dbguardd restarts: {problem}",
+        "A part of the daemon failed; the daemon exits and is restarted.",
+        title="dbguardd restarts because of a bug",
+        meaning="Everything acknowledged is safe. Jobs that ran are interrupted; backups are repeated afterwards.",
+        advice=("Keep the journal from around this entry, and report the bug.",),
     ),
     Kind(
         "daemon.failed", "error", "dbguardd did not start: {problem} ({code})[. {detail}]",
         "The daemon did not start; without a journal it says so on standard error.",
     ),
     Kind(
-        "daemon.ready", "info", "dbguardd is ready and guards {databases:database}[. Next: {next}]",
+        "daemon.ready", "info", "dbguardd is ready and protects {databases:database}[. Next: {next}]",
         "The daemon answers.",
     ),
-    Kind("daemon.stopping", "info", "dbguardd stops and takes no more jobs", "The daemon takes no more jobs."),
-    Kind("daemon.stopped", "info", "dbguardd has ended", "The daemon has ended."),
+    Kind("daemon.stopping", "info", "dbguardd stops and accepts no more jobs", "The daemon accepts no more jobs."),
+    Kind("daemon.stopped", "info", "dbguardd has stopped", "The daemon has stopped."),
     Kind(
         "database.paused", "info", "paused[ by {actor}][ until {until_at}]",
-        "No scheduled jobs of a database for a while.",
+        "The scheduled jobs of a database are paused.",
         title="The schedule of a database is paused",
-        meaning="No scheduled jobs of {database} start until the pause ends. Backups by hand still work; what exists "
-                "is not affected, and grows older.",
+        meaning="No scheduled jobs of {database} start until the pause ends. Backups by hand still work. "
+                "Existing backups are not affected, but grow older.",
         advice=("End the pause:  dbguardctl resume {database}",),
     ),
-    Kind("database.resumed", "info", "no longer paused[, says {actor}]", "A pause ended."),
+    Kind("database.resumed", "info", "resumed[ by {actor}]", "A pause ended."),
     Kind(
         "job.cancelled", "warning", "{action} was cancelled[: {problem}][ ({code})]",
-        "Somebody stopped a job.",
+        "A job was cancelled.",
     ),
     Kind(
-        "job.crashed", "error", "a job[ {job}] failed because of a bug",
-        "A job failed because of a bug; the log has its trace.",
+        "job.crashed", "error", "job[ {job}] failed because of a bug",
+        "A job failed because of a bug; the log has the traceback.",
         title="A job failed because of a bug",
-        meaning="That job has failed. What was acknowledged before stays, and the daemon goes on.",
-        advice=("Keep this entry with its trace, and report it.",),
+        meaning="That job has failed. Everything acknowledged before is kept, and the daemon continues.",
+        advice=("Keep this entry with its traceback, and report it.",),
     ),
-    Kind("job.done", "debug", "{action} is done[, {seconds}]", "A job has ended well."),
+    Kind("job.done", "debug", "{action} is done[, {seconds}]", "A job has succeeded."),
     Kind("job.done", "info", "check is done[, {seconds}]", variant="check", when={"action": "check"}),
-    Kind("job.failed", "error", _FAILED, "A job has failed; the fact problem says why."),
+    Kind("job.failed", "error", _FAILED, "A job has failed; the fact problem has the reason."),
     Kind("job.failed", "debug", f"a dry run of {_FAILED}", variant="dry run", when={"dry_run": True}),
     Kind(
         "job.interrupted", "warning", "{action} was interrupted[: {problem}][ ({code})]",
-        "A job ended with the daemon that ran it.",
+        "A job was interrupted because the daemon stopped.",
     ),
-    Kind("job.queued", "debug", "{action} waits for its turn[, asked for by {actor}]", "A job waits for its turn."),
+    Kind("job.queued", "debug", "{action} is queued[, requested by {actor}]", "A job is queued."),
     Kind(
         "job.refused", "warning", _REFUSED,
-        "A job that should follow another one was not taken.",
+        "A job that should follow another one was not started.",
     ),
     Kind(
-        "job.retrying", "warning", "{action} is tried again in {wait_seconds}: {problem} ({code})[. {detail}]",
-        "A job failed for a reason that may pass, and will be tried again.",
+        "job.retrying", "warning", "{action} failed and is retried in {wait_seconds}: {problem} ({code})[. {detail}]",
+        "A job failed for a reason that may pass, and will be retried.",
     ),
-    Kind("job.started", "debug", "{action} runs[, attempt {attempt}]", "A job runs."),
-    Kind("library.said", "warning", "{logger}: {text}", "A library that dbguard uses has something to say."),
+    Kind("job.started", "debug", "{action} has started[, attempt {attempt}]", "A job has started."),
+    Kind("library.said", "warning", "{logger}: {text}", "A message from a library that dbguard uses."),
     Kind(
-        "log.audited", "error", "the live database is NOT what its log says: {detail}",
-        "All of a live database was compared with its log.",
-        title="A database was changed past its log",
-        meaning="Pages of {database} are not what was committed to them: its file was damaged or written to by another "
-                "program, or commits were not followed. Its log begins anew; backups and moments of before are as good "
-                "as they were.",
-        advice=("Is the database sound?  dbguardctl backup {database} --verify",),
+        "log.audited", "error", "the live database does NOT match its log: {detail}",
+        "The whole live database was compared with its log.",
+        title="A database was changed outside its log",
+        meaning="Pages of {database} differ from what its log says: the file was damaged, another program wrote to it, "
+                "or commits were missed. The log starts again from now; earlier backups and moments are not affected.",
+        advice=("Find out whether the database is intact:  dbguardctl backup {database} --verify",),
     ),
-    Kind("log.audited", "debug", "the live database is what its log says", variant="ok", when={"outcome": "ok"}),
+    Kind("log.audited", "debug", "the live database matches its log", variant="ok", when={"outcome": "ok"}),
     Kind(
-        "log.begun", "warning", "its log is followed anew: {because}[; it was stored up to {stored_until_at}]",
+        "log.begun", "warning", "its log has a gap: {because}[; it is stored up to {stored_until_at}, and from now on]",
         "The log of a database is followed.",
-        title="A log could not be continued",
-        meaning="Until now the log of {database} was stored up to the moment that is named, and from now on it is "
-                "stored again. What was committed in between is in the live database, but no moment between can be "
-                "restored. A backup is made at once, and any second after it can be restored.",
+        title="A log has a gap",
+        meaning="The log of {database} is stored up to the moment that is named, and again from now on. The commits in "
+                "between are in the live database, but no moment in between can be restored. A backup is made at once; "
+                "any second after it can be restored.",
         advice=("See what can be restored:  dbguardctl list {database}",),
     ),
     Kind("log.begun", "info", "its log is followed[, without a gap since {begun_at}]",
@@ -232,188 +232,189 @@ KINDS: tuple[Kind, ...] = (
     Kind("log.begun", "info", "its log is followed from now on", variant="first", when={"stored_until_at": None}),
     Kind(
         "log.crashed", "error", "its log is not followed because of a bug",
-        "The log of a database is not followed because of a bug; the log has its trace.",
+        "The log of a database is not followed because of a bug; the daemon's log has the traceback.",
         title="A log is not followed because of a bug",
-        meaning="What is committed to {database} is not stored before the next backup. It is tried again.",
-        advice=("Keep this entry with its trace, and report it.",),
+        meaning="Commits to {database} are not stored until the next backup. Following the log is retried.",
+        advice=("Keep this entry with its traceback, and report it.",),
     ),
     Kind(
-        "log.forgotten", "info", "{objects:object} of its log are older than keep_log: deleted[, {bytes}]",
-        "What is older than keep_log was deleted from the log of a database.",
+        "log.forgotten", "info", "{objects:object} of its log, older than keep_log, deleted[, {bytes}]",
+        "The part of a log that is older than keep_log was deleted.",
     ),
     Kind(
-        "log.held", "warning", "its log has {log_bytes} and cannot begin anew: {by} keeps reading",
-        "Somebody holds the log of a database, which grows meanwhile; or nobody does any more.",
-        title="A log grows because somebody keeps reading",
-        meaning="As long as a reader stays in one transaction, SQLite cannot begin the log of {database} anew. What is "
-                "committed is stored as ever; the log takes up more and more of the disk.",
+        "log.held", "warning", "its WAL of {log_bytes} cannot be reset: {by} keeps a read transaction open",
+        "A reader keeps the WAL of a database from being reset, so that it grows; or no longer does.",
+        title="A WAL grows because of a long read transaction",
+        meaning="As long as a reader stays in one transaction, SQLite cannot reset the WAL of {database}. Commits are "
+                "still stored, but the WAL takes up more and more of the disk.",
         advice=("End that transaction, or the process that is named.",),
     ),
-    Kind("log.held", "info", "its log can begin anew: nobody holds it any more", variant="free", when={"by": []}),
+    Kind("log.held", "info", "its WAL can be reset again: the reader is gone", variant="free", when={"by": []}),
     Kind(
-        "log.interrupted", "warning", "its log is not followed: {problem} ({code})[. {detail}]",
-        "The log of a database is not followed any more; it is tried again.",
+        "log.interrupted", "warning", "its log is not followed now: {problem} ({code})[. {detail}]",
+        "The log of a database is not followed; it is retried.",
         title="A log is not followed",
-        meaning="What is committed to {database} from now on is not stored before the log is followed again, or the "
-                "next backup is made. The application is not affected.",
-        advice=("See whether it goes on:  dbguardctl status {database}",
-                "See what happened:       dbguardctl log {database}"),
+        meaning="Commits to {database} are not stored until its log is followed again or the next backup is made. The "
+                "application is not affected.",
+        advice=("See whether it has resumed:  dbguardctl status {database}",
+                "See what happened:           dbguardctl log {database}"),
     ),
     Kind("log.known", "debug", "{chains:part} of its log found in the storage",
          "The log of a database was found in a storage."),
     Kind(
         "log.left", "warning",
-        "its log is followed no more, and its server may keep it still: {problem} ({code})[. {detail}]",
-        "A log is not followed any more, as the policy says.",
-        title="A server may keep its log for nobody",
-        meaning="The log of {database} is followed no more. On its server a replication slot may be left over, which "
-                "keeps the log, up to max_slot_wal_keep_size, for nobody.",
+        "its log is no longer followed, but its server may still retain WAL for it: {problem} ({code})[. {detail}]",
+        "A log is no longer followed, as the policy says.",
+        title="A server may retain WAL that nothing needs",
+        meaning="The log of {database} is no longer followed. A replication slot may be left on its server; it retains "
+                "WAL that nothing needs, up to max_slot_wal_keep_size.",
         advice=("Find it:  SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'dbguard%' AND NOT active;",
                 "Drop it:  SELECT pg_drop_replication_slot('NAME');"),
     ),
-    Kind("log.left", "info", "its log is followed no more", variant="done", when={"problem": None}),
+    Kind("log.left", "info", "its log is no longer followed", variant="done", when={"problem": None}),
     Kind(
-        "log.thinned", "info", "its log up to {until_at} has one moment in {grain_seconds}: {bytes}, not {freed_bytes}",
-        "What is old enough of the log of a database was made coarser, as thin_log asks for.",
+        "log.thinned", "info",
+        "its log up to {until_at} now has one moment every {grain_seconds}: {bytes} instead of {freed_bytes}",
+        "An old part of the log of a database was thinned, as thin_log says.",
     ),
     Kind(
-        "log.thinned", "warning", "its log was not made coarser: {problem} ({code})",
+        "log.thinned", "warning", "its log could not be thinned: {problem} ({code})",
         variant="failed", when={"outcome": "failed"},
-        title="A log could not be made coarser",
-        meaning="A part of the log of {database} cannot be read. All of it stays as it is, and takes up more space "
-                "than it should, until that part is older than keep_log.",
+        title="A log could not be thinned",
+        meaning="A part of the log of {database} cannot be read. The log is left unchanged, and takes up more space "
+                "than it should until that part is older than keep_log.",
         advice=("See what is damaged:  dbguardctl check {database} --data",),
     ),
     Kind(
-        "log.tried", "info", "restored as it was at {moment_at}: {detail}",
-        "A random moment of the log of a database was restored into a private place, and compared.",
+        "log.tried", "info", "a test restore as of {moment_at} succeeded: {detail}",
+        "A random moment of the log of a database was restored into a private place and compared.",
     ),
-    Kind("log.tried", "warning", "restored as it was at {moment_at}, which is not proven by that: {detail}",
+    Kind("log.tried", "warning", "a test restore as of {moment_at} succeeded, but could not be compared: {detail}",
          variant="inconclusive", when={"outcome": "inconclusive"}),
     Kind(
-        "log.tried", "error", "its log can NOT be restored[, as it was at {moment_at}]: {detail}",
+        "log.tried", "error", "a test restore of its log[ as of {moment_at}] FAILED: {detail}",
         variant="failed", when={"outcome": "failed"},
         title="A log cannot be relied on",
-        meaning="The log of {database} was put over a backup in a private place, and something was not as it should "
-                "be. The backups are not affected: each can be restored as it was made. From a new backup on the log "
-                "is good again.",
+        meaning="A test restore of a backup of {database} plus its log did not give the right content. The backups "
+                "themselves are not affected. After a new backup, the log can be relied on again.",
         advice=("Make a new backup:    dbguardctl backup {database}",
                 "See what is damaged:  dbguardctl check {database} --data"),
     ),
     Kind(
         "log.turned", "warning",
-        "another server took over, or it was restored: its log goes on without a gap[, {lost_bytes} of it left behind]",
-        "The log of a database goes on along the history of the server that has taken over.",
+        "another server took over, or it was restored: its log continues without a gap[, {lost_bytes} left behind]",
+        "The log of a database continues on the timeline of the server that took over.",
         title="Another server has taken over",
-        meaning="The log of {database} goes on along the timeline of a server that was promoted, or restored. What is "
-                "named as left behind was stored, and that server did not have it: a restore of a moment before has "
-                "it, and none of a later moment. A backup is made at once.",
+        meaning="The log of {database} continues on the timeline of a server that was promoted or restored. WAL that "
+                "is named as left behind was stored, but that server does not have it: only a restore to a moment "
+                "before the switch contains it. A backup is made at once.",
         advice=("See what can be restored:  dbguardctl list {database}",),
     ),
     Kind(
         "log.unreadable", "warning", "the end of its log in the storage cannot be read: {problem}",
-        "The end of a log in the storage cannot be read; it is begun anew.",
+        "The end of a log in the storage cannot be read; the log starts again with a gap.",
     ),
     Kind(
-        "parent.unreadable", "warning", "backup {backup} cannot build upon the one before: {problem} ({code})",
-        "A backup could not build upon the one before, and stores more than it would.",
-        title="A backup could not build upon the one before",
-        meaning="Backup {backup} of {database} is whole: what it could not take from the backup before is stored "
-                "again. But that earlier backup may be damaged.",
-        advice=("Learn which backups are affected:  dbguardctl check {database} --data",),
+        "parent.unreadable", "warning",
+        "the parent of backup {backup} cannot be read, so its data is stored again: {problem} ({code})",
+        "The parent of a backup cannot be read, so its data is stored again.",
+        title="The parent of a backup cannot be read",
+        meaning="Backup {backup} of {database} is complete: data that it could not share with the backup before was "
+                "stored again. But that earlier backup may be damaged.",
+        advice=("See which backups are affected:  dbguardctl check {database} --data",),
     ),
     Kind("plain.written", "info", "a plain copy of backup {backup} is at {path}", "A plain copy was written."),
     Kind("policy.loaded", "info", "the policy is in force: {databases:database}", "A policy is in force."),
     Kind(
         "policy.refused", "error", "the policy was refused, the old one stays in force: {problem} ({code})[. {detail}]",
-        "A policy was not taken over; the old one stays in force.",
+        "A policy was refused; the old one stays in force.",
     ),
     Kind(
         "question.restoring", "info",
-        "backup {backup} is brought back to be asked: {needs_bytes}[, as a rule in {usual_seconds}]",
-        "A question begins to bring a backup back to where its answer is found.",
+        "backup {backup} is restored to answer a question: {needs_bytes}[, usually {usual_seconds}]",
+        "A question starts to restore a backup in order to answer from it.",
     ),
     Kind(
         "recovery.added", "info", "key {key}: the recovery recipient {recipient} can open the repository from now on",
         "A recovery recipient can open a repository.",
-        title="Somebody else can open the repository from now on",
+        title="One more key can open the repository from now on",
         meaning="The holder of the secret of {recipient} can read every backup in this storage, without this machine.",
-        advice=("If that is a surprise, see who asked for it:  dbguardctl audit show",),
+        advice=("If that is a surprise, see who did it:  dbguardctl audit show",),
     ),
     Kind(
         "recovery.dropped", "warning", "key {key}: the recovery recipient {recipient} no longer opens the repository",
-        "A recovery recipient was taken away.",
+        "A recovery recipient was removed.",
         title="A recovery sheet no longer opens the repository",
-        meaning="The holder of the secret of {recipient} can read copies of the storage from before, and no others.",
+        meaning="The holder of the secret of {recipient} can still read older copies of the storage, but no new ones.",
         advice=("Test that another sheet opens the backups:  dbguardctl key recovery-test {key}",),
     ),
     Kind(
         "recovery.known", "debug", "key {key}: recovery recipients are {recipients}",
-        "A repository was read again, and these recovery recipients can open it.",
+        "A repository was read, and these recovery recipients can open it.",
     ),
     Kind(
         "recovery.tested", "info", "key {key}: the recovery key of {recipient} opens the repository",
         "A recovery key has opened a repository.",
     ),
     Kind(
-        "recovery.used", "warning", "key {key}: opens the repository from now on; let in by recovery key {recipient}",
-        "A recovery key has let the key of this machine open a repository.",
+        "recovery.used", "warning", "key {key} opens the repository from now on; recovery key {recipient} admitted it",
+        "A recovery key admitted the key of this machine to a repository.",
         title="A recovery key was used",
         meaning="The key of this machine can read all backups in the repository from now on.",
         advice=(
             "If that was you: print a new recovery sheet if the old one was seen by others.",
-            "If nobody knows of it, see who asked: dbguardctl audit show",
+            "If nobody knows about it, see who did it: dbguardctl audit show",
         ),
     ),
     Kind(
-        "repository.created", "info", "storage {storage} was empty: a new repository was made in it",
+        "repository.created", "info", "storage {storage} was empty: a new repository was created in it",
         "A storage has a new repository.",
-        title="A new repository was made",
-        meaning="Storage {storage} was empty, so a new repository was made in it. An empty mount point looks like that "
-                "too: if backups should have been there, the disk was not mounted.",
-        advice=("See which storages there are:     dbguardctl status",
+        title="A new repository was created",
+        meaning="Storage {storage} was empty, so a new repository was created in it. An unmounted disk looks the same: "
+                "if backups should have been there, check the mount.",
+        advice=("See all storages:                 dbguardctl status",
                 "Save the recovery key elsewhere:  dbguardctl key recovery-sheet"),
     ),
     Kind("repository.opened", "debug", "the repository in storage {storage} was opened", "A job opened a repository."),
     Kind(
         "restore.done", "info",
-        "backup {backup} is restored to {target}[, as of {as_of_at}][, {seconds}]"
-        "[; the state before is kept as backup {safety_copy}]",
-        "A restored copy is in its place and was compared.",
+        "backup {backup} was restored to {target}[, as of {as_of_at}][, {seconds}]"
+        "[; the previous state is kept as backup {safety_copy}]",
+        "A restore is complete and was compared.",
         title="A database was restored",
         meaning="Backup {backup} of {database} is at {target}. The content equals what was backed up.",
-        advice=("After a restore in place, put back the state before:  dbguardctl restore undo {database}",),
+        advice=("After a restore in place, put the previous state back:  dbguardctl restore undo {database}",),
     ),
-    Kind("restore.kept", "info", "{target} was not replaced and is as it was", "A restore in place changed nothing."),
+    Kind("restore.kept", "info", "{target} was not replaced and is unchanged", "A restore in place changed nothing."),
     Kind("restore.replacing", "debug", "{target} is being replaced", "A restore in place replaces the live database."),
     Kind(
-        "restore.written", "debug", "backup {backup} is written to {target} and will be compared",
-        "A restored copy is written and will be compared.",
+        "restore.written", "debug", "backup {backup} was written to {target} and will be compared",
+        "A restored copy was written and will be compared.",
     ),
-    Kind("run.refused", "error", f"the scheduled {_REFUSED.removeprefix('the ')}", "A scheduled run was not taken."),
+    Kind("run.refused", "error", f"the scheduled {_REFUSED.removeprefix('the ')}", "A scheduled run was not started."),
     Kind(
-        "run.skipped", "warning", "a scheduled {action} was left out: {reason}",
-        "A scheduled run was left out, with the reason.",
-        title="A scheduled run was left out",
-        meaning="Nothing was done at that time. What exists is not affected; the next run is as planned.",
+        "run.skipped", "warning", "a scheduled {action} was skipped: {reason}",
+        "A scheduled run was skipped, with the reason.",
+        title="A scheduled run was skipped",
+        meaning="Nothing was done at that time. Existing backups are not affected; the next run is as planned.",
         advice=("See what runs next:  dbguardctl schedule",),
     ),
-    Kind("run.started", "debug", "a scheduled {action} is taken", "A scheduled run was taken."),
+    Kind("run.started", "debug", "a scheduled {action} was started", "A scheduled run was started."),
     Kind(
         "safety.unreadable", "error", "the safety copy {backup}, just stored, cannot be read: {problem} ({code})",
         "The safety copy of a restore in place, which was just stored, cannot be read.",
         title="A safety copy is damaged",
-        meaning="Backup {backup} of {database} keeps what was there before a restore in place. The restore is not "
-                "affected: it has read the files themselves. But the state before may not come back.",
-        advice=("Learn what is affected:  dbguardctl check {database} --data",),
+        meaning="Backup {backup} of {database} holds the state before a restore in place. The restore itself is not "
+                "affected: it read the original files instead. But the previous state may be lost.",
+        advice=("See what is affected:  dbguardctl check {database} --data",),
     ),
     Kind(
         "scan.refused", "error", "its repository cannot be read into the catalog: {problem} ({code})[. {detail}]",
         "A repository could not be read into the catalog.",
     ),
     Kind(
-        "schedule.failed", "error", "schedules cannot be looked at: {problem} ({code})[. {detail}]",
-        "Schedules could not be looked at.",
+        "schedule.failed", "error", "schedules cannot be evaluated: {problem} ({code})[. {detail}]",
+        "Schedules could not be evaluated.",
     ),
     Kind(
         "snapshot.fingerprinted", "debug",
@@ -423,35 +424,35 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "snapshot.untold", "warning",
         "backup {backup} is stored without a fingerprint and will not be proven: {reason}",
-        "A backup was stored, but what it contains could not be told exactly.",
+        "A backup was stored, but no fingerprint of its content could be taken.",
     ),
     Kind(
         "staging.swept", "warning",
-        "a job was cut short by the end of dbguardd; the copy that it had left in the state directory is deleted",
-        "What workers that were killed had left of a database was removed at the start.",
+        "a job was cut short when dbguardd stopped; the copy that it left in the state directory was deleted",
+        "At the start, files that killed workers had left of a database were deleted.",
     ),
     Kind("sweep.done", "info", "freed {freed_bytes} in {objects:object}", "The space of expired backups was freed."),
     Kind("sweep.done", "debug", "there was nothing to free", variant="nothing", when={"objects": 0}),
 )
 # fmt: on
-"""Every row; that without a variant stands for all else."""
+"""Every row; a row without a variant applies when no variant of the event does."""
 
 EVENTS: Mapping[str, tuple[Kind, ...]] = {
     kind.name: tuple(sorted((other for other in KINDS if other.name == kind.name), key=lambda other: not other.when))
     for kind in KINDS
 }
-"""The rows of each event, by its name, the general one last."""
+"""The rows of each event by its name, the general one last."""
 
 Facts = Mapping[str, Any]
 
 
 def kind_of(event: Facts) -> Kind | None:
-    """Return the row for an event with these facts, under their plain names; None if the table has none."""
+    """Return the row for an event with these facts, under the names that plain() gives them; None if there is none."""
     rows = EVENTS.get(str(event.get("event")), ())
     return next((row for row in rows if all(event.get(name) == value for name, value in row.when.items())), None)
 
 
 def level_of(event: Facts) -> str:
-    """Return how much an event matters."""
+    """Return the level of an event; info if the table has no row for it."""
     kind = kind_of(event)
     return "info" if kind is None else kind.level

@@ -1,8 +1,8 @@
-"""The facts of a backup: what is said of it beside its bytes. Those that others than their writer read are named here.
+"""The facts of a backup: what is recorded about it beside its bytes. This module types those that several parts read.
 
-An engine returns facts from dump(), the job adds some, and all of them stand in the manifest (dbguard-repository(5)).
-What only an engine itself wants to find again, it names itself, and has it from Tree.facts. All are the word of an
-engine half: what is not of its kind is as if nobody had said it.
+An engine returns facts from dump(), the job adds some, and all of them are stored in the manifest
+(dbguard-repository(5)). A fact that only its engine reads is named there, and the engine gets it back from Tree.facts.
+Facts come from an engine half and are not trusted: a value of the wrong type counts as absent.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 from dbguardd.flow import TURNS, Facts
 
 SENT = "replication"
-"""The fact `read_by` of a backup whose server has sent its files: they were not on this host."""
+"""The value of the fact `read_by` when the server sent the files of the backup: they need not be on this host."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The log left a `round` at the position `left`; it was `stored` up to there, or further. `at`: when (RFC 3339)."""
+    """The log left a `round` at position `left`, and had been stored to `stored` or further. `at`: when (RFC 3339)."""
 
     round: str
     left: int
@@ -32,10 +32,10 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A place in the log of a database, as everybody compares it; its engine may say more of it. See flow.Segment.
+class LogPosition:
+    """A position in the log of a database, in the form that all parts can compare. See flow.Segment.
 
-    A backup has the log itself from there up to `end`, if that is known.
+    The engine may record more about it. If `end` is known, the backup itself contains the log from here to `end`.
     """
 
     round: str
@@ -44,15 +44,15 @@ class Place:
     end: int | None = None
 
     @classmethod
-    def read(cls, value: Any) -> Place | None:
-        """Read what an engine has said; None for what nobody could compare."""
+    def read(cls, value: Any) -> LogPosition | None:
+        """Parse what an engine has recorded; return None if it cannot be compared."""
         match value:
             case {"round": str() as round, "position": int() as position}:
                 return cls(round, position, turns_in(value), _of(int, value.get("end")))
         return None
 
     def left(self, round: str) -> int | None:
-        """Return the position where the log left a round on its way here; None if it did not."""
+        """Return the position at which the log left a round on its way here, or None if it did not."""
         return next((turn.left for turn in self.turns if turn.round == round), None)
 
 
@@ -69,15 +69,15 @@ def _turn(value: Any) -> Turn | None:
 
 
 @dataclass(frozen=True, slots=True)
-class GoesOn:
-    """Where the stored log goes on from a backup: behind the segment `after` of a chain, which it contains."""
+class LogStart:
+    """Where the stored log continues from a backup: after segment `after` of a chain, which the backup contains."""
 
     chain: str
     after: int
 
     @classmethod
-    def read(cls, value: Any) -> GoesOn | None:
-        """Read the fact `log`; None where no log goes on."""
+    def read(cls, value: Any) -> LogStart | None:
+        """Parse the fact `log`; return None if no log continues from the backup."""
         match value:
             case {"chain": str() as chain, "after": int() as after}:
                 return cls(chain, after)
@@ -86,58 +86,58 @@ class GoesOn:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which moment an engine finds in the bytes of a log. Nothing is said: all that is there."""
+    """The moment to which an engine replays a log. With no field set: to its end."""
 
-    at: str = ""  # then: nothing that was committed later (RFC 3339)
-    position: int | None = None  # the one of this place
-    lsn: str = ""  # as a person has written that
-    name: str = ""  # or: it is the restore point of that name
-    backup: Facts = field(default_factory=dict)  # that of a later backup, which has these facts
+    at: str = ""  # up to this moment: nothing that was committed later (RFC 3339)
+    position: int | None = None  # up to this position
+    lsn: str = ""  # the same position as the user wrote it
+    name: str = ""  # up to the restore point of this name
+    backup: Facts = field(default_factory=dict)  # up to the moment of a later backup that has these facts
 
     @classmethod
     def read(cls, value: Facts) -> Target:
-        """Read the `target` of the fact `moment` of a tree."""
+        """Parse the `target` in the fact `moment` of a tree."""
         return cls(**value)
 
 
 @dataclass(frozen=True, slots=True)
 class BackupFacts:
-    """The facts of a backup that others than its engine read, by their types. What is not there is empty."""
+    """The facts of a backup that other parts than its engine read, with their types. A fact that is absent is empty."""
 
-    # The engine, of any database.
-    place: Place | None = None  # `log_place`: where in its log the backup is
-    snapshot_at: datetime | None = None  # of which moment it is (UTC)
-    blocked_seconds: float | None = None  # how long it kept the application waiting
-    size_bytes: int = 0  # of the database; of a dump, as it was in its server
-    owner: str = ""  # of the file or the directory
+    # From any engine.
+    log_position: LogPosition | None = None  # `log_place`: the position of the backup in the log of its database
+    snapshot_at: datetime | None = None  # the moment of the snapshot (UTC)
+    blocked_seconds: float | None = None  # how long the backup kept the application waiting
+    size_bytes: int = 0  # of the database; for a dump, its size in the server
+    owner: str = ""  # of the file or directory
     group: str = ""
-    # The engine, of what is behind a server.
-    directory: str = ""  # where its files are on this host
-    system: str = ""  # which cluster it is
-    timeline: int | None = None  # of its history
-    standby: bool = False  # it was one, and lags
-    resting: bool = False  # no server ran: a safety copy of a restore in place
-    read_by: str = ""  # its files were read here, or its server has sent them (SENT)
-    tablespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # by number: the name, and where it was
-    excluded: tuple[str, ...] = ()  # the first of the tables without rows, by the policy
-    excluded_count: int = 0  # and how many these are
-    left_out: tuple[str, ...] = ()  # the first of what is not in it: databases without a way in, links, unread files
+    # From an engine of a database server.
+    directory: str = ""  # the data directory on this host
+    system: str = ""  # the system identifier of the cluster
+    timeline: int | None = None  # the timeline of the cluster
+    standby: bool = False  # the backup was taken from a standby, which lags
+    resting: bool = False  # no server was running: this is the safety copy of a restore in place
+    read_by: str = ""  # how the files were read: from this host's disk, or sent by the server (SENT)
+    tablespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # by number: name and original location
+    excluded: tuple[str, ...] = ()  # the first tables whose rows the policy leaves out
+    excluded_count: int = 0  # the number of all such tables
+    left_out: tuple[str, ...] = ()  # the first other omissions: databases without access, links, unread files
     # jobs/backup.py
-    path: str = ""  # where the policy has the file
-    goes_on: GoesOn | None = None  # `log`
-    successor: bool = False  # a person says: this is what has become of the one before
-    no_fingerprint: str = ""  # why there is none; the engine may say so, too
+    path: str = ""  # the path of the file in the policy
+    log_start: LogStart | None = None  # `log`
+    successor: bool = False  # the user said that this database replaces the one backed up before
+    no_fingerprint: str = ""  # why there is no fingerprint; an engine may set this, too
 
     @classmethod
     def read(cls, facts: Facts) -> BackupFacts:
-        """Read the facts of a manifest, or what an engine has just returned."""
+        """Parse the facts of a manifest, or those that an engine has just returned."""
 
         def text(name: str) -> str:
             return _of(str, facts.get(name)) or ""
 
         excluded = tuple(str(name) for name in _of(list, facts.get("excluded")) or ())
         return cls(
-            place=Place.read(facts.get("log_place")),
+            log_position=LogPosition.read(facts.get("log_place")),
             snapshot_at=_moment(facts.get("snapshot_at")),
             blocked_seconds=_seconds(facts.get("blocked_seconds")),
             size_bytes=_of(int, facts.get("size_bytes")) or 0,
@@ -154,7 +154,7 @@ class BackupFacts:
             excluded_count=_of(int, facts.get("excluded_count")) or len(excluded),
             left_out=tuple(str(name) for name in _of(list, facts.get("left_out")) or ()),
             path=text("path"),
-            goes_on=GoesOn.read(facts.get("log")),
+            log_start=LogStart.read(facts.get("log")),
             successor=facts.get("successor") is True,
             no_fingerprint=text("no_fingerprint"),
         )

@@ -1,4 +1,4 @@
-"""The seam: the one place that a database's bytes cross.
+"""The seam: the only interface through which a database's bytes pass.
 
 An engine writes a backup into a Sink and reads one back from a Tree. The repository implements both. Neither side
 imports the other: jobs join them, in one process (tests) or across two with different privileges (worker/).
@@ -18,33 +18,33 @@ from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
 Facts = Mapping[str, Any]
-"""JSON values that an engine wants to find again: versions, log positions, counts."""
+"""JSON values that an engine stores with a backup and reads back later: versions, log positions, counts."""
 
 
 NO_TABLE = "no_table"
-"""The fact of an error that asks a backup for a table that is not in it: the name."""
+"""A fact of an error: the name of a table that was asked for and is not in the backup."""
 
 LOG = "log"
-"""The fact of an error that is about a log, not about the backup that it goes on from."""
+"""A fact of an error: the error is about a log, not about the backup that the log continues from."""
 
 
 TURNS = "turns"
-"""What a place in a log has if the log has left rounds on its way there; see Segment."""
+"""The member of a place in a log that lists the rounds which the log left on its way there; see Segment."""
 
 
 class Sink(Protocol):
     """Where an engine writes one backup."""
 
     def admit(self, facts: Facts) -> None:
-        """Say which of the facts that dump() will return are known already, before anything is read.
+        """Pass the facts of dump() that are already known, before anything is read.
 
-        Raises what the backup will be refused for: an hour of copying later it would come to the same.
+        Raises the error for which the backup would be refused later, after the copy was made.
         """
 
     def write(self, name: str, *, stamp: str = "") -> AbstractContextManager[BinaryIO]:
-        """Open the flow stream `name` for writing; it is kept when the block ends without an exception.
+        """Open the flow stream `name` for writing; it is kept if the block ends without an exception.
 
-        `stamp` is whatever proves later that the stream has not changed (see reuse).
+        `stamp` identifies the state of the stream, so that a later backup can see that it has not changed (see reuse).
         """
 
     def adopt(
@@ -55,48 +55,48 @@ class Sink(Protocol):
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,
+        on_demand: bool = False,
         changing: bool = False,
     ) -> None:
-        """Take the paged stream `name` from the open file descriptor `file` and return when all of it was read.
+        """Take the paged stream `name` from the open file descriptor `file`; return when all of it was read.
 
         The file must be a regular file that does not change until this returns; its size need not be a multiple of
         `page_size` (bytes, a power of two from 512 to 65536). The descriptor stays the caller's.
 
-        With `filled` the file is still being written: it has its size, and iterating yields how many bytes, from its
-        start, are there for good. It is iterated to its end; what it raises leaves no stream.
+        With `filled` the file is still being written: it already has its final size, and each item is the number of
+        bytes from its start that will not change any more. It is iterated to its end; if it raises, no stream is kept.
 
-        If `filled` is to be `asked`, somebody else may change the file, which makes all that was read of it void: no
-        step is taken before the bytes that it adds are wanted, and its end is not reached before all were read.
+        With `on_demand`, another process may change the source, which makes everything read so far void. So `filled` is
+        advanced only when the bytes that its next item adds are needed, and is exhausted only after all were read.
 
-        With `changing` others write the file meanwhile, and a log that the engine keeps as well makes it whole again:
-        taken are as many bytes as it has now, each page as it is at some moment, half old and half new even, and zeros
-        from where it became shorter.
+        With `changing` other processes write the file during the read, and a log that the engine also stores repairs
+        the result. The stream gets the file's present size. Each page is as it was at some moment, or torn between two;
+        if the file shrinks, the missing part is read as zeros.
         """
 
     def reuse(self, name: str, stamp: str) -> bool:
-        """Take `name` over from the parent backup if it bears the same stamp; True means: do not send it."""
+        """Take `name` over from the parent backup if its stamp is the same; True means that it need not be sent."""
 
 
 BLOCK_BYTES = 65536
-"""What Pages are read in: SQLite's largest page, and a part of a stream that the repository checks by itself."""
+"""The unit in which Pages are read: SQLite's largest page, and the part of a stream that the repository verifies."""
 
 
 class Pages(Protocol):
-    """One paged stream of a finished backup, read wherever one likes: for questions that need a few pages of many."""
+    """One paged stream of a finished backup with random access, for questions that need few of its pages."""
 
     @property
     def size(self) -> int:
-        """Bytes of the stream."""
+        """The size of the stream in bytes."""
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page."""
+        """The size of a page in bytes."""
 
     def block(self, number: int) -> bytes:
-        """Return the bytes from number * BLOCK_BYTES on, BLOCK_BYTES of them or what there is up to the end.
+        """Return BLOCK_BYTES bytes from number * BLOCK_BYTES on, fewer at the end of the stream.
 
-        Raises Damaged, ObjectMissing before it returns a wrong byte.
+        Raises Damaged or ObjectMissing before it returns a wrong byte.
         """
 
 
@@ -113,23 +113,23 @@ class Tree(Protocol):
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open one stream of either kind for reading from its start. Raises NotFound."""
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream into the open file `file` from offset 0; return its size in bytes.
 
-        Bytes may arrive out of order. The descriptor stays the caller's, and so does making it durable. With `over`
-        the file has another state of the stream, perhaps: it is read, and of a paged stream only those pages are
-        fetched and written in which the two differ.
+        Bytes may arrive out of order. The descriptor stays the caller's, who must also make the file durable. With
+        `delta` the file may contain another state of the stream: it is read, and of a paged stream only the pages that
+        differ are fetched and written.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The newest image of each page that commits changed: what a log comes to.
+    """The newest image of each page that a stretch of the log changes.
 
-    They are those of the pages with these ascending `numbers` (from 1), `page_size` bytes each. `size` is what the
-    stream has afterwards, in bytes; 0 where it is no moment: in the middle of a transaction, or before all that was
-    committed by the `at` of the segment. `sum` is that of all pages of the stream afterwards (sums.as_text), nothing
-    where it is not known.
+    `numbers` are the page numbers (from 1, ascending) of the images in `pages`, `page_size` bytes each. `size` is the
+    size of the stream in bytes after them; 0 if the images do not form a consistent state: they end in the middle of a
+    transaction, or before everything that was committed by the `at` of the segment. `sum` is the sum of all pages of
+    the stream after them (sums.as_text), empty if it is not known.
     """
 
     page_size: int
@@ -141,20 +141,20 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a database's log: images of the pages of its paged stream `stream`, or bytes of the log itself.
+    """A stretch of a database's log: page images of its paged stream `stream`, or bytes of the log itself.
 
-    `since` and `until` are places in the log: what the engine needs to find them again, and at least a `round` (text)
-    and a `position` (a number): in one round of the log, what was committed later has the higher one. Every commit that
-    had returned before `at` (UTC) is in this segment or one before.
+    `since` and `until` are places in the log. A place holds what the engine needs to find it again, and at least a
+    `round` (text) and a `position` (a number): within one round, a later commit has a higher position. Every commit
+    that returned before `at` (UTC) is in this segment or an earlier one.
 
-    Bytes are those of the log from `since` to `until`, and positions count bytes. They may end anywhere; the engine
-    that reads them makes a moment of them (see repository.moment). `stream` is then the name under which it reads them.
+    If the body is bytes, they are the log from `since` to `until`, and positions count bytes. They may end anywhere;
+    the engine that reads them turns them into a moment (see repository.moment), and reads them under the name `stream`.
 
-    Both places are of one round; or the log has left that of `since` for another one, by one turn. Then the bytes are
-    those of the new round, from where the old one was left. All turns that led to a place stand in it, oldest first
-    (TURNS): [the round, the position where it was left, that up to which it had been stored, when it was left (RFC
-    3339)]. What was stored behind the position where a round was left is no part of what follows, and is all that there
-    is of a moment before.
+    Both places are in one round, or the log left the round of `since` for another one, by one turn. Then the bytes are
+    those of the new round, from the position where the old one was left. A place lists all turns that led to it, oldest
+    first (TURNS): [the round, the position where it was left, the position up to which it had been stored, when it was
+    left (RFC 3339)]. What was stored beyond the position where a round was left is not part of what follows; only a
+    moment before the turn can be restored from it.
     """
 
     stream: str
@@ -164,23 +164,23 @@ class Segment:
     body: Images | bytes | bytearray = field(repr=False)
 
 
-class Ship(Protocol):
-    """Where an engine puts the log that it follows. Whatever these raise ends the following."""
+class LogSink(Protocol):
+    """Where an engine puts the log that it follows. An error that these methods raise ends the following."""
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:
-        """Say where the first segment will begin; `because` tells why the log is not `continued` from before.
+        """Announce where the first segment will begin; `because` says why the log is not `continued` from before.
 
-        Once, and again after something was found wrong.
+        Called once, and again each time that the log must be begun anew.
         """
 
     def ship(self, segment: Segment) -> None:
-        """Take the next segment; durable on return. Each begins where the one before ended."""
+        """Store the next segment; durable on return. Each begins where the one before ended."""
 
     def audited(self, wrong: str) -> None:
-        """Say that all of the live database was compared with its log; after what is `wrong` the log is begun anew."""
+        """Report that the whole live database was compared with its log; a fault (`wrong`) makes the log begin anew."""
 
     def held(self, log_bytes: int, by: Sequence[str]) -> None:
-        """Say how long the log of the database is because others hold it, and `by` whom; by nobody: any more."""
+        """Report the size of the database's log while processes (`by`) hold it; an empty `by` means that none does."""
 
     def reached(self, at: datetime | None) -> None:
-        """Say that all that was committed before `at` has been shipped, or only (None) that the engine lives."""
+        """Report that all commits before `at` have been shipped, or with None only that the engine is alive."""

@@ -1,4 +1,4 @@
-"""Numbers, times and text as people read them, wherever they do: in the log, by hand, in the client."""
+"""Formats numbers, times and text for people: in the log, in `dbguardd run` and in the client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OVERWRITING = (
     "The live database was just being written over: its directory has another name until that is done (.in-restore at "
     "the end), so no server starts on it. The same restore again goes on with it; an undo puts back what was there."
 )
-"""What an error says of a restore in place that was cut short."""
+"""What an error says about a restore in place that was cut short."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SECRETS = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.I | re.S)
@@ -31,9 +31,9 @@ _HOSTILE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
 def safe(item: object, keep: str = "") -> str:
-    """Return text whose control, format and direction characters are escaped; those in `keep` stay.
+    """Return text with control, format and direction characters escaped, except those in `keep`.
 
-    Names, notes and messages come from databases and other people; a terminal must not obey them.
+    Names, notes and messages come from databases and other users; a terminal must not interpret them.
     """
     text = str(item)
     if text.isascii() and text.isprintable():
@@ -44,12 +44,12 @@ def safe(item: object, keep: str = "") -> str:
 
 
 def discreet(text: str) -> str:
-    """Return text in which what has the form of a secret key is hidden: for what other programs say, and traces."""
+    """Return text with anything that looks like a secret key hidden: for the output of other programs, and traces."""
     return _SECRETS.sub(HIDDEN, text)
 
 
 def size(count: int | float | None) -> str:
-    """Return bytes with three digits and a binary unit: 1.04 GiB."""
+    """Return a number of bytes with three digits and a binary unit: 1.04 GiB."""
     if count is None:
         return UNKNOWN
     value, unit = float(count), 0
@@ -63,7 +63,7 @@ def size(count: int | float | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """Return a length of time in its two largest units: 9 s, 4 m 10 s, 3 d 4 h."""
+    """Return a duration in its two largest units: 9 s, 4 m 10 s, 3 d 4 h."""
     if seconds is None:
         return UNKNOWN
     if seconds < 0:
@@ -87,23 +87,23 @@ def count(number: int, noun: str) -> str:
 
 
 def some(names: Sequence[str], whole: int | None = None, most: int = 5) -> str:
-    """Return the first of so many names, and how many more there are."""
+    """Return the first `most` of the names, and how many more of the `whole` number there are."""
     more = (len(names) if whole is None else whole) - most
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
 
 
 def humanized(words: str) -> str:
-    """Return words in which long numbers of bytes read as sizes: 1116691497 bytes become 1.04 GiB."""
+    """Return text with long numbers of bytes replaced by sizes: 1116691497 bytes become 1.04 GiB."""
     return re.sub(r"\b(\d{4,18}) bytes\b", lambda found: size(int(found[1])), words)
 
 
 def hint_word(hint: str) -> str:
-    """Return what goes before a hint: fix for a command that changes something, try for all else."""
+    """Return the label of a hint: "fix" for a command that changes something, else "try"."""
     return "fix" if _COMMAND.match(hint) and not _LOOK.match(hint) else "try"
 
 
 def parse_utc(text: str | None) -> datetime | None:
-    """Return the instant of an RFC 3339 string, None for unknown or for what is no such string."""
+    """Return the instant of an RFC 3339 string; None for None, an empty or an invalid string. No offset means UTC."""
     if not text:
         return None
     try:
@@ -120,7 +120,7 @@ def offset(moment: datetime) -> str:
 
 
 def absolute(text: str | None, zone: tzinfo | None) -> str:
-    """Return a moment in full, with its offset: 2026-09-12 08:59:00+02:00. No zone is that of this machine."""
+    """Return a moment in full, with its offset: 2026-09-12 08:59:00+02:00. None as the zone means this machine's."""
     moment = parse_utc(text)
     if moment is None:
         return UNKNOWN

@@ -1,4 +1,4 @@
-"""The kinds of databases, and what everybody else than its engine knows of each: one row a kind."""
+"""The kinds of databases, and what the rest of dbguard knows of each: one row a kind."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of database. `where` is the setting that says where it is; the first method is the usual one."""
+    """One kind of database. `where` is the setting that locates it; the first of `methods` is the default."""
 
     title: str
     where: str
     methods: tuple[str, ...]
-    engine: tuple[str, ...]  # its own settings that the engine is told
-    other: tuple[str, ...] = ()  # its own settings that others are told
-    addresses: tuple[str, ...] = ()  # how those of its servers begin; none: it is a file
-    account: str = ""  # whom its servers usually run as
-    followed: tuple[str, ...] = ()  # the methods whose backups a log goes on from
-    archived: bool = False  # its server can hand over that log file by file
-    thinned: bool = False  # that log has images of pages, so it can be made coarser
-    revived: bool = False  # its backups are restored to be asked: the worker of a question has an engine half, too
+    engine: tuple[str, ...]  # its own settings that are passed to the engine
+    other: tuple[str, ...] = ()  # its own settings that are not
+    addresses: tuple[str, ...] = ()  # the prefixes of its servers' addresses; empty: it is a file
+    account: str = ""  # the user that its servers usually run as
+    followed: tuple[str, ...] = ()  # the methods whose backups a log can continue from
+    archived: bool = False  # its server can hand over the log file by file (archive_command)
+    thinned: bool = False  # its log consists of page images, so it can be made coarser
+    asked_in_server: bool = (
+        False  # to question a backup, it is restored first: the worker of a question has an engine half
+    )
 
     @property
     def own(self) -> frozenset[str]:
@@ -47,11 +49,11 @@ KINDS: Mapping[str, Kind] = {
         account="postgres",
         followed=("pages",),
         archived=True,
-        revived=True,
+        asked_in_server=True,
     ),
 }
 
 
 def engine_of(place: str) -> str | None:
-    """Return the engine that a place means if it is the address of a server; None for a path."""
+    """Return the engine to which the address of a server belongs; None for a path."""
     return next((engine for engine, kind in KINDS.items() if place.startswith(kind.addresses)), None)

@@ -1,4 +1,4 @@
-"""Staying small: what a library loads and we never use, and memory that nothing needs any more."""
+"""Saves memory: hides modules that libraries load and dbguard never uses, and controls when freed memory goes back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HELD_BYTES = 32 << 20
 
 @contextmanager
 def without(name: str) -> Iterator[None]:
-    """Make the module `name` look uninstalled to whatever is imported in the block."""
+    """Make the module `name` look uninstalled to imports within the block."""
     there = sys.modules.get(name, _absent)
     sys.modules[name] = None  # type: ignore[assignment]
     try:
@@ -26,15 +26,15 @@ def without(name: str) -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Return freed memory to the kernel: the process is to wait now, and the one that works needs it."""
-    import ctypes  # noqa: PLC0415 - the client, which never calls this, loads the module
+    """Return freed memory to the kernel: this process is about to wait, and the one that works needs the memory."""
+    import ctypes  # noqa: PLC0415 - the client loads this module and never calls this function
 
-    with suppress(AttributeError):  # only glibc keeps so much
+    with suppress(AttributeError):  # only glibc keeps so much freed memory
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def hold_on() -> None:
-    """Keep freed memory: who needs the same buffers each second spends a quarter of its time on getting them anew."""
+    """Keep freed memory: allocating the same buffers anew each second takes a quarter of a process's time."""
     import ctypes  # noqa: PLC0415 - as above
 
     with suppress(AttributeError):

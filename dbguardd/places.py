@@ -1,4 +1,4 @@
-"""Where a package puts what daemon and client share."""
+"""Default paths that the daemon and the client share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ POLICY = "/etc/dbguard/policy.toml"
 SOCKET = "/run/dbguard/api.sock"
 
 PUSH_SOCKET = "push"
-"""The socket in the private directory of a follower, at which archive_command asks if a file is stored."""
+"""The name of the socket in a follower's private directory at which archive_command asks whether a file is stored."""
 
 POSTGRESQL_SOCKETS = "/run/postgresql"
-"""Where the servers of a distribution have their sockets, if nothing else is said."""
+"""Where the packages of distributions put the sockets of PostgreSQL servers: the default."""

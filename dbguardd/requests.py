@@ -1,7 +1,8 @@
-"""What can be asked for over the socket: the request of every job. Standard library only.
+"""The requests of all jobs that the socket accepts. Standard library only.
 
-A request's docstring is its help, its fields are its options: the command line, the API with its OpenAPI description
-and the man page are made from them. A worker is given one of them. The answers are in wire.py, which it need not load.
+The docstring of a request is its help and its fields are its options: the command line, the API, its OpenAPI
+description and the man page derive from them. A worker is given one of them. Answers are in wire.py, which workers need
+not load.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 UNDO_REASON = "restore undo"
-"""Why the state is held that a restore in place has replaced."""
+"""Why the state that a restore in place has replaced is held."""
 
 
 def option(text: str, default: Any = "", *, reserved: bool = False) -> Any:
-    """A request field with its help text; bool fields become flags, a field named `database` an argument.
+    """Return a request field with its help text; a bool becomes a flag, a field named `database` an argument.
 
-    What is `reserved` is not told to who may only read: see RESERVED.
+    A `reserved` field is hidden from users who may only read: see RESERVED.
     """
     return field(default=default, metadata={"help": text, "reserved": reserved})
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What every job request has in common: nothing but being one."""
+    """The base of all job requests; it has no fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +167,18 @@ REQUESTS: Mapping[str, type[Request]] = {
     "diff": Diff,
     "undelete": Undelete,
 }
-"""Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
+"""Every verb that is a job, and its request: POST /v1/jobs/VERB with the fields as a JSON object."""
 
 RESERVED = frozenset(
     member.name for kind in REQUESTS.values() for member in fields(kind) if member.metadata.get("reserved")
 )
-"""The fields that hold what somebody looks for, and so whom it is about: see decision 0077."""
+"""The fields that show what a user looked for, and so perhaps whom it concerns: see decision 0077."""
 
 NOWHERE = "/nonexistent"
-"""The path of a database of which only backups are left: no policy says where it was."""
+"""Stands for the path of a database that only has backups: no policy says where it was."""
 
 ENGINE_VERBS = frozenset(("backup", "follow", "verify", "restore", "undo", "check", "standby", "promote"))
 """The verbs whose worker has an engine half, because they open a database, live or restored."""
 
 QUESTION_VERBS = frozenset(("query", "get", "diff", "undelete"))
-"""The verbs that ask something of backups as they lie: what is found is an answer beside the job, and kept nowhere."""
+"""The verbs that question stored backups: the answer is returned beside the job and not kept."""

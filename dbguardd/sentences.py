@@ -1,4 +1,4 @@
-"""Events in words: the sentence of an event, made from its row in the table and its facts."""
+"""Turns an event into a sentence: the template of its row in the table, filled with its facts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dbguardd.humanize import UNKNOWN, absolute, count, humanized, safe, size, s
 _PIECES = re.compile(r"\[([^\]]*)\]|([^\[]+)")
 _FACT = re.compile(r"\{(\w+)(?::(\w+))?\}")
 _LONGEST = 400  # characters of one fact
-_MEASURABLE = 1e18  # neither infinite nor no number
+_MEASURABLE = 1e18  # excludes infinity and NaN
 _NOTHING: tuple[Any, ...] = (None, "", [], (), {})
 _KNOWN = frozenset(("event", "database", "level", "job", "exception", "timestamp"))
 
 
 def plain(event: Facts) -> dict[str, Any]:
-    """Return an event's facts under the names that sentences and the journal have for them.
+    """Return an event's facts under the names that sentences and the journal use.
 
-    `event` has the event's name, database, job and facts in one mapping. Workers and the catalog tell some things in
-    their own terms: a problem is an object there, the backup that an event is about is its `id`.
+    `event` has the event's name, database, job and facts in one mapping. Workers and the catalog name some facts
+    differently: there, a problem is an object, and the backup that an event is about is its `id`.
     """
     facts = dict(event)
     if isinstance(problem := facts.get("problem"), Mapping):
@@ -40,7 +40,7 @@ def plain(event: Facts) -> dict[str, Any]:
 
 
 def sentence(event: Facts, zone: tzinfo | None = UTC) -> str:
-    """Return an event as one line for people; nothing in it can be taken for a line or an order of its own."""
+    """Return an event as one line for people; nothing in it can pass for another line or a terminal command."""
     facts = plain(event)
     kind = kind_of(facts)
     about = _about(facts, "" if kind is None else kind.sentence)
@@ -51,7 +51,7 @@ def sentence(event: Facts, zone: tzinfo | None = UTC) -> str:
 
 
 def _about(facts: Facts, template: str) -> str:
-    """Return what goes before a sentence, unless it names that itself."""
+    """Return the subject that precedes a sentence: the database or storage, unless the sentence names it."""
     if database := facts.get("database"):
         return f"{safe(database)}: "
     storage = facts.get("storage")
@@ -59,14 +59,14 @@ def _about(facts: Facts, template: str) -> str:
 
 
 def _shortened(facts: Facts, about: str) -> dict[str, Any]:
-    """Return what the sentence need not repeat: errors begin with what they are about; lines of their own stay away."""
+    """Return `problem` without the subject that is already shown, and `detail` unless it has several lines."""
     problem, detail = facts.get("problem"), str(facts.get("detail") or "").strip()
     detail = "" if "\n" in detail else humanized(detail).removesuffix(".")
     return {"problem": problem and str(problem).removeprefix(about), "detail": detail}
 
 
 def _pieces(template: str, facts: Facts, zone: tzinfo | None) -> Iterator[str]:
-    """Yield the parts of a sentence. What a fact says is never read as part of the template."""
+    """Yield the parts of a sentence. The text of a fact is never interpreted as part of the template."""
     for optional, always in _PIECES.findall(template):
         piece = optional or always
         unknown = any(facts.get(name) in _NOTHING for name, _ in _FACT.findall(piece))
@@ -82,7 +82,7 @@ def _fact(name: str, noun: str, facts: Facts, zone: tzinfo | None) -> str:
 
 
 def _value(name: str, value: Any, zone: tzinfo | None) -> str:
-    """Return a fact as people read it."""
+    """Return a fact's value formatted for people."""
     match value:
         case None:
             return UNKNOWN

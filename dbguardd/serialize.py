@@ -1,4 +1,4 @@
-"""Records as plain JSON values: how they cross the socket, the seam and the pipe of a worker."""
+"""Converts records to plain JSON values, for the socket, the seam and the pipe of a worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PLAIN = frozenset((str, int, float, bool))
 
 
 def to_json(value: Any) -> Any:
-    """Return dataclasses, lists and mappings of them as plain JSON values."""
+    """Return dataclasses, and lists and mappings of them, as plain JSON values."""
     if value is None or type(value) in _PLAIN:
         return value
     if hasattr(value, "__dataclass_fields__"):

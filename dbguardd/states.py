@@ -1,6 +1,6 @@
-"""The words that requests, answers and the catalog share, each a closed list: roles, grades, states.
+"""The closed lists of words that requests, answers and the catalog share: roles, grades, states.
 
-Apart from requests.py and wire.py, whose many records cost a process ms that only needs a word.
+They are apart from requests.py and wire.py, whose many records take milliseconds to load.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a peer may ask. It comes from the kernel (SO_PEERCRED and groups) and the policy's [access]."""
+    """What a peer may ask for. It follows from the peer's user and groups (SO_PEERCRED) and the policy's [access]."""
 
     READ = "read"
     OPERATE = "operate"
@@ -26,7 +26,7 @@ class Grade(StrEnum):
 
 
 class JobState(StrEnum):
-    """Where a job is. The last four are final."""
+    """The state of a job. The last four are final."""
 
     QUEUED = "queued"
     RUNNING = "running"

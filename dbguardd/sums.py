@@ -1,9 +1,9 @@
-"""The sum of a paged stream: eight bytes that show whether it is, page for page, what it should be.
+"""The sum of a paged stream: eight bytes that show whether every page is what it should be.
 
 It is the sum, modulo 2^64, of one hash for each page: the first 8 bytes (big-endian) of the BLAKE3 of the page's number
-(from 1, 4 bytes, big-endian) and its bytes. No order is in it, so after a change it is known from the old and the new
-images of the changed pages alone. It finds what is lost, torn, stale or misplaced by accident. It is no seal: who
-can write the database can make another one with the same sum.
+(from 1, 4 bytes, big-endian) and its bytes. It does not depend on order, so the sum after a change follows from the old
+and the new images of the changed pages alone. It detects pages that are lost, torn, stale or misplaced by accident. It
+does not authenticate: a process that can write the database can produce other content with the same sum.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _READ_BYTES = 4 << 20
 
 
 def page_hash(number: int, page: bytes | memoryview) -> int:
-    """Return what a page adds to the sum."""
+    """Return the contribution of a page to the sum."""
     return int.from_bytes(blake3(number.to_bytes(4, "big") + page).digest(8), "big")
 
 
 def added(total: int, more: int, less: int = 0) -> int:
-    """Return a sum with the hashes of some pages put in and of others taken out."""
+    """Return the sum after adding the hashes `more` and removing the hashes `less`."""
     return (total + more - less) & _WRAP
 
 
@@ -33,9 +33,9 @@ def as_text(total: int) -> str:
 
 
 def file_sum(file: int, size: int, page_size: int, tick: Callable[[int], None], first: bytes = b"") -> int:
-    """Return the sum of `size` bytes of an open file; `first` is taken instead of what the file begins with.
+    """Return the sum of the first `size` bytes of an open file, with its beginning replaced by `first`.
 
-    What the file lacks counts as zeros. `tick` is told now and then how many bytes are done.
+    Bytes that the file lacks count as zeros. `tick` is called from time to time with the number of bytes done.
     """
     total, step = 0, max(1, _READ_BYTES // page_size) * page_size
     for at in range(0, size, step):

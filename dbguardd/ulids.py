@@ -1,4 +1,4 @@
-"""ULIDs: the ids of backups, logs and jobs. 26 letters that sort by the time at which they were made."""
+"""ULIDs: the ids of backups, logs and jobs. 26 letters that sort by creation time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 def ulid(now: datetime, randomness: Callable[[int], bytes], after: str = "") -> str:
     """Return a new ULID: 48 bits of milliseconds, 80 random bits.
 
-    It sorts behind the ULID `after`, whatever the clock says.
+    It sorts after the ULID `after`, whatever the clock says.
     """
     milliseconds = max(int(now.timestamp() * 1000), _milliseconds(after) + 1)
     value = milliseconds << 80 | int.from_bytes(randomness(10), "big")
@@ -19,7 +19,7 @@ def ulid(now: datetime, randomness: Callable[[int], bytes], after: str = "") -> 
 
 
 def born(id: str) -> datetime:
-    """Return the moment that a ULID is of."""
+    """Return the creation time of a ULID."""
     return datetime.fromtimestamp(_milliseconds(id) / 1000, UTC)
 
 

@@ -1,4 +1,4 @@
-"""The verbs of `dbguardd run`: those of the socket, and those of a standby, which mostly lives where no daemon is."""
+"""The verbs of `dbguardd run`: those of the socket, and those of a standby, whose host usually has no daemon."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Promote(Request):
 
 
 STANDBY: Mapping[str, type[Request]] = {"standby": Standby, "promote": Promote}
-"""The verbs that only read the repository and work on a copy of their own: they run beside a daemon."""
+"""Verbs that only read the repository and write to a copy of their own: they can run beside a daemon."""
 
 BY_HAND: Mapping[str, type[Request]] = {**REQUESTS, **STANDBY}
-"""Every verb that can be run by hand, and what it takes."""
+"""Every verb that can be run by hand, and its request."""
 
 
-def apart(verb: str, request: Mapping[str, Any]) -> str:
-    """Return what tells the staging of a job that runs beside others of its database from theirs; else nothing."""
+def staging_suffix(verb: str, request: Mapping[str, Any]) -> str:
+    """Return what separates the staging directory of a job from that of other jobs of its database; empty if shared."""
     if verb in QUESTION_VERBS:
         return "question"
     return f"{verb} {request.get('to', '')}" if verb == "follow" or verb in STANDBY else ""
 
 
-def opens(verb: str, engine: str | None) -> bool:
-    """Say if the worker of a job has an engine half: it opens a database, live or restored."""
+def has_engine_half(verb: str, engine: str | None) -> bool:
+    """Return whether the worker of a job has an engine half, which opens a database, live or restored."""
     kind = KINDS.get(engine or "")
-    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and kind is not None and kind.revived)
+    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and kind is not None and kind.asked_in_server)

@@ -1,4 +1,4 @@
-"""What the socket answers, and its limits; what it is asked for is in requests.py. Standard library only.
+"""The answers of the socket, and its limits; the requests are in requests.py. Standard library only.
 
 Answers are JSON objects with a `schema` member; times are RFC 3339 in UTC and end in `_at`, numbers carry their unit in
 the name, unknown is null.
@@ -17,7 +17,7 @@ MAX_REQUEST_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class BackupRow:
-    """One backup, as `list` and `show` tell it."""
+    """One backup, as `list` and `show` report it."""
 
     id: str
     database: str
@@ -35,27 +35,27 @@ class BackupRow:
     expires_at: str | None = None
     holds: list[str] = field(default_factory=list)
     note: str = ""
-    excluded: list[str] = field(default_factory=list)  # the first of those tables
-    excluded_tables: int = 0  # of which the policy has left out the rows
-    left_out: list[str] = field(default_factory=list)  # the first of what else was not read: databases, files
-    failure: str | None = None  # why the last verification failed, or a check since then; None if it did not
-    verified_at: str | None = None  # when it was last looked at
+    excluded: list[str] = field(default_factory=list)  # the first tables whose rows the policy left out
+    excluded_tables: int = 0  # the number of all such tables
+    left_out: list[str] = field(default_factory=list)  # the first other omissions: databases, files
+    failure: str | None = None  # why the last verification, or a check since then, failed; None if it passed
+    verified_at: str | None = None  # when it was last verified or checked
 
 
 @dataclass(slots=True)
 class ExpiredRow:
-    """One backup that the policy gave up and that is not yet deleted, as `list --all` tells it."""
+    """One backup that has expired and is not deleted yet, as `list --all` reports it."""
 
     backup: BackupRow
     expired_at: str
-    recall_until_at: str | None  # `recall` brings it back until then; unknown is null
+    recall_until_at: str | None  # until then `recall` brings it back; null if unknown
 
 
 @dataclass(slots=True)
 class Stretch:
-    """A stretch of time of which any moment can be restored, as `list` tells it; or one in so many seconds.
+    """A range of time of which any moment, or one moment every `grain_seconds`, can be restored, as `list` reports it.
 
-    The next one goes on from there, or there is a gap between them.
+    The next range begins where this one ends, or there is a gap between them.
     """
 
     since_at: str
@@ -65,7 +65,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class LogProof:
-    """When the log of a database last passed a test restore, and as it was at which moment; when one last failed."""
+    """The last test restore of a database's log that passed, the moment that it restored, and the last that failed."""
 
     proven_at: str | None = None
     moment_at: str | None = None
@@ -75,7 +75,7 @@ class LogProof:
 
 @dataclass(slots=True)
 class JobRow:
-    """One job. `result` and `problem` are there when it has ended; `job list` leaves the results out."""
+    """One job. `result` and `problem` are set when it has ended; `job list` leaves out the results."""
 
     id: str
     verb: str
@@ -97,7 +97,7 @@ class JobRow:
 
 @dataclass(slots=True)
 class Event:
-    """Something that happened; `id` grows, so a reader can resume after the last one it saw."""
+    """Something that happened; `id` increases, so that a reader can resume after the last event it saw."""
 
     id: int
     at: str
@@ -109,7 +109,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EventRange:
-    """Which events are asked for: those between two ids (neither included), since one moment and before another."""
+    """Which events to return: with ids between `after` and `before` (exclusive), from `since` on and before `until`."""
 
     after: int = 0
     before: int | None = None
@@ -121,7 +121,7 @@ class EventRange:
 
 @dataclass(slots=True)
 class DatabaseStatus:
-    """What can be said of one database now."""
+    """The present status of one database."""
 
     name: str
     engine: str
@@ -142,17 +142,17 @@ class DatabaseStatus:
     problem: dict[str, Any] | None
     attention: list[str]
     hints: list[str]
-    log_problem: str | None = None  # why nothing of its log could be restored now
-    continuous: bool = False  # its log is followed: recoverable_to_at is then the end of what is stored of that
+    log_problem: str | None = None  # why nothing could be restored from its log now
+    continuous: bool = False  # its log is followed: recoverable_to_at is then the end of the stored log
     log_proof: LogProof | None = None
-    excluded: list[str] = field(default_factory=list)  # see BackupRow: of the newest backup
+    excluded: list[str] = field(default_factory=list)  # of the newest backup, see BackupRow
     excluded_tables: int = 0
     left_out: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class StorageStatus:
-    """What can be said of one storage now."""
+    """The present status of one storage."""
 
     name: str
     url: str
@@ -160,15 +160,15 @@ class StorageStatus:
     free_bytes: int | None
     total_bytes: int | None
     keep_free_bytes: int | None
-    stored_bytes: int | None  # null: the repository there was not read yet
+    stored_bytes: int | None  # null: the repository in it has not been read yet
     problem: dict[str, Any] | None
-    beside: list[str] = field(default_factory=list)  # the databases on the same file system, as far as that can be seen
-    reading_job: str | None = None  # the job that reads what is in it
+    beside: list[str] = field(default_factory=list)  # the databases known to be on the same file system
+    reading_job: str | None = None  # the job that reads its repository into the catalog
 
 
 @dataclass(slots=True)
 class RecipientStatus:
-    """One recovery key that opens the backups, and when somebody last showed that its secret still does."""
+    """One recovery key that opens the backups, and when a user last proved that its secret works."""
 
     recipient: str
     tested_at: str | None
@@ -176,19 +176,19 @@ class RecipientStatus:
 
 @dataclass(slots=True)
 class KeyStatus:
-    """What can be said of one key now."""
+    """The present status of one key."""
 
     name: str
     kind: str
-    recovery: list[str]  # age recipients or "passphrase"; empty: nobody could read the backups without this machine
-    recovery_tested_at: str | None  # of whichever recipient was tested last
+    recovery: list[str]  # age recipients or "passphrase"; empty: without this machine the backups cannot be read
+    recovery_tested_at: str | None  # the latest test of any recipient
     recipients: list[RecipientStatus] = field(default_factory=list)  # each with its own test
-    known: bool = True  # false: a repository of it was not read yet, and what opens that may be more than `recovery`
+    known: bool = True  # false: a repository has not been read yet, and may have more recipients than `recovery`
 
 
 @dataclass(slots=True)
 class Status:
-    """One screen: what could be restored, when that was last proven, how long it takes, what to do."""
+    """What one screen shows: what could be restored, when that was last proven, how long it takes, what to do."""
 
     schema: str
     version: str

@@ -1,1 +1,1 @@
-"""The commands, one module for those that belong together."""
+"""The commands, grouped into modules by topic."""

@@ -1,4 +1,4 @@
-"""schedule, pause, resume, audit: what will happen, and who asked for what."""
+"""schedule, pause, resume, audit: what will happen, and which user asked for what."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def config_check(session: Session) -> int:
     try:
         answer = session.daemon.post("config", "check")
     except DaemonUnreachable as error:
-        error.hints = ("dbguardd --check-config", *error.hints)  # which needs no daemon
+        error.hints = ("dbguardd --check-config", *error.hints)  # this needs no daemon
         raise
     ok = bool(answer.get("ok", not answer.get("errors")))
     if session.json:

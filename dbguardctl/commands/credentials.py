@@ -1,4 +1,4 @@
-"""credential: secrets in the service manager's keeping, for dbguardd to name in its policy."""
+"""credential: secrets kept by the service manager, for dbguardd's policy to name."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _state(row: dict[str, Any]) -> Cell:
 
 
 def _known(session: Session) -> list[dict[str, Any]]:
-    """Return what the daemon knows; nothing if it does not run: the policy may need a credential to be set first."""
+    """Return the daemon's list; empty if it does not run: the policy may need a credential before the first start."""
     try:
         rows: list[dict[str, Any]] = session.daemon.get("credentials")["credentials"]
     except DaemonUnreachable:

@@ -39,7 +39,7 @@ def status(session: Session, database: str | None = None) -> int:
 
 
 def _only(session: Session) -> str:
-    """Return the name of the only database. Raises Usage naming them all if there are more, or none."""
+    """Return the name of the only database. Raises Usage, with all names, if there are several or none."""
     names = [str(row["name"]) for row in session.daemon.get("status")["databases"]]
     if len(names) == 1:
         return names[0]
@@ -60,7 +60,7 @@ def _only(session: Session) -> str:
 @pass_session
 def list_backups(session: Session, database: str | None, why: bool, everything: bool) -> None:
     """List the backups of a database, newest first. Without NAME: of the only one there is."""
-    from dbguardctl.views.backups import backups  # noqa: PLC0415 - status does without it
+    from dbguardctl.views.backups import backups  # noqa: PLC0415 - status does not need it
 
     database = database or _only(session)
     session.wanted_database = database
@@ -76,7 +76,7 @@ def list_backups(session: Session, database: str | None, why: bool, everything: 
 @pass_session
 def show(session: Session, id: str) -> None:
     """Show one backup, job or database in full, by its id, the first characters of it, or its name."""
-    from dbguardctl.views import backups, jobs  # noqa: PLC0415 - status does without them
+    from dbguardctl.views import backups, jobs  # noqa: PLC0415 - status does not need them
 
     session.wanted_database = id
     answer = session.daemon.get("show", id)
@@ -100,7 +100,7 @@ def show(session: Session, id: str) -> None:
 def hold(session: Session, id: str, reason: str) -> None:
     """Keep a backup whatever the policy says, until `release`."""
     answer = session.daemon.post("backups", id, "hold", body={"reason": reason})
-    held = str(answer["backup"])  # which may be more than was typed
+    held = str(answer["backup"])  # the full id, of which the user may have typed a part
     undo = Cell(f"dbguardctl release {held}", "try")
     session.answer(answer, [text(Cell("ok", "good"), f"  backup {held} is held: {reason}   end it: ", undo)])
 
@@ -122,7 +122,7 @@ def recall(session: Session, id: str) -> None:
 
     A recall changes nothing in the policy: what it does not keep goes again at the next expiry, unless it is held.
     """
-    from dbguardctl.views.backups import recalled  # noqa: PLC0415 - status does without it
+    from dbguardctl.views.backups import recalled  # noqa: PLC0415 - status does not need it
 
     answer = session.daemon.post("backups", id, "recall")
     session.answer(answer, recalled(answer))

@@ -1,4 +1,4 @@
-"""The SQL of `init --sql`: what a role of a PostgreSQL server needs to be asked for dumps, and no more."""
+"""The SQL of `init --sql`: the least privileges that a PostgreSQL role needs for dumps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ END {tag};
 
 
 def grants(url: str) -> str:
-    """Return the SQL that makes the role whom an address names, for the databases that it means. Raises Usage."""
+    """Return the SQL that creates the role in an address, for the databases in it. Raises Usage."""
     if engine_of(url) != "postgresql":
         raise Usage(
             f"init: {url}: is no address of a PostgreSQL server", hints=["dbguardctl init --sql postgresql:///"]
@@ -45,7 +45,7 @@ def grants(url: str) -> str:
 
 
 def _named(url: str) -> tuple[str, str]:
-    """Return the role and the database that an address names; what it does not name is ours, or nothing."""
+    """Return the role and the database that an address names, or the default role and no database."""
     if url.startswith("service="):
         return _ROLE, ""
     parts = urlsplit(url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from dbguardctl.app import Group, pass_session
-from dbguardctl.commands.past import must_be_known
+from dbguardctl.commands.log import must_be_known
 from dbguardctl.commands.work import seconds
 from dbguardctl.options import Name, complete_database, complete_job, id_argument, text_option
 from dbguardctl.screen import Cell, text

@@ -1,4 +1,4 @@
-"""key: who could open the backups, and proof that the recovery key does."""
+"""key: which keys open the backups, and proof that the recovery key does."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def key_list(session: Session) -> None:
 
 
 def _recipients(session: Session, row: dict[str, Any]) -> list[tuple[Cell | str, ...]]:
-    """Return a line for each recovery recipient of a key: one that was tested says nothing of the others."""
+    """Return a line for each recovery recipient of a key: the test of one says nothing about the others."""
     tested = {one["recipient"]: one["tested_at"] for one in row.get("recipients") or ()}
     lines: list[tuple[Cell | str, ...]] = []
     nobody = "none" if row.get("known", True) else "not read yet"
@@ -79,7 +79,7 @@ def recovery_sheet(session: Session, name: str, svg: str) -> None:
     file = _create(svg) if svg else None
     try:
         answer = session.daemon.post("keys", name, "recovery-sheet")
-        _show_sheet(session, name, answer)  # first: it is shown once, and a full disk must not lose it
+        _show_sheet(session, name, answer)  # first: it is shown only once, and a full disk must not lose it
         if file is not None:
             os.write(file, str(answer.get("qr_svg") or "").encode())
     except BaseException:
@@ -104,7 +104,7 @@ def _show_sheet(session: Session, name: str, answer: dict[str, Any]) -> None:
 
 
 def _say_others(session: Session, others: list[str]) -> None:
-    """Say which sheets open the backups besides the new one: one of them may be lost, and should open nothing."""
+    """List the other sheets that open the backups: one of them may be lost, and should be revoked."""
     if others:
         named = ", ".join(map(_shortened, others))
         open_too = "opens the backups as well" if len(others) == 1 else "open the backups as well"
@@ -113,7 +113,7 @@ def _say_others(session: Session, others: list[str]) -> None:
 
 
 def _without_code(sheet: str) -> str:
-    """Return a sheet without its QR code, whose blocks a terminal that knows only ASCII cannot show."""
+    """Return a sheet without its QR code, whose block characters an ASCII terminal cannot show."""
     lines = sheet.splitlines()
     code = [number for number, line in enumerate(lines) if set(line) & set(_BLOCKS)]
     if code:
@@ -191,14 +191,14 @@ def recover(session: Session, name: str) -> None:
 
 
 def _identity(session: Session, name: str, command: str) -> str:
-    """Return the recovery key, as it is typed or comes in; for a key that there is."""
+    """Return the recovery key that was typed or read from standard input; the name of the key is checked first."""
     known = [str(row["name"]) for row in session.daemon.get("keys")["keys"]]
     if name not in known:
         detail = " ".join(part for part in (did_you_mean(name, known), f"Keys: {', '.join(known)}.") if part)
         raise NotFound(f"{name}: no such key in the policy", detail=detail, hints=["dbguardctl key list"])
     words = _typed() if sys.stdin.isatty() else sys.stdin.read(65536)
     begin, rest = _parts(words)
-    if begin:  # as it was typed, or a whole sheet
+    if begin:  # it may be a whole sheet
         return begin + rest[:_IDENTITY_REST]
     lines = [line.strip() for line in words.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) != 1:
@@ -211,9 +211,9 @@ def _identity(session: Session, name: str, command: str) -> str:
 
 
 def _typed() -> str:
-    """Read a recovery key from the terminal, over as many lines as it has on the sheet, until an empty one.
+    """Read a recovery key from the terminal, over as many lines as on the sheet, until an empty one.
 
-    Nothing of it is echoed, nor left for the shell: what was pasted beyond it is thrown away with the echo still off.
+    Nothing of it is echoed or left for the shell: what was pasted beyond it is discarded while echo is off.
     """
     import termios  # noqa: PLC0415 - only when a person types
 
@@ -237,6 +237,6 @@ def _typed() -> str:
 
 
 def _parts(words: str) -> tuple[str, str]:
-    """Return how a recovery key begins, empty if there is none, and what follows, without spaces and line ends."""
+    """Return the prefix of a recovery key (empty if there is none), and what follows it without white space."""
     _, begin, rest = "".join(words.upper().split()).partition(_IDENTITY)
     return begin, rest

@@ -1,4 +1,4 @@
-"""push: what archive_command of PostgreSQL runs. It talks to who follows the log, and to no daemon."""
+"""push: the program for PostgreSQL's archive_command. It talks to the follower of the log, not to the daemon."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _digest(file: str) -> str:
 
 
 def _asked(place: str, question: bytes) -> str:
-    """Ask who listens in a directory, whose path may be longer than that of a socket may be."""
+    """Ask the listener in a directory, whose path may be longer than a socket's path can be."""
     directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX) as line:

@@ -1,4 +1,4 @@
-"""query, get, diff and undelete: ask backups something without restoring them."""
+"""query, get, diff and undelete: questions to backups, without restoring them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 _NAMES = {"backup": "id", "in_database": "database"}
 _ID = re.compile("0[0-9a-z]{3,25}", re.I)
-"""What begins as every id does, and no moment."""
+"""Matches the beginning of an id, and no moment."""
 
 
 @click.command(cls=Command, help=requests.Query.__doc__)
@@ -85,7 +85,7 @@ def get(session: Session, database: str, format: str, to: str, **fields: Any) ->
 
 
 def _text(session: Session, verb: str, fields: Mapping[str, Any], to: str) -> Json:
-    """Have a question answered by a text, and write that where it goes; return the job."""
+    """Ask a question that is answered with a text, write the text to its target, and return the job."""
     target = _New(verb, to) if to else None
     try:
         job = ask(session, verb, fields)
@@ -101,7 +101,7 @@ def _text(session: Session, verb: str, fields: Mapping[str, Any], to: str) -> Js
 
 
 def _conclude(session: Session, lines: Iterable[Sequence[Cell | str]], to: str) -> None:
-    """Say what was found: that is the result where standard output is not the answer itself."""
+    """Report what was found: as the result, unless standard output is the answer itself."""
     for cells in lines:
         if to and not session.json:
             session.out.show([text(*cells)])
@@ -110,7 +110,7 @@ def _conclude(session: Session, lines: Iterable[Sequence[Cell | str]], to: str) 
 
 
 class _New:
-    """A file that was not there before: whole, or gone again."""
+    """A file that did not exist before: in the end it is complete, or removed."""
 
     def __init__(self, verb: str, path: str) -> None:
         self._verb, self._path = verb, path
@@ -123,7 +123,7 @@ class _New:
             raise of_file(f"{verb}: {path} cannot be written", error) from error
 
     def write(self, data: bytes) -> None:
-        """Write all of it."""
+        """Write all bytes."""
         rest = memoryview(data)
         try:
             while rest:
@@ -140,7 +140,7 @@ class _New:
             raise of_file(f"{self._verb}: {self._path} cannot be written", error) from error
 
     def drop(self) -> None:
-        """Take it away: half a table is none."""
+        """Remove the file: half a table is useless."""
         with suppress(OSError):
             os.unlink(self._path)
         with suppress(OSError):
@@ -233,7 +233,7 @@ def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any)
 
 
 def which(session: Session, said: str) -> str:
-    """Return a moment as the daemon takes it, or the id of a backup as it is. Raises Usage."""
+    """Return a moment in the API's form, or the id of a backup unchanged. Raises Usage."""
     if _ID.fullmatch(said):
         return said
     try:
@@ -245,7 +245,7 @@ def which(session: Session, said: str) -> str:
 
 
 def ask(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
-    """Have a question answered, say which backup the answer is from, and return the job. Raises what it failed of."""
+    """Ask a question, report which backup the answer is from, and return the job. Raises the job's problem."""
     session.wanted_database = str(fields["database"])
     wanted = dict(fields)
     if fields.get("at") and fields["backup"]:
@@ -264,12 +264,12 @@ def ask(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
 
 
 def _whole(session: Session, hint: str) -> str:
-    """Return a hint that is an option as the command that was typed, with it."""
+    """Return a hint; one that is only an option is appended to the command that was typed."""
     return f"{join([PROGRAM, *session.arguments])} {hint}" if hint.startswith("--") else hint
 
 
 def answer_of(session: Session, job: Json) -> Iterator[Any]:
-    """Yield the lines of JSON of the answer to a question."""
+    """Yield the JSON lines of the answer to a question."""
     rest = b""
     for portion in session.daemon.download("jobs", job["id"], "answer"):
         *lines, rest = (rest + portion).split(b"\n")

@@ -64,10 +64,10 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
 
 
 def _asks(session: Session, database: str) -> bool:
-    """Say if the name is to be typed before the job is asked for.
+    """Return whether the user must type the name before the job is submitted.
 
-    Of a server's database only the job knows if that can be put in place, and a script need not be told to confirm what
-    is refused. Of a dump it never can: nobody types a name for that.
+    For a database of a server only the job knows whether a restore in place is possible, and a script need not confirm
+    what is refused. For a dump it never is: then nobody has to type a name.
     """
     newest = session.daemon.get("databases", database, "backups")["backups"][:1]
     kinds = [KINDS.get(row["engine"]) for row in newest]
@@ -100,7 +100,7 @@ def _undo(session: Session, database: str, confirm: str, no_wait: bool, timeout:
 
 
 def _undone(session: Session, database: str) -> str:
-    """Return when the last restore in place was undone; nothing if it was not, or one was cut short since."""
+    """Return when the last restore in place was undone; empty if it was not, or if one was interrupted since."""
     for row in session.daemon.get("jobs", database=database, limit=1000)["jobs"]:
         request = row["request"]
         if row["verb"] == "undo" or (row["verb"] == "restore" and request.get("in_place") and not request["dry_run"]):
@@ -112,7 +112,7 @@ def _undone(session: Session, database: str) -> str:
 
 
 def _must_have_something(session: Session, database: str) -> None:
-    """Raise NotFound if there is no restore to undo, before anybody is asked to type anything."""
+    """Raise NotFound if there is no restore to undo, before the user has to type anything."""
     rows = session.daemon.get("databases", database, "backups")["backups"]
     if not any(UNDO_REASON in row["holds"] for row in rows):
         raise NotFound(f"{database}: there is no restore to undo", hints=[f"dbguardctl list {database} --why"])

@@ -58,16 +58,20 @@ def init(session: Session, policy: str | None, sql: str) -> None:
         if session.json:
             session.print_json({"schema": "dbguard.init/1", "sql": grants(sql)})
         else:
-            sys.stdout.write(grants(sql))  # as it is: it is for psql
+            sys.stdout.write(grants(sql))  # unchanged: it is input for psql
         return
     policy = policy or POLICY
     path = Path(policy)
-    os.umask(os.umask(0o022) | 0o022)  # nor may others write in the directories above it
+    os.umask(os.umask(0o022) | 0o022)  # other users must not be able to write in new parent directories either
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(STARTER)
+        with path.open("x", encoding="utf-8", buffering=1) as file:
+            try:
+                os.fchmod(file.fileno(), 0o644)
+                file.write(STARTER)
+            except OSError:  # a full disk: half a policy would keep the next try from writing a whole one
+                path.unlink()
+                raise
     except FileExistsError as error:
         raise TargetExists(f"{path}: there is a policy already", hints=[_checking(path)]) from error
     except PermissionError as error:
@@ -83,7 +87,7 @@ def init(session: Session, policy: str | None, sql: str) -> None:
 
 
 def _starting(path: Path) -> list[str]:
-    """Return what starts a daemon with this policy, and lets the next commands find it."""
+    """Return commands that start a daemon with this policy and let the next commands find it."""
     if path == Path(POLICY):
         return ["systemctl enable --now dbguardd"]
     place = path.absolute().parent
@@ -93,7 +97,7 @@ def _starting(path: Path) -> list[str]:
 
 
 def _checking(path: Path) -> str:
-    """Return the command that checks this policy: a daemon, if there is one, may have another."""
+    """Return the command that checks this policy; a running daemon may use another one."""
     usual = path == Path(POLICY)
     return "dbguardctl config check" if usual else f"dbguardd --policy {shlex.quote(str(path))} --check-config"
 
@@ -169,14 +173,14 @@ def unprotect(session: Session, database: str, confirm: str, dry_run: bool) -> N
     """End the protection of a database: remove the policy drop-in that `protect` wrote. Its backups stay."""
     session.wanted_database = database
     answer = session.daemon.post("databases", database, "unprotect", body={"confirm": "", "dry_run": True})
-    if not dry_run:  # what cannot be done is said before anybody has to type a name
+    if not dry_run:  # report what is impossible before the user has to type a name
         confirm = confirmed(session, database, confirm, "ends the protection of the database")
         answer = session.daemon.post("databases", database, "unprotect", body={"confirm": confirm, "dry_run": False})
     session.answer(answer, unprotected(answer))
 
 
 def _first_backup(session: Session, answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the job of the first backup: the daemon's own, or one asked for here."""
+    """Return the job of the first backup: the one that the daemon started, or a new one."""
     job = answer.get("job")
     if isinstance(job, dict):
         return job

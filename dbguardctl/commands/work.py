@@ -18,14 +18,14 @@ from dbguardd.states import Health
 
 
 def seconds(text: str) -> float | None:
-    """Return a --timeout in seconds, None for no limit."""
+    """Return a --timeout in seconds; None for no limit."""
     return parse_span(text) if text else None
 
 
 def names_of(session: Session, kind: str = "databases", *, orphans: bool = False) -> list[str]:
-    """Return the names of all databases of the policy, or of all storages. Raises NotFound if there is none.
+    """Return the names of all databases in the policy, or of all storages. Raises NotFound if there are none.
 
-    With `orphans` also the databases that only have backups.
+    With `orphans`, also the databases that only have backups.
     """
     rows = session.daemon.get("status")[kind]
     names = [str(row["name"]) for row in rows if orphans or row.get("state") != Health.ORPHANED]
@@ -94,7 +94,7 @@ def check(session: Session, database: str | None, no_wait: bool, timeout: str, *
     """Check one database, or all, those that only have backups too."""
     limit = seconds(timeout)
     if not database:
-        read: set[str] = set()  # storages: --data reads all of one, whichever of its databases is named
+        read: set[str] = set()  # storages: --data reads a whole storage, whichever of its databases is named
         requests = [{"database": name, **fields} for name in names_of(session, orphans=True)]
         named = session.daemon.get("config")["policy"]["database"] if fields["data"] else {}
         for request in requests if fields["data"] else ():

@@ -1,1 +1,1 @@
-"""What answers look like: pure functions from an answer, the time and the zone to blocks of a screen."""
+"""The views: pure functions from an answer, the time and the zone to blocks of a screen."""

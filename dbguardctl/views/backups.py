@@ -1,4 +1,4 @@
-"""`list` and `show`: what can be restored, how sure that is, and why each backup is still there."""
+"""`list` and `show`: what can be restored, how certain that is, and why each backup is kept."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _GRAINS = {0: "any second", 60: "once a minute", 3600: "once an hour", 86400: "o
 
 
 def grade(row: Json) -> Cell:
-    """Return the grade of a backup; FAILED if its last verification did."""
+    """Return the grade of a backup, or FAILED if its last verification failed."""
     if row.get("failure"):
         return Cell("FAILED", "bad")
     return Cell(row["grade"], GRADES.get(row["grade"], ""))
 
 
 def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, everything: bool) -> list[Block]:
-    """Return the table of `list NAME`: newest first, the first twenty unless `everything`."""
+    """Return the table of `list NAME`, newest first; without `everything` only the first twenty."""
     rows = answer["backups"]
     name = answer.get("database") or (rows[0]["database"] if rows else "")
     gone = _expired(answer.get("expired") or [], now, zone) if everything else []
@@ -47,10 +47,10 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
         Line(),
     ]  # fmt: skip
     short = shorten([row["id"] for row in rows])
-    columns = ["ID", "WHEN", "KIND", "SIZE", "STORED", "GRADE", "WHERE"] + (["KEPT BECAUSE", "GOES"] if why else [])
+    columns = ["ID", "WHEN", "KIND", "SIZE", "STORED", "GRADE", "WHERE"] + (["KEPT BECAUSE", "EXPIRES"] if why else [])
     noted = any(row.get("note") for row in shown)
     minutes = [when(row["created_at"], now, zone) for row in shown]
-    exact = len(set(minutes)) < len(minutes)  # else two would look alike
+    exact = len(set(minutes)) < len(minutes)  # without seconds, two would look the same
     table = []
     for row in shown:
         cells: list[Cell | str] = [
@@ -71,10 +71,10 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
 
 
 def _log(rows: list[Json], proof: Json | None, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return which moments between the backups can be restored, what was missed, and when that was proven last."""
+    """Return which moments between the backups can be restored, the gaps, and when the log was last proven."""
     lines, end = list[tuple[str, str]](), ""
     for row in rows:
-        since, until = _up(str(row["since_at"])), str(row["until_at"])  # in whole seconds that are all covered
+        since, until = _up(str(row["since_at"])), str(row["until_at"])  # rounded to seconds that are fully covered
         if since[:19] < until[:19]:
             grain, gap = row.get("grain_seconds") or 0, bool(end) and row["since_at"] > end
             lead = "then a gap, and" if gap and not grain else ("a gap, " if gap else "") + _GRAINS[grain]
@@ -87,27 +87,27 @@ def _log(rows: list[Json], proof: Json | None, now: datetime, zone: tzinfo | Non
 
 
 def left_out(row: Json) -> str:
-    """Say of which tables the policy has left out the rows, and what was not read; nothing if all is there."""
+    """Return whose rows the policy left out, and what was not read; empty if the backup is complete."""
     tables, unread = int(row.get("excluded_tables") or 0), row.get("left_out") or []
-    said = [f"no rows of {count(tables, 'table')}, by the policy: {some(row['excluded'], tables)}"] if tables else []
-    return "; ".join([*said, *([f"nothing of {some(unread)}, which was not read"] if unread else [])])
+    said = [f"no rows of {count(tables, 'excluded table')}: {some(row['excluded'], tables)}"] if tables else []
+    return "; ".join([*said, *([f"nothing of {some(unread)}, which could not be read"] if unread else [])])
 
 
 def log_proof(proof: Json | None, now: datetime, zone: tzinfo | None) -> str:
-    """Say when the log was proven last, and by which moment."""
+    """Return when the log was last proven, and which moment was restored."""
     if not proof or not proof["proven_at"]:
         return "not yet"
-    return f"{when(proof['proven_at'], now, zone)}, as it was at {absolute(proof['moment_at'], zone)}"
+    return f"{when(proof['proven_at'], now, zone)}, as of {absolute(proof['moment_at'], zone)}"
 
 
 def _up(moment: str) -> str:
-    """Return the next whole second."""
+    """Round a moment up to a whole second."""
     found = parse_utc(moment)
     return moment if found is None else utc_text(found + timedelta(microseconds=999_999 if found.microsecond else 0))
 
 
 def _expired(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return the backups that the policy gave up and that still can be had back."""
+    """Return the expired backups that can still be recalled."""
     if not rows:
         return []
     short = shorten([row["backup"]["id"] for row in rows])
@@ -128,14 +128,14 @@ def _expired(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block
 
 
 def recalled(answer: Json) -> list[Block]:
-    """Return that a backup is back, and for how long."""
+    """Return that a backup was recalled, and what keeps it now."""
     kept = ", ".join(answer.get("kept_because") or ())
     back = text(Cell("ok", "good"), f"  backup {answer['backup']} of {answer.get('database')} is back")
     if kept:
         return [back, text(f"the policy keeps it: {kept}", indent=4)]
     return [
         back,
-        text("the policy does not keep it: it goes again at the next expiry, unless it is held", indent=4),
+        text("the policy does not keep it: it expires again at the next expiry, unless it is held", indent=4),
         text(Cell("keep it  ", "dim"), Cell(f"dbguardctl hold {answer['backup']} --reason TEXT", "try"), indent=4),
     ]
 
@@ -161,7 +161,7 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
         ("proven", absolute(row["proven_at"], zone) if row["proven_at"] else "never"),
         ("a restore takes", f"about {span(row['restore_seconds'])}" if row["restore_seconds"] else "unknown"),
         ("kept because", _kept(row)),
-        ("goes", absolute(row["expires_at"], zone) if row["expires_at"] and not row["holds"] else "never"),
+        ("expires", absolute(row["expires_at"], zone) if row["expires_at"] and not row["holds"] else "never"),
     ]
     if left := left_out(row):
         lead.append(("left out", left))
@@ -183,7 +183,7 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
 
 
 def show(answer: Json, zone: tzinfo | None) -> list[Block]:
-    """Return what `show ID` says besides jobs and databases: a backup with its fingerprint and proofs."""
+    """Return what `show ID` prints for a backup: the backup with its fingerprint and proofs."""
     row = answer["backup"]
     blocks = backup(row, zone)
     if answer.get("expired"):

@@ -73,10 +73,11 @@ def audit(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
 
 
 def audit_verified(answer: Json, zone: tzinfo | None) -> list[Block]:
-    """Return what the check of the chain has found."""
+    """Return the result of verifying the chain."""
     good = answer.get("ok", True)
     verdict = Cell("ok", "good") if good else Cell("FAIL", "bad")
-    words = "  nobody has changed the audit log" if good else "  the audit log was changed"
-    if good and answer.get("notes"):  # what was anchored nowhere could have been replaced as a whole
-        verdict, words = Cell("UNSURE", "warn"), "  no entry was changed by itself; only the journal knows if all were"
+    words = "  the audit log is intact" if good else "  the audit log was changed"
+    if good and answer.get("notes"):  # entries without an anchor could have been replaced as a whole
+        verdict = Cell("UNSURE", "warn")
+        words = "  no single entry was changed; only the journal shows whether all were replaced"
     return [text(verdict, words), facts(answer, zone, skip=frozenset(("ok", "sure")))]

@@ -1,4 +1,4 @@
-"""The policy: mistakes with their place, values with their origin, changes with their consequences."""
+"""The policy: mistakes with their places, values with their origins, changes with their consequences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def flat(item: Any, path: str = "") -> dict[str, Any]:
 
 
 def shown(answer: Json) -> list[Block]:
-    """Return the policy in force as dotted keys, with where each value stands if the answer has that."""
+    """Return the policy in force as dotted keys, with the origin of each value if the answer has it."""
     origins = answer.get("origins") or {}
     rows = [
         (key, _toml(part), Cell(str(origins.get(key, "default")) if origins else "", "dim"))
@@ -45,9 +45,9 @@ def shown(answer: Json) -> list[Block]:
     blocks: list[Block] = [Table((), rows, fold=frozenset((1,)))]
     if problem := answer.get("problem"):
         blocks.append(
-            text(Cell("The files were refused when they were read last: ", "bad"), str(problem.get("message")))
+            text(Cell("The policy files were refused at the last reload: ", "bad"), str(problem.get("message")))
         )
-        blocks.append(text("When they are mended: ", Cell("dbguardctl reload", "try")))
+        blocks.append(text("Once they are corrected: ", Cell("dbguardctl reload", "try")))
     return blocks
 
 
@@ -64,7 +64,7 @@ def _toml(item: Any) -> str:
 
 
 def _change(row: Json) -> list[Block]:
-    """Return one change; of a table that comes or goes (a database, a storage) each key on a line of its own."""
+    """Return one change; for a table that is added or removed (a database, a storage), one line for each key."""
     key, old, new = str(row.get("key")), row.get("old"), row.get("new")
     if isinstance(old, dict) and isinstance(new, dict):
         was, now = flat(old, key), flat(new, key)
@@ -81,7 +81,7 @@ def _change(row: Json) -> list[Block]:
 
 
 def explained(answer: Json, zone: tzinfo | None) -> list[Block]:
-    """Return what a key means, its type, default and value now."""
+    """Return what a key means, its type, default and present value."""
     blocks: list[Block] = [text(Cell(str(answer.get("key") or ""), "strong"))]
     blocks += paragraph(str(answer.get("text") or answer.get("means") or ""), 2)
     words = {name: _toml(answer[name]) for name in ("default", "value") if answer.get(name) is not None}
@@ -91,17 +91,17 @@ def explained(answer: Json, zone: tzinfo | None) -> list[Block]:
 
 
 def differing(answer: Json, now: datetime, zone: tzinfo | None, *, accepted: bool = False) -> list[Block]:
-    """Return the changes, then the backups that would go, or will if they are `accepted`."""
+    """Return the changes, then the backups that would be deleted, or will be if the policy was `accepted`."""
     changes, doomed = answer.get("changes") or [], answer.get("deletes") or []
     if accepted and not doomed:
-        return [text("No backup is deleted by that.", indent=2)]
+        return [text("This deletes no backup.", indent=2)]
     if not changes and not doomed:
-        return [text("The files on disk say what is in force.")]
+        return [text("The files on disk are the policy in force.")]
     blocks: list[Block] = [block for row in changes for block in _change(row)]
     if not doomed:
         apply = Cell("dbguardctl reload", "try")
         return [*blocks, text("No backup would be deleted.  ", Cell("apply it  ", "dim"), apply)]
-    backups = [str(row["id"]) for row in doomed if row["id"] != "log"]  # that may stand in the place of an id
+    backups = [str(row["id"]) for row in doomed if row["id"] != "log"]  # "log" stands for a part of the log
     ids = {**shorten(backups), "log": "log"}
     rows = [
         (

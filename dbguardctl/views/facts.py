@@ -1,4 +1,4 @@
-"""Any JSON object as lines: the unit that ends a member's name says how its value reads."""
+"""Formats any JSON object as lines: the unit at the end of a member's name decides how its value is formatted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNITS = ("_at", "_bytes", "_seconds", "_ratio")
 
 
 def value(name: str, item: Any, zone: tzinfo | None) -> str:
-    """Return one value in words: sizes for _bytes, spans for _seconds, moments for _at, unknown for null."""
+    """Return one value in words: sizes for _bytes, durations for _seconds, moments for _at, unknown for null."""
     match item:
         case None:
             return "never" if name.endswith("_at") else "unknown"
@@ -62,7 +62,7 @@ def one_line(item: dict[str, Any], zone: tzinfo | None) -> str:
 
 
 def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]:
-    """Return checks and how they ended, one a line, with what to do under those that are not ok."""
+    """Return the results of checks, one a line, with hints below those that did not pass."""
     styles = {"ok": "good", "failed": "bad", "inconclusive": "warn", "not configured": "dim"}
     words = {"ok": "ok", "failed": "FAIL", "inconclusive": "UNSURE", "not configured": "-"}
     blocks: list[Block] = []
@@ -85,5 +85,5 @@ def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]
         unseen = sum(row.get("outcome") == "not configured" for row in rows)
         of = count(len(rows) - unseen, "check")
         said = Cell(f"{bad} of {of} did not pass.", "bad") if bad else Cell(f"{of}, all passed.", "good")
-        blocks.append(text(said, f" Lines with - are no checks: {unseen}." if unseen else ""))
+        blocks.append(text(said, f" Not configured: {unseen}." if unseen else ""))
     return blocks

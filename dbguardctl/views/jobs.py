@@ -1,4 +1,4 @@
-"""Jobs: the list, one in full, and what a finished one has achieved."""
+"""Jobs: the list, one in full, and the result of a finished one."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _VERDICTS = ("ok", "done", "proven", "UNSURE")
 
 
 def seconds(row: Json, now: datetime | None = None) -> float | None:
-    """Return how long a job ran, until `now` if it still does."""
+    """Return how long a job ran, or has been running until `now`."""
     begin, end = parse_utc(row["started_at"]), parse_utc(row["finished_at"]) or now
     return (end - begin).total_seconds() if begin and end else None
 
 
 def state(row: Json) -> Cell:
-    """Return where a job is; one that has failed and waits for its next try is not merely queued."""
+    """Return the state of a job; a queued job that has failed before is shown as retrying."""
     if row["state"] == "queued" and row["problem"]:
         return Cell("retrying", "warn")
     return Cell(row["state"], STATES.get(row["state"], ""))
 
 
 def part_done(row: Json) -> str:
-    """Return how far a running job is: snapshot 63 %."""
+    """Return the progress of a running job: snapshot 63 %."""
     total, done = row["total_bytes"], row["done_bytes"]
     amount = f" {done * 100 // total} %" if total else f" {size(done)}" if done else ""
     return f"{row['step'] or 'not yet begun'}{amount}"
@@ -86,7 +86,7 @@ def job(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
     if asked := one_line({name: part for name, part in row["request"].items() if part not in (False, "")}, zone):
         rows.append(("request", asked))
     if reserved := [name for name, part in row["request"].items() if part is None and name in RESERVED]:
-        rows.append(("not shown", f"{', '.join(reserved)}: for who may ask the same (access.operate in the policy)"))
+        rows.append(("not shown", f"{', '.join(reserved)}: only for users who may ask this (access.operate)"))
     blocks: list[Block] = [
         text(f"job {row['verb']} ", Cell(row["id"], "strong"), f" of {row['database']}" if row["database"] else ""),
         Table((), rows, indent=2),
@@ -101,13 +101,13 @@ def job(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         hints = [str(hint) for hint in problem.get("hints") or ()]
         blocks += [text(Cell(f"{hint_word(hint)}  ", "dim"), Cell(hint, "try"), indent=2) for hint in hints]
     if row["stderr_tail"]:
-        blocks.append(text(Cell("last words of the worker", "strong")))
+        blocks.append(text(Cell("last output of the worker", "strong")))
         blocks += [text(line, indent=2) for line in row["stderr_tail"].splitlines()]
     return blocks
 
 
 def finished(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return what a job that is done has achieved: one line that says it, more where there is more."""
+    """Return the result of a finished job: a line of summary, and details before it if there are any."""
     result = dict(row["result"] or {})
     took = span(seconds(row))
     match row["verb"]:
@@ -131,7 +131,7 @@ def finished(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
 
 
 def verdicts(blocks: list[Block]) -> list[Block]:
-    """Return what --quiet leaves of a finished job: the line with its result. If there is none, all are the result."""
+    """Return what --quiet keeps of a finished job: the summary line, or all lines if there is none."""
     said: list[Block] = [
         block for block in blocks if isinstance(block, Line) and block.cells[:1] and _word(block) in _VERDICTS
     ]
@@ -149,15 +149,15 @@ def _sweep(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: st
     blocks: list[Block] = []
     if marked := result.get("marked"):
         many = count(marked, "object")
-        words = f"{many} ({size(result.get('marked_bytes'))}) no longer needed, to be freed after a grace"
+        words = f"{many} ({size(result.get('marked_bytes'))}) no longer needed, to be freed after the grace period"
         blocks.append(text(words, indent=2))
     if young := result.get("young"):
         many = f"{count(young, 'object')} ({size(result.get('young_bytes'))})"
-        blocks.append(text(f"{many} of no backup, too young to judge: of failed jobs, or one that runs", indent=2))
+        blocks.append(text(f"{many} in no backup, too new to delete: from a failed job or a running one", indent=2))
     if result.get("next_at"):
-        blocks.append(text(f"more can be freed from {when(result['next_at'], now, zone)} on", indent=2))
+        blocks.append(text(f"more can be freed after {when(result['next_at'], now, zone)}", indent=2))
     if dry:
-        done = f"{freed} would be freed; nothing was" if result.get("objects") else "nothing could be freed now"
+        done = f"{freed} would be freed; nothing was deleted" if result.get("objects") else "nothing could be freed now"
     else:
         done = f"freed {freed}"
     verdict = Cell(f"storage {row['request'].get('storage')}: {done}", "strong")
@@ -181,7 +181,7 @@ def _backup(row: Json, result: Json, took: str) -> list[Block]:
         longer = f" longer than {span(blocked)}" if blocked else ""
         blocks.append(text(f"the application was never blocked{longer}", indent=2))
     if (result.get("facts") or {}).get("read_by") == "replication":
-        blocks.append(text("its server sent all of its files, which are not read here", indent=2))
+        blocks.append(text("the server sent its files over a replication connection; no file was read here", indent=2))
     grade = made.get("grade") or "stored"
     verdict = Cell(f"backup {made.get('id')} is {grade}", "strong")
     return [*blocks, text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]
@@ -217,7 +217,7 @@ def _expire(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: s
     rows: list[tuple[Cell | str, ...]] = [
         (Cell(ids[item["id"]], "strong"), when(ulid_at(item["id"]), now, zone), Cell(word, style),
          ", ".join(item.get("because") or ()))
-        for items, word, style in ((keep, "keep", ""), (drop, "goes" if dry else "gone", "warn"))
+        for items, word, style in ((keep, "keep", ""), (drop, "expire" if dry else "expired", "warn"))
         for item in items
     ]  # fmt: skip
     blocks: list[Block] = [text(Cell(str(row["database"]), "strong"))]
@@ -225,7 +225,6 @@ def _expire(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: s
     if plan.get("breaker"):
         confirm = Cell(f"dbguardctl prune {row['database']} --confirm {row['database']}", "try")
         blocks.append(text(Cell(f"{plan['breaker']}  ", "warn"), Cell("fix  ", "dim"), confirm, indent=2))
-    done = (
-        f"{len(drop)} would go, {len(keep)} stay; nothing was deleted" if dry else f"{len(drop)} gone, {len(keep)} stay"
-    )
+    done = f"{len(drop)} would expire, {len(keep)} kept; nothing was deleted"
+    done = done if dry else f"{len(drop)} expired, {len(keep)} kept"
     return [*blocks, text(_OK, "  ", Cell(f"{row['database']}: {done}", "strong"), f" \N{MIDDLE DOT} {took} in all")]

@@ -1,4 +1,4 @@
-"""Answers of backups: rows as a table or CSV, and where they come from."""
+"""Answers from backups: rows as a table or CSV, and which backup they come from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _HEAD = ("TABLE", "ADDED", "REMOVED", "CHANGED", "KEY", "NOTE")
 
 
 def said_of(result: Json, asked: str, zone: tzinfo | None) -> Iterator[Sequence[Cell | str]]:
-    """Yield lines that say which backup an answer is from, of which database of a server, and what that is worth."""
+    """Yield lines that tell which backup an answer is from, which database of a server, and how reliable it is."""
     grade = Cell("FAILED", "bad") if result["failure"] else Cell(result["grade"], _GRADES.get(result["grade"], ""))
     of = f" of database {asked}" if asked else ""
     at = Cell(absolute(result["created_at"], zone), "strong")
-    yield "as it was at ", at, f": backup {result['backup']}{of}, ", grade
+    yield "as of ", at, f": backup {result['backup']}{of}, ", grade
     if log := result.get("segments"):
-        partly = ", of which it reads what it needs: only a restore proves the whole"
+        partly = ", read only where needed: only a restore proves all of it"
         yield f"and {count(log, 'segment')} of its log{partly if result['sum_compared'] is False else ''}"
     for warning in result["warnings"]:
         yield Cell("note  ", "warn"), str(warning)
@@ -36,12 +36,12 @@ def said_of(result: Json, asked: str, zone: tzinfo | None) -> Iterator[Sequence[
 
 def cut_off(result: Json) -> Line:
     """Return the line that says that there are more rows."""
-    how = "allow more with --rows" if result["more"] == "rows" else "the answer would be too large: ask for less"
+    how = "raise the limit with --rows" if result["more"] == "rows" else "the answer would be too large, ask for less"
     return text(Cell("note  ", "warn"), f"only the first {count(result['rows'], 'row')}, there are more: {how}")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Block]:
-    """Return rows as a table; no row is a line that says so."""
+    """Return rows as a table, or a line that says that there are none."""
     if not rows:
         return [text(Cell("no rows", "dim"))]
     numbers = frozenset(
@@ -77,7 +77,7 @@ def _plain(item: Any) -> str:
 
 
 def taken_out(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
-    """Yield lines that say what of a table is where, and how it comes into a database."""
+    """Yield lines that tell where the rows of a table were written, and how to load them into a database."""
     where = f" is at {to}" if to else ""
     left = f" \N{MIDDLE DOT} without {count(result['triggers'], 'trigger')}" if result["triggers"] else ""
     yield Cell("ok", "good"), f"  table {result['table']}, {count(result['rows'], 'row')}{where}{left}"
@@ -86,22 +86,22 @@ def taken_out(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
 
 
 def _large(result: Json) -> Iterator[Sequence[Cell | str]]:
-    """Yield the line that says that large objects are in no table, where the rows have numbers of some."""
+    """Yield a line that says that large objects are not included, if the rows refer to any."""
     if columns := result.get("large_objects"):
-        one = "one comes by query: SELECT lo_get(NUMBER)"
-        yield Cell("note", "warn"), f"  large objects are not in it, only their numbers ({', '.join(columns)}); {one}"
+        one = f"only their numbers ({', '.join(columns)}); to get one: query with SELECT lo_get(NUMBER)"
+        yield Cell("note", "warn"), f"  large objects are not included, {one}"
 
 
 def _run(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
-    """Yield the line that says where it stands how a server runs what was written."""
+    """Yield a line that tells where to find how a server runs the written SQL."""
     if to and result.get("in_database"):
         from shlex import quote  # noqa: PLC0415 - only here
 
-        yield Cell("then  ", "dim"), Cell(f"head -4 {quote(to)}", "try"), "  # says how the live server runs it"
+        yield Cell("then  ", "dim"), Cell(f"head -4 {quote(to)}", "try"), "  # shows how to run it on the live server"
 
 
 def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Cell | str]]:
-    """Yield lines that say how many rows are missing, or changed, and what puts them back."""
+    """Yield lines that tell how many rows are missing or changed, and how to put them back."""
     from shlex import join  # noqa: PLC0415 - only here
 
     more = f", the first {result['listed']} shown" if result["listed"] < result["rows"] else ""
@@ -115,12 +115,12 @@ def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Ce
         yield from _run(result, to)
         yield from _large(result)
     if result.get("differing"):
-        yield Cell("note", "warn"), f"  {count(result['differing'], 'row')} of it are there with other values than then"
+        yield Cell("note", "warn"), f"  {count(result['differing'], 'row')} exist now with other values"
         yield Cell("try  ", "dim"), Cell(join([*_without_place(again), "--changed"]), "try")
 
 
 def _without_place(words: Sequence[str]) -> Iterator[str]:
-    """Yield words without the file that was just written."""
+    """Yield the words of a command line without --to and its file."""
     for at, word in enumerate(words):
         if word != "--to" and not word.startswith("--to=") and (not at or words[at - 1] != "--to"):
             yield word
@@ -186,7 +186,7 @@ def _short(item: Any) -> str:
 
 
 def csv_lines(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, terminal: bool) -> Iterator[str]:
-    """Yield rows as CSV (RFC 4180); a terminal gets no control characters of them."""
+    """Yield rows as CSV (RFC 4180); for a terminal, control characters are escaped."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)

@@ -1,4 +1,4 @@
-"""Restores: the plan of a dry run, and what a restore has put where."""
+"""Restores: the plan of a dry run, and the result of a restore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dbguardd.humanize import absolute, count, size, span
 
 Json = dict[str, Any]
 
-_KEPT = "what is there now is stored as a backup, which restore undo puts back"
+_KEPT = "the current state is stored as a backup; restore undo puts it back"
 
 
 def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
@@ -24,10 +24,10 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     elif plan.get("proven_at"):
         sure = f"proven {absolute(plan['proven_at'], zone)}"
     place = str(plan.get("to"))
-    untouched = "(replaces the live database)" if plan.get("in_place") else f"({name} itself is not touched)"
+    untouched = "(replaces the live database)" if plan.get("in_place") else f"({name} is not touched)"
     takes = plan.get("takes_seconds")
-    then = ", and the recovery along its log" if plan.get("log_bytes") else ""
-    free = f", {size(plan['free_bytes'])} are free" if plan.get("free_bytes") is not None else ""
+    then = ", plus the replay of its log" if plan.get("log_bytes") else ""
+    free = f", {size(plan['free_bytes'])} free" if plan.get("free_bytes") is not None else ""
     rows: list[tuple[Cell | str, ...]] = [
         ("from", f"backup {plan.get('backup')}, {sure}"),
         *([("and", f"{count(plan['segments'], 'segment')} of its log{_log(plan)}")] if plan.get("segments") else []),
@@ -35,18 +35,18 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         *([("before", f"{_KEPT}, for {plan['undo_days']} days")] if plan.get("undo_days") else []),
         *(("tablespace", f"{one['name']} ({one['from']}) to {one['to']}") for one in plan.get("tablespaces") or ()),
         ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
-        ("takes", f"about {span(takes)}{then}" if takes is not None else "unknown: no restore of it was measured"),
+        ("takes", f"about {span(takes)}{then}" if takes is not None else "unknown: no restore has been measured"),
         ("do it", Cell(command(row, plan), "try")),
     ]
     if not plan.get("in_place") and plan.get("replaceable", True):
         more = Cell("... --in-place", "try")
         rows.append(("replace", more))
-    lead = f"  as it was at {absolute(plan.get('created_at'), zone)} ({plan.get('created_at')})"
+    lead = f"  as of {absolute(plan.get('created_at'), zone)} ({plan.get('created_at')})"
     return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2), *_warnings(plan)]
 
 
 def _log(plan: Json) -> str:
-    """Say how much log that is, and what is its end if it is no time."""
+    """Return the amount of log, and its end if that is not a time."""
     much = f", {size(plan['log_bytes'])}" if plan.get("log_bytes") is not None else ""
     place = f", to {plan['lsn']}" if plan.get("lsn") else ""
     return f"{much}{place}" + (f", to the restore point {plan['name']!r}" if plan.get("name") else "")
@@ -57,7 +57,7 @@ def _warnings(plan: Json) -> list[Block]:
 
 
 def command(row: Json, plan: Json) -> str:
-    """Return the command that does what a dry run has planned: the very backup, or the very moment."""
+    """Return the command that does what a dry run has planned, with exactly that backup or moment."""
     asked = row["request"]
     which = ["--at", str(plan["created_at"])] if plan.get("segments") else ["--id", str(plan.get("backup") or "")]
     for place in ("lsn", "name"):
@@ -75,21 +75,21 @@ def _quoted(word: str) -> str:
 
 
 def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Block]:
-    """Return what was restored where, what was compared, and the way back."""
+    """Return what was restored to where, what was compared, and how to undo it."""
     plan = result.get("plan") or {}
     found = result.get("findings") or []
     blocks = findings(found, verdict=False)
     outcomes = {one.get("outcome") for one in found}
-    point = f" as it was at {absolute(plan['created_at'], zone)}" if plan.get("created_at") else ""
-    done = Cell(f"{row['database']}{point} is at {result.get('target')}", "strong")
+    point = f" as of {absolute(plan['created_at'], zone)}" if plan.get("created_at") else ""
+    done = Cell(f"{row['database']}{point} restored to {result.get('target')}", "strong")
     word, but = Cell("ok", "good"), ""
-    if "failed" in outcomes:  # of rights: other content is no restore
-        word, but = Cell("done", "warn"), ", without all of its rights"
-    elif "inconclusive" in outcomes and row["verb"] != "undo":  # what is put back was kept without a fingerprint
-        word, but = Cell("UNSURE", "warn"), ", and was not compared in full"
+    if "failed" in outcomes:  # only permissions may fail: different content fails the restore
+        word, but = Cell("done", "warn"), ", but not with all its permissions"
+    elif "inconclusive" in outcomes and row["verb"] != "undo":  # the state that undo puts back has no fingerprint
+        word, but = Cell("UNSURE", "warn"), ", but could not be compared in full"
     blocks += [*_warnings(plan), text(word, "  ", done, f"{but} \N{MIDDLE DOT} {took} in all")]
     if result.get("safety_copy"):
-        blocks.append(text(f"the state before is kept as backup {result['safety_copy']}", indent=4))
+        blocks.append(text(f"the previous state is kept as backup {result['safety_copy']}", indent=4))
     if result.get("undo"):
         blocks.append(text(Cell("undo  ", "dim"), Cell(str(result["undo"]), "try"), indent=4))
     return blocks

@@ -1,4 +1,4 @@
-"""`protect`: what was found, what was written, and what that promises."""
+"""`protect`: what was found, what was written, and what the protection means."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def protected(answer: Json, *, whole: bool) -> list[Block]:
-    """Return what was found and written; the `whole` drop-in, or only how long it is."""
+    """Return what was found and written; with `whole`, also the text of the drop-in."""
     blocks: list[Block] = []
     for word, name in (
         ("found", "found"),
@@ -27,9 +27,9 @@ def protected(answer: Json, *, whole: bool) -> list[Block]:
         if answer.get(name):
             blocks.append(text(Cell(f"{word:<11} ", "dim"), str(answer[name])))
     if spared := int(answer.get("spared") or 0):
-        gone = f"{count(spared, 'older backup')} would go at once by the usual `keep`"
-        blocks.append(text(Cell("keeps all   ", "dim"), f"{gone}, so the file has a `keep` of 100 years."))
-        blocks.append(text("            When they may go, take that line out, look at what goes, and accept it:"))
+        gone = f"{count(spared, 'older backup')} would be deleted at once under the usual `keep`"
+        blocks.append(text(Cell("keeps all   ", "dim"), f"{gone}, so the drop-in sets a `keep` of 100 years."))
+        blocks.append(text("            When they may be deleted, remove that line, see what would go, and accept it:"))
         blocks.append(text("            ", Cell("dbguardctl config diff", "try")))
         blocks.append(text("            ", Cell("dbguardctl config accept", "try")))
     policy = str(answer.get("text") or "").rstrip()
@@ -37,7 +37,7 @@ def protected(answer: Json, *, whole: bool) -> list[Block]:
 
 
 def unprotected(answer: Json) -> list[Block]:
-    """Return what was taken away, what stays, and how that is reached."""
+    """Return what was removed, what stays, and how to use it."""
     name, kept = str(answer["database"]), int(answer["backups"])
     stay = f"its {count(kept, 'backup')} {'stays' if kept == 1 else 'stay'}, and nothing deletes them" if kept else ""
     if answer.get("would_remove"):
@@ -45,12 +45,12 @@ def unprotected(answer: Json) -> list[Block]:
         return [*blocks, text(f"No new backups would be made of {name}" + (f"; {stay}." if stay else "; it has none."))]
     blocks = [
         text(Cell("removed   ", "dim"), str(answer["removed"])),
-        text(Cell("ok", "good"), "  ", Cell(f"{name} is protected no longer", "strong"), f"; {stay}." if stay else "."),
+        text(Cell("ok", "good"), "  ", Cell(f"{name} is no longer protected", "strong"), f"; {stay}." if stay else "."),
     ]
     if kept:
         blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
         blocks.append(text(Cell("look      ", "dim"), Cell(f"dbguardctl list {name}", "try")))
-        blocks.append(text("To be rid of the older ones one day, protect it again with a smaller `keep`."))
+        blocks.append(text("To delete the older ones some day, protect it again with a smaller `keep`."))
     more = " --continuous" * bool(answer.get("continuous"))
     again = Cell(
         f"dbguardctl protect {quote(str(answer['path']))}{' --adopt' if kept else ' --name'} {name}{more}", "try"
@@ -59,7 +59,7 @@ def unprotected(answer: Json) -> list[Block]:
 
 
 def loaded(answer: Json, zone: tzinfo | None) -> list[Block]:
-    """Return what a reload has to say besides that it succeeded."""
+    """Return what a reload reports besides its success."""
     blocks: list[Block] = [
         text(Cell("warning  ", "warn"), str(line), indent=4) for line in answer.get("warnings") or ()
     ]
@@ -88,7 +88,7 @@ def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list
         blocks.append(
             text(
                 Cell("more      ", "dim"),
-                "any second, by continuous = true in its policy: what that needs, says ",
+                "any second, with continuous = true in its policy; what that needs: ",
                 needs,
             )
         )

@@ -1,4 +1,4 @@
-"""`status`: one screen that says what could be restored, when that was proven, how long it takes, what to do."""
+"""`status`: one screen with what could be restored, when that was proven, how long it takes, and what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NEEDY = frozenset((Health.FAILING, Health.LATE, Health.UNPROVEN))
 
 
 def needs_attention(answer: Json) -> bool:
-    """True if a person should look: the exit status of `status` is 3 then. A pause or an orphan is no such thing."""
+    """True if a person should look, and `status` exits with 3. A pause or an orphan alone does not count."""
     return bool(
         answer.get("attention")
         or answer.get("policy_problem")
@@ -54,7 +54,7 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
         partial = [row for row in rows if left_out(row)]
         blocks += [Line(), table, *(text(Cell(f"{row['name']} has {left_out(row)}", "dim")) for row in partial)]
     elif any(not row["ok"] or row["stored_bytes"] is None for row in answer["storages"]):
-        blocks += [Line(), text("The policy names no database. Of which there are backups is not known: see below.")]
+        blocks += [Line(), text("The policy names no database. Which databases have backups is not known: see below.")]
     else:
         protect = Cell("dbguardctl protect PATH", "try")
         blocks += [Line(), text("No database is protected yet.  ", Cell("fix  ", "dim"), protect)]
@@ -65,12 +65,12 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
 
 
 def is_bare(key: Json) -> bool:
-    """Say if a key is known to be the only one: of a repository that was not read, nobody knows who else opens it."""
+    """Return whether a key is known to have no recovery; before its repository was read, that is unknown."""
     return not key["recovery"] and bool(key.get("known", True))
 
 
 def _wrong(answer: Json, rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return what is wrong, each thing once: a key without recovery has a line of its own at the end."""
+    """Return all problems, each once: a key without recovery has its own line at the end."""
     bare = [key["name"] for key in answer["keys"] if is_bare(key)]
     said = tuple(f"key {name} has no recovery recipient" for name in bare)
     hinted = frozenset(f"dbguardctl key recovery-sheet {name}" for name in bare)
@@ -147,7 +147,7 @@ def _next(row: Json, now: datetime, zone: tzinfo | None) -> str:
 
 
 def trouble(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return what is wrong with a database, worst first, and what to do about it: lines that can be pasted."""
+    """Return the problems of a database, worst first, and commands that help."""
     style = _STYLES.get(row["state"], "warn")
     problem, hints = row["problem"] or {}, list(row["hints"])
     lines = list(row["attention"])
@@ -174,9 +174,9 @@ def _plain_state(row: Json) -> str:
     if not row["backups"]:
         return "there is no backup yet."
     if row["state"] == Health.UNPROVEN:
-        return "a backup exists, but no restore of the newest has been proven."
+        return "a backup exists, but the newest has not been proven by a restore."
     if row["state"] == Health.LATE:
-        return "the last backup is older than it should be."
+        return "the last backup is older than the goal allows."
     return "the last run failed."
 
 
@@ -199,19 +199,20 @@ def _storages(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | No
         if not row["ok"]:
             problem = row["problem"] or {"message": "not reachable", "code": "DBG-3001"}
             if again := problem.get("next_try_at"):
-                waits = f"What is in it is not known; reading it is tried again {when(again, now, zone, seconds=True)}."
+                soon = when(again, now, zone, seconds=True)
+                waits = f"Its content is not known. The next attempt to read it is {soon}."
                 problem = {**problem, "detail": f"{problem.get('detail') or ''}\n{waits}".strip()}
             blocks += _problem(f"storage {row['name']}", problem, screen, "bad")
             continue
         unread = row["stored_bytes"] is None
         if unread and row.get("reading_job"):
-            words = f" storage {row['name']}: the backups in {row['url']} are just being read."
+            words = f" storage {row['name']}: the backups in {row['url']} are being read now."
             blocks.append(text(screen.mark("warn"), words))
             watch = Cell(f"dbguardctl job watch {row['reading_job']}", "try")
             blocks.append(text(Cell("try  ", "dim"), watch, indent=4))
         elif unread:
             blocks.append(text(screen.mark("warn"), f" storage {row['name']}: the backups in {row['url']} are not read"
-                               " yet, so that nothing of them is shown."))  # fmt: skip
+                               " yet, so none are shown."))  # fmt: skip
             blocks.append(text(Cell("try  ", "dim"), Cell("dbguardctl reload", "try"), indent=4))
         held = "not read yet" if unread else f"{size(row['stored_bytes'])} stored"
         parts = [f"storage  {row['name']}: {row['url']}, {held}"]
@@ -225,7 +226,7 @@ def _storages(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | No
         blocks.append(text(*parts))
         if beside := row.get("beside"):
             names = ", ".join(beside[:_NAMED]) + (f" and {len(beside) - _NAMED} more" if len(beside) > _NAMED else "")
-            blocks.append(text(f"on the same file system as {names}: what takes that takes both", indent=9))
+            blocks.append(text(f"on the same file system as {names}: one failure there loses both", indent=9))
     return blocks
 
 
@@ -245,7 +246,7 @@ def _keys(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) 
                 blocks.append(text(Cell("try  ", "dim"), Cell(f"dbguardctl key recovery-test {row['name']}", "try"),
                                    indent=9))  # fmt: skip
         elif not is_bare(row):
-            words = f" key {row['name']}: who could open the backups is not known before they are read."
+            words = f" key {row['name']}: who can open the backups is not known until they have been read."
             blocks.append(text(screen.mark("warn"), words))
         else:
             blocks += [
@@ -257,12 +258,12 @@ def _keys(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) 
 
 
 def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return what `status NAME` says of one database."""
+    """Return what `status NAME` shows of one database."""
     style = _STYLES.get(row["state"], "warn")
     since, to = row["recoverable_since_at"], row["recoverable_to_at"]
     window = _nothing(row) if not to else f"{when(to, now, zone)} ({_age(to, now)} ago)"
     if since and since != to:
-        window += f", the oldest proven backup is of {when(since, now, zone)}"
+        window += f", the oldest proven backup is from {when(since, now, zone)}"
     proven = "never"
     if row["last_proven_at"]:
         proven = when(row["last_proven_at"], now, zone)
@@ -280,7 +281,7 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
     if left := left_out(row):
         rows.append(("left out", left))
     if row["continuous"]:
-        followed = f"is followed; dbguardctl list {row['name']} says which seconds can be restored"
+        followed = f"followed; dbguardctl list {row['name']} shows which seconds can be restored"
         rows.insert(1, ("its log", "see below" if row.get("log_problem") else followed))
         rows.insert(3, ("its log proven", log_proof(row.get("log_proof"), now, zone)))
     if row["running_job"]:

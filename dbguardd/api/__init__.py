@@ -1,4 +1,4 @@
-"""The socket: who asks (peer), what may be asked (routes), how it is answered (exchange, server)."""
+"""The API on the socket: the identity of peers (peer), the routes, and the handling of requests (exchange, server)."""
 
 from dbguardd.api.exchange import Limits
 from dbguardd.api.server import Running, serve

@@ -1,4 +1,4 @@
-"""What a handler gets and gives: an admitted request, a reply that knows no HTTP library."""
+"""What a handler receives and returns: a checked request, and a reply that knows no HTTP library."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dbguardd.wire import Event
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request whose peer has the role for it, and of which every part was checked."""
+    """One request whose peer has the required role, and all of whose parts were checked."""
 
     service: Service
     actor: Actor
     role: Role
-    path: Mapping[str, str]  # what stands for the {names} of the route
+    path: Mapping[str, str]  # the values of the {names} in the route
     query: Mapping[str, Any]  # every parameter of the route, typed
     body: Mapping[str, Any]  # every field of the route's request, typed
-    headers: Mapping[str, str]  # read only what the route documents
-    finish: Callable[[Awaitable[Json]], Awaitable[Json]]  # goes on when the peer hangs up: for what changes things
+    headers: Mapping[str, str]  # read only those that the route documents
+    finish: Callable[[Awaitable[Json]], Awaitable[Json]]  # runs on if the peer hangs up: for whatever changes state
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer whose status or headers are not the ordinary ones."""
+    """An answer with its own status or headers."""
 
     status: int
     content: Json
@@ -36,21 +36,21 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An answer that goes on: server-sent events. None stands for a heartbeat."""
+    """An answer without an end: server-sent events. None stands for a heartbeat."""
 
     events: AsyncIterator[Event | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """An answer that is the bytes of a file, from its start. It is closed when they are sent, or cannot be."""
+    """An answer that consists of the bytes of a file, from its start. The file is closed when they are sent or fail."""
 
     file: IO[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """No fields."""
+    """A request without fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Protect:
 
 @dataclass(frozen=True, slots=True)
 class Unprotect:
-    """Take the policy of a database away; its backups stay."""
+    """Remove the policy of a database; its backups stay."""
 
     confirm: str = field(default="", metadata={"help": "the name of the database, typed in full"})
     dry_run: bool = field(default=False, metadata={"help": "say what would be removed, and remove nothing"})
@@ -96,7 +96,7 @@ class RecoveryTest:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryDrop:
-    """Let a recovery recipient open the repositories no longer."""
+    """Stop a recovery recipient from opening the repositories."""
 
     recipient: str = field(metadata={"help": "the recipient, age1..., or its first characters"})
     confirm: str = field(default="", metadata={"help": "the same again, needed for the last one"})
@@ -104,6 +104,6 @@ class RecoveryDrop:
 
 @dataclass(frozen=True, slots=True)
 class Recover:
-    """Let this machine open the repositories again, by the copy on the recovery sheet."""
+    """Let this machine open the repositories again, with the copy on the recovery sheet."""
 
     identity: str = field(metadata={"help": "the secret on the recovery sheet, as typed"})

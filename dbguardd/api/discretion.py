@@ -1,6 +1,6 @@
-"""What is left out for who may only read: what others look for in the past, and what was said of it (decision 0077).
+"""Hides from users who may only read what others look for in the past, and errors about that (decision 0077).
 
-A condition names persons. It is there for those who may ask the same, and for good in the audit log.
+A search condition may identify people. Users who may ask the same see it, and the audit log keeps it permanently.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dbguardd.states import Role
 
 
 def job(row: Json, role: Role) -> Json:
-    """Return a job as this role may see it: what is left out of its request is null."""
+    """Return a job as this role may see it; hidden fields of its request are null."""
     if role is not Role.READ or row["verb"] not in QUESTION_VERBS:
         return row
     problem = None if row["problem"] is None else bare(row["problem"])

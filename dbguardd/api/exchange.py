@@ -1,8 +1,8 @@
-"""One request and its answer: who asks, may they, is every part of it right, what came out.
+"""Handles one request: identifies the peer, checks its role and every part of the request, and sends the answer.
 
 The order is part of the contract. Nothing is looked up before the role is known to suffice, so that a refusal is the
-same whether an object exists or not. Nothing leaves but JSON, problem objects and events; a bug leaves a line in the
-journal and an Internal error without its trace.
+same whether an object exists or not. Answers are JSON, problem objects, events or bytes; a bug is logged with its
+trace, and the peer gets an Internal error without it.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ Finish = Callable[[Awaitable[Json]], Awaitable[Json]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What peers may hold, and for how long one may keep us waiting."""
+    """How much peers may use, and how long one may keep the server waiting."""
 
     connections: int = 64
     connections_per_uid: int = 16
-    connections_of_strangers: int = 8  # peers without a role, together: enough to be told so, not to be in the way
+    connections_of_strangers: int = 8  # peers without a role, together: enough to tell them so, too few to block others
     request_seconds: float = 5.0  # from connecting to the end of the first request's head
     body_seconds: float = 10.0
-    answer_seconds: float = 30.0  # for taking an answer, or one event
-    denied_seconds: float = 0.5  # a refusal is written down; this is how fast one peer can make us write
+    answer_seconds: float = 30.0  # for reading an answer, or one event
+    denied_seconds: float = 0.5  # a refusal is recorded; this limits how fast one peer can make us write
     idle_seconds: float = 30.0  # from an answer to the end of the next request's head
 
 
-class _Refused(Exception):  # noqa: N818 - not an error of ours: an answer with a status that no row of the table has
-    """A Usage error that HTTP has its own status for."""
+class _Refused(Exception):  # noqa: N818 - not an error of the table: it carries a status that no row has
+    """A Usage error for which HTTP has a specific status."""
 
     def __init__(self, status: int, error: GuardError, headers: Mapping[str, str]) -> None:
         super().__init__(error.message)
@@ -61,7 +61,7 @@ class _Refused(Exception):  # noqa: N818 - not an error of ours: an answer with 
 
 
 async def exchange(service: Service, request: web.BaseRequest, finish: Finish, limits: Limits) -> web.StreamResponse:
-    """Answer one request. Raises nothing but cancellation; a peer that hung up gets no answer."""
+    """Answer one request. Raises nothing but cancellation; a peer that has hung up gets no answer."""
     try:
         answer = await _answer(service, request, finish, limits.body_seconds)
         body = _encoded(answer) if isinstance(answer, Reply) else b""
@@ -105,7 +105,7 @@ async def _answer(
 
 
 def _least(request: web.BaseRequest) -> Role:
-    """Return the least role that may ask this; who has none learns nothing else, not even what there is."""
+    """Return the least role that may ask this; a peer without a role does not even learn which paths exist."""
     with suppress(GuardError, _Refused):
         return _route(request)[0].role
     return Role.READ
@@ -115,7 +115,7 @@ def _who(request: web.BaseRequest) -> Actor:
     connection = request.get_extra_info("socket")
     try:
         return identify(connection)
-    except (OSError, AttributeError) as error:  # it hung up meanwhile; nobody will read this
+    except (OSError, AttributeError) as error:  # it has hung up; nobody will read this
         raise DaemonUnreachable("connection: closed before the request was read") from error
 
 
@@ -125,7 +125,7 @@ def _denied(service: Service, actor: Actor, role: Role | None, needed: Role, act
     return NotPermitted(
         f"{actor.user} (uid {actor.uid}): {may}",
         detail=f"{action} needs the role {needed}.",
-        # Without a role that is refused as well.
+        # A peer without a role could not run it either.
         hints=() if role is None else (f"dbguardctl config explain access.{needed}",),
         facts={"needed_role": str(needed), "uid": actor.uid},
     )
@@ -155,7 +155,7 @@ async def _fields(request: web.BaseRequest, route: Route, body_seconds: float) -
 
 
 async def _read(request: web.BaseRequest, body_seconds: float) -> bytes:
-    """Return the body, at most MAX_REQUEST_BYTES of it, if it comes in time."""
+    """Return the body, at most MAX_REQUEST_BYTES, if it arrives in time."""
     limit = f"A request has at most {MAX_REQUEST_BYTES} bytes."
     if (request.content_length or 0) > MAX_REQUEST_BYTES:
         raise TooLarge("request: too large", detail=limit)
@@ -174,7 +174,7 @@ async def _read(request: web.BaseRequest, body_seconds: float) -> bytes:
 
 
 def _failure(error: Exception, request: web.BaseRequest) -> Reply:
-    """Return the problem object of an error; what is no error of ours is a bug and says nothing more than that."""
+    """Return the problem object of an error; any other exception is a bug and reveals nothing more than that."""
     path = request.rel_url.raw_path[:200]
     headers: Mapping[str, str] = {}
     status, told = None, error
@@ -188,25 +188,25 @@ def _failure(error: Exception, request: web.BaseRequest) -> Reply:
 
 
 def _encoded(reply: Reply) -> bytes:
-    """Return the JSON of an answer, in ASCII: names of files may be any bytes, and surrogates stand for some."""
+    """Return an answer as ASCII JSON: file names may be any bytes, and some appear as surrogates."""
     return (json.dumps(reply.content, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
 async def _reply(request: web.BaseRequest, reply: Reply, body: bytes, seconds: float) -> web.StreamResponse:
     response = web.Response(body=body, status=reply.status, headers={**_JSON, **reply.headers})
     if reply.status == TooLarge.http_status:
-        response.force_close()  # what else it wants to send is not read
+        response.force_close()  # the rest of the request is not read
     try:
         async with asyncio.timeout(seconds):
             await response.prepare(request)
             await response.write_eof()
-    except (TimeoutError, ConnectionError):  # it does not read, or has hung up: neither is an error of ours
+    except (TimeoutError, ConnectionError):  # the peer does not read, or has hung up: not an error of ours
         _cut(request)
     return response
 
 
 async def _stream(request: web.BaseRequest, stream: Stream, seconds: float) -> web.StreamResponse:
-    """Send events as they come until the peer hangs up, or is cut because it does not read."""
+    """Send events as they occur until the peer hangs up, or is disconnected because it does not read."""
     response = web.StreamResponse(headers={**_JSON, "Content-Type": "text/event-stream"})
     try:
         async with asyncio.timeout(seconds):
@@ -217,13 +217,13 @@ async def _stream(request: web.BaseRequest, stream: Stream, seconds: float) -> w
                 async with asyncio.timeout(seconds):
                     await response.write(_event(event))
         await response.write_eof()
-    except (TimeoutError, ConnectionError):  # it does not read, or has hung up: neither is an error of ours
+    except (TimeoutError, ConnectionError):  # the peer does not read, or has hung up: not an error of ours
         _cut(request)
     return response
 
 
 async def _download(request: web.BaseRequest, download: Download, seconds: float) -> web.StreamResponse:
-    """Send the bytes of a file as fast as the peer takes them, or until it does not any more."""
+    """Send the bytes of a file as fast as the peer reads them; disconnect a peer that stops reading."""
     response = web.StreamResponse(headers={**_JSON, "Content-Type": "application/octet-stream"})
     with download.file as file:
         try:
@@ -235,7 +235,7 @@ async def _download(request: web.BaseRequest, download: Download, seconds: float
                 async with asyncio.timeout(seconds):
                     await response.write(portion)
             await response.write_eof()
-        except (TimeoutError, OSError):  # it does not read, has hung up, or the disk fails: it sees that bytes lack
+        except (TimeoutError, OSError):  # the peer stopped reading or hung up, or the disk failed: the answer is short
             _cut(request)
     return response
 

@@ -1,4 +1,4 @@
-"""What each route does: hand the checked request to the service and give its answer a shape."""
+"""The handlers of the routes: each passes the checked request to the service and shapes its answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def status(ask: Ask) -> Json:
 
 
 def backups(ask: Ask) -> Json:
-    """The backups of one database, newest first, with what keeps each; and those that can be recalled."""
+    """The backups of one database, newest first, with what keeps each; and the expired ones that can be recalled."""
     rows = ask.service.backups(ask.path["name"])
     if not ask.query["all"]:
         rows = rows[:_NEWEST]
@@ -41,13 +41,13 @@ def backups(ask: Ask) -> Json:
 
 
 def show(ask: Ask) -> Json:
-    """One backup, job or database in full; by id, by the first characters of an id, or by name."""
+    """One backup, job or database in full; by its id, the first characters of the id, or its name."""
     found = ask.service.show(ask.path["id"])
     return {**found, "job": discretion.job(found["job"], ask.role)} if found["kind"] == "job" else found
 
 
 async def submit(ask: Ask) -> Reply:
-    """Queue a job; 202 with its place, or 200 when it ended while the peer waited."""
+    """Queue a job; 202 with its location, or 200 if it ended while the peer waited."""
     key = ask.headers.get("Idempotency-Key")
     if key is not None and (not 0 < len(key) <= _MAX_KEY or unfit(key)):
         raise Usage(f"Idempotency-Key: 1 to {_MAX_KEY} printable characters are expected")
@@ -64,7 +64,7 @@ def jobs(ask: Ask) -> Json:
 
 
 async def job(ask: Ask) -> Json:
-    """One job; with wait, when it has ended."""
+    """One job; with wait, after it has ended."""
     found = ask.service.job(ask.path["id"])
     if ask.query["wait"]:
         found = await ask.service.wait(found.id, ask.query["wait"])
@@ -72,7 +72,7 @@ async def job(ask: Ask) -> Json:
 
 
 def answer(ask: Ask) -> Download:
-    """The answer to a question: once, and only to the user who asked; it is kept nowhere."""
+    """The answer to a question: once, and only to the user who asked; it is not stored."""
     return Download(ask.service.answer(ask.path["id"], ask.actor))
 
 
@@ -82,7 +82,7 @@ def cancel(ask: Ask) -> Json:
 
 
 def events(ask: Ask) -> Json | Stream:
-    """Events of a range as JSON, or, when the peer accepts text/event-stream, those after an id as they happen."""
+    """Events of a range as JSON; or, if the peer accepts text/event-stream, those after an id as they occur."""
     query, names = ask.query, [field.name for field in fields(EventRange)]
     asked = EventRange(**{name: query[name] for name in names})
     if "text/event-stream" not in ask.headers.get("Accept", ""):
@@ -104,7 +104,7 @@ def pause(ask: Ask) -> Json:
 
 
 def resume(ask: Ask) -> Json:
-    """Take up the schedule of a database again."""
+    """Resume the schedule of a database."""
     return ask.service.resume(ask.path["name"], ask.actor)
 
 
@@ -127,12 +127,12 @@ async def recall(ask: Ask) -> Json:
 
 
 def schedule(ask: Ask) -> Json:
-    """What runs next."""
+    """The next planned runs."""
     return ask.service.schedule(ask.query["next"])
 
 
 async def reload(ask: Ask) -> Json:
-    """Read the policy again."""
+    """Reload the policy."""
     return await ask.finish(ask.service.reload(ask.actor))
 
 
@@ -142,7 +142,7 @@ async def protect(ask: Ask) -> Json:
 
 
 async def unprotect(ask: Ask) -> Json:
-    """Take the policy of a database away and reload; its backups stay."""
+    """Remove the policy of a database and reload; its backups stay."""
     return await ask.finish(ask.service.unprotect(ask.path["name"], ask.body, ask.actor))
 
 
@@ -162,12 +162,12 @@ def config_diff(ask: Ask) -> Json:
 
 
 async def config_accept(ask: Ask) -> Json:
-    """Take over a policy that deletes backups."""
+    """Put a policy into force that deletes backups."""
     return await ask.finish(ask.service.config_accept(ask.actor))
 
 
 def config_explain(ask: Ask) -> Json:
-    """What a setting means, its value and where that stands."""
+    """What a setting means, its value and its origin."""
     if ask.query["key"] is None:
         raise Usage("key: missing", hints=("dbguardctl config explain database.NAME.keep",))
     return ask.service.config_explain(ask.query["key"])
@@ -189,7 +189,7 @@ def credentials(ask: Ask) -> Json:
 
 
 async def recovery_sheet(ask: Ask) -> Json:
-    """Make a recovery key and return its sheet: once, it is not kept."""
+    """Make a recovery key and return its sheet: once, it is not stored."""
     return await ask.finish(ask.service.recovery_sheet(ask.path["name"], ask.actor))
 
 
@@ -199,7 +199,7 @@ async def recovery_test(ask: Ask) -> Json:
 
 
 async def recovery_drop(ask: Ask) -> Json:
-    """Let a recovery recipient, of a sheet that is lost, open the repositories no longer."""
+    """Stop a recovery recipient, for example of a lost sheet, from opening the repositories."""
     name, body = ask.path["name"], ask.body
     if not body["recipient"]:
         raise Usage("recipient: must not be empty")
@@ -207,7 +207,7 @@ async def recovery_drop(ask: Ask) -> Json:
 
 
 async def recover(ask: Ask) -> Json:
-    """Let this machine open the repositories again, by a recovery key."""
+    """Let this machine open the repositories again, with a recovery key."""
     return await ask.finish(ask.service.recover(ask.path["name"], ask.body["identity"], ask.actor))
 
 

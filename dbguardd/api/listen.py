@@ -1,4 +1,4 @@
-"""The listening socket: inherited from systemd, or made so that nobody slips in or is pushed out."""
+"""The listening socket: inherited from systemd, or created so that no other process can replace or displace it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _FIRST_INHERITED = 3  # sd_listen_fds(3)
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that listens and does not block; close() ends it and removes what was made for it."""
+    """A non-blocking listening socket; close() closes it and removes the files that were created for it."""
 
     socket: socket.socket
-    made: tuple[Path, int, int] | None  # path, device and inode of the socket file, if we made it
-    lock: int | None  # holds PATH.lock for as long as we listen
+    made: tuple[Path, int, int] | None  # path, device and inode of the socket file, if this process created it
+    lock: int | None  # holds PATH.lock while listening
 
     def close(self) -> None:
-        """Stop listening. The socket file goes only if it is still ours."""
+        """Stop listening. The socket file is removed only if it is still the one that this process created."""
         self.socket.close()
         if self.made is not None:
             path, device, inode = self.made
@@ -41,9 +41,9 @@ class Listener:
 
 
 def listen(path: Path, group: str | None, mode: int, environ: Mapping[str, str], pid: int) -> Listener:
-    """Return the socket that systemd passed (LISTEN_FDS), or one made at `path`.
+    """Return the socket that systemd passed (LISTEN_FDS), or one created at `path`.
 
-    Raises SecondInstance (somebody answers there, or holds its lock), PolicyUnsafe, PolicyInvalid, Usage.
+    Raises SecondInstance (another process listens there or holds its lock), PolicyUnsafe, PolicyInvalid, Usage.
     """
     inherited = _inherited(path, environ, pid)
     if inherited is not None:
@@ -82,7 +82,7 @@ def _inherited(path: Path, environ: Mapping[str, str], pid: int) -> socket.socke
 
 
 def _safe_directory(directory: Path) -> None:
-    """Make the directory if only it is missing; refuse one in which others could swap the socket."""
+    """Create the directory if only its last part is missing; refuse one in which others could replace the socket."""
     if not directory.exists():
         directory.mkdir(mode=0o755)
     seen = directory.stat()
@@ -98,7 +98,7 @@ def _safe_directory(directory: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Hold PATH.lock: two daemons that start together cannot both find the socket dead."""
+    """Take PATH.lock: without it, two daemons that start together could both find the socket unused."""
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,7 +109,7 @@ def _lock(path: Path) -> int:
 
 
 def _not_answered(path: Path) -> None:
-    """Refuse when somebody listens at the path without our lock, or when it is no socket at all."""
+    """Refuse if a process listens at the path without the lock, or if the file there is not a socket."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise PolicyUnsafe(f"{path}: is in the way and is not a socket", hints=(f"ls -l {path}",))
@@ -121,19 +121,19 @@ def _not_answered(path: Path) -> None:
             probe.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return
-        except OSError as error:  # EAGAIN: it listens and its queue is full; anything else is not ours to replace
+        except OSError as error:  # EAGAIN: it listens and its queue is full; on other errors, do not replace it either
             raise SecondInstance(f"{path}: somebody listens there", detail=error.strerror or str(error)) from error
     raise SecondInstance(f"{path}: somebody listens there")
 
 
 def _make(path: Path, group: str | None, mode: int, lock: int) -> Listener:
-    """Bind under another name, set mode and group, listen, then take the name: never half-made."""
+    """Bind under a draft name, set mode and group, listen, then rename to the path: no half-made socket is visible."""
     mark = "+" if path.name.startswith("~") else "~"
     draft = path.with_name(mark + path.name[1:])  # not longer than the path itself: the kernel allows 107 bytes
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if draft.is_socket():
-            draft.unlink()  # left by a start that was killed; we hold the lock, so nobody else is making one
+            draft.unlink()  # left by a killed start; we hold the lock, so no other process is creating one
         made.bind(str(draft))
         draft.chmod(mode)
         if group is not None:

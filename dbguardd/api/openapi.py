@@ -23,7 +23,7 @@ _SIMPLE: Mapping[Any, str] = {str: "string", int: "integer", float: "number", bo
 
 
 def describe(routes: Iterable[Route]) -> Json:
-    """Return the whole document."""
+    """Return the complete document."""
     schemas: Json = {"Problem": _problem()}
     paths: Json = {}
     for route in routes:

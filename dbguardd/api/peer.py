@@ -1,7 +1,7 @@
-"""Who is at the other end of a Unix socket, as the kernel says; nothing of it comes from the request.
+"""Identifies the peer of a Unix socket from what the kernel reports; nothing comes from the request.
 
-SO_PEERCRED gives process, user and group at the moment of connect(); SO_PEERGROUPS the supplementary groups of that
-moment. getsockopt hands out at most 1024 bytes to Python (256 groups); above that the user database is asked.
+SO_PEERCRED gives process, user and group at the time of connect(), SO_PEERGROUPS the supplementary groups at that time.
+getsockopt returns at most 1024 bytes to Python (256 groups); for more groups the user database is asked.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class Peered(Protocol):
-    """A connected Unix socket, or what asyncio shows of one."""
+    """A connected Unix socket, or asyncio's view of one."""
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
 
 
 def identify(connection: Peered) -> Actor:
-    """Return who connected. Raises OSError when the connection is gone."""
+    """Return the user who connected. Raises OSError if the connection is gone."""
     pid, uid, gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     try:
         user = pwd.getpwuid(uid).pw_name
@@ -43,6 +43,6 @@ def _groups(connection: Peered, user: str, gid: int) -> frozenset[int]:
             raise
         try:
             return frozenset(os.getgrouplist(user, gid))
-        except KeyError:  # a user without an entry has no group but the one it came with
+        except KeyError:  # a user without an entry has only the group of the connection
             return frozenset((gid,))
     return frozenset((gid, *struct.unpack(f"{len(raw) // 4}I", raw)))

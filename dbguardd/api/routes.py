@@ -1,7 +1,8 @@
-"""Every route of the API in one table. Roles, 404, 405 and the OpenAPI description are read from it.
+"""Every route of the API in one table. Roles, 404, 405 and the OpenAPI description derive from it.
 
 A route names the least role that may use it; where the request decides (a restore in place, a deletion that is not a
-dry run), `stricter` names the role for these fields. Handlers take an Ask and return JSON, a Reply or a Stream.
+dry run), `stricter` returns the role for its fields. Handlers take an Ask and return JSON, a Reply, a Stream or a
+Download.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One row: what may be asked where by whom, who answers, and what question and answer look like."""
+    """One row: method, path and role, the handler, and the shapes of request and answer."""
 
     method: str
-    path: str  # segments; one in braces stands for any one segment
+    path: str  # segments; one in braces matches any segment
     role: Role
     handler: Callable[[Ask], Answer | Awaitable[Answer]]
-    answer: str  # the answer's schema is dbguard.ANSWER/1; "" for a document that has a schema of its own
-    members: Mapping[str, Any] | type = field(default_factory=dict)  # of the answer, as far as the API knows them
+    answer: str  # the answer's schema is dbguard.ANSWER/1; "" for a document that has its own schema
+    members: Mapping[str, Any] | type = field(default_factory=dict)  # of the answer, if the API knows them
     body: type | None = None  # the dataclass of the request; GET has none
     query: tuple[Param, ...] = ()
-    verb: str = ""  # of the job that it starts
+    verb: str = ""  # of the job that the route starts
     stricter: Callable[[Mapping[str, Any]], Role] | None = None
 
     def match(self, segments: list[str]) -> dict[str, str] | None:
-        """Return what stands for the names in braces, or None when the path is another one."""
+        """Return the values of the names in braces, or None if the path does not match."""
         parts = self.path.removeprefix("/").split("/")
         if len(parts) != len(segments):
             return None
@@ -78,7 +79,7 @@ _STATES = tuple(str(state) for state in JobState)
 
 
 def _starts(verb: str, role: Role = OPERATE, stricter: Callable[[Mapping[str, Any]], Role] | None = None) -> Route:
-    """Return the row of a job: all of them look alike, and take what requests.REQUESTS says."""
+    """Return the row of a job: all have the same form, and take the request in requests.REQUESTS."""
     path, body = f"/v1/jobs/{verb}", requests.REQUESTS[verb]
     return Route("POST", path, role, do.submit, "job", _JOB, body, query=(_WAIT,), verb=verb, stricter=stricter)
 
@@ -151,7 +152,7 @@ ROUTES: tuple[Route, ...] = (
 
 
 def find(method: str, segments: list[str]) -> tuple[Route, dict[str, str]] | set[str]:
-    """Return the route and its names, or the methods that the path takes: none if it is not ours."""
+    """Return the route and its names, or the methods that the path allows: none if there is no such path."""
     allowed: set[str] = set()
     for route in ROUTES:
         names = route.match(segments)

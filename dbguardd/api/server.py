@@ -1,8 +1,8 @@
-"""The HTTP server on the Unix socket: lets peers in, bounds what each holds, shows out the slow.
+"""The HTTP server on the Unix socket: accepts peers, limits what each may hold, and disconnects slow ones.
 
-Parsing HTTP is aiohttp's. A connection is counted from accept to its end, and has a deadline whenever it is the peer's
-turn: for its first request, for a body, for taking an answer, for the next request. Descriptors that a peer passes
-along are closed by the kernel: nothing here receives ancillary data.
+aiohttp parses HTTP. A connection counts from accept to close, and has a deadline whenever the server waits for the
+peer: for its first request, a body, reading an answer, the next request. The kernel closes descriptors that a peer
+passes along, because nothing here receives ancillary data.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from dbguardd.api.service import Json, Service
 from dbguardd.errors import Overloaded
 
 _FINISH_SECONDS = 10.0
-_ANSWER_SECONDS = 0.2  # at the end, for answers under way; streams and waits have no end of their own
+_ANSWER_SECONDS = 0.2  # at shutdown, for answers under way; streams and waits would never end
 
 
 @dataclass(slots=True)
 class _Visit:
-    """One connection: whose, and until when it may leave us waiting (None: it is our turn)."""
+    """One connection: its user, and the deadline for the peer's next move (None: the server is working)."""
 
     uid: int
     stranger: bool
@@ -47,10 +47,10 @@ class Running:
         self._limits = limits
         self._http = web.Server(
             self._handle,
-            handler_cancellation=True,  # nobody waits for a job on behalf of a peer that hung up
+            handler_cancellation=True,  # do not wait for a job on behalf of a peer that has hung up
             access_log=None,
-            # What is no HTTP is answered so. It writes no line: anybody may connect, and a journal that is flooded
-            # leaves out what matters. What goes wrong in a handler, exchange() tells.
+            # aiohttp answers what is not HTTP with an error and logs nothing: any user may connect, and a flooded
+            # journal drops what matters. exchange() reports what goes wrong in a handler.
             logger=logging.Logger("aiohttp", logging.CRITICAL),  # noqa: LOG001 - of this server alone
             auto_decompress=False,
             tcp_keepalive=False,
@@ -62,8 +62,8 @@ class Running:
         self._tasks = (asyncio.create_task(self._accept()), asyncio.create_task(self._watch()))
 
     async def close(self) -> None:
-        """Let nobody in any more, let what changes something come to its end, then hang up on everybody."""
-        # asyncio may be about to accept for a task that is cancelled, which it takes for a bug and logs as one.
+        """Accept no more connections, let requests that change state finish, then disconnect all peers."""
+        # asyncio may be about to accept for a cancelled task, which it would log as a bug.
         asyncio.get_running_loop().remove_reader(self._listener.socket)
         for task in self._tasks:
             task.cancel()
@@ -78,15 +78,15 @@ class Running:
         while True:
             try:
                 connection, _ = await loop.sock_accept(self._listener.socket)
-            except OSError as error:  # out of descriptors: those of others will be given back
+            except OSError as error:  # out of descriptors: closing connections will free some
                 logging.getLogger(__name__).warning("api.accept_failed", extra={"facts": {"reason": str(error)}})
                 await asyncio.sleep(1.0)
                 continue
             try:
                 await self._admit(connection)
-            except OSError:  # it hung up before it was let in
+            except OSError:  # the peer hung up before it was accepted
                 connection.close()
-            except Exception:  # a bug must not make us deaf
+            except Exception:  # a bug must not end the accepting
                 logging.getLogger(__name__).exception("api.accept_failed")
                 connection.close()
 
@@ -106,7 +106,7 @@ class Running:
         return protocol
 
     def _is_full(self, new: _Visit) -> bool:
-        """Count those who are here now, forget the others; strangers do not take the places of those with a role."""
+        """Return whether there is no place for a new connection; strangers do not take places of peers with a role."""
         here = set(self._http.connections)
         self._visits = {protocol: visit for protocol, visit in self._visits.items() if protocol in here}
         same = sum(visit.uid == new.uid for visit in self._visits.values())
@@ -115,7 +115,7 @@ class Running:
         return alike >= limit or same >= self._limits.connections_per_uid
 
     async def _watch(self) -> None:
-        """Hang up on peers whose turn it has been for too long."""
+        """Disconnect peers whose deadline has passed."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(self._limits.request_seconds, self._limits.idle_seconds) / 2)
@@ -136,7 +136,7 @@ class Running:
                 visit.deadline = loop.time() + limits.idle_seconds
 
     async def _finish(self, work: Awaitable[Json]) -> Json:
-        """Do something to its end even when the peer that asked for it hangs up."""
+        """Complete an operation even if the peer that asked for it hangs up."""
         task = asyncio.ensure_future(work)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
@@ -146,17 +146,17 @@ class Running:
 async def serve(
     service: Service, socket_path: Path, *, group: str | None = None, mode: int = 0o660, limits: Limits | None = None
 ) -> Running:
-    """Answer at `socket_path` (of `group` if given) or on the socket that systemd passed.
+    """Answer at `socket_path` (owned by `group` if given) or on the socket that systemd passed.
 
-    Who may do what is the service's to say, so `mode` may be 0666 where several groups have roles. Raises
-    SecondInstance, PolicyUnsafe, PolicyInvalid, Usage.
+    The service decides on roles, so `mode` may be 0666 if several groups have roles. Raises SecondInstance,
+    PolicyUnsafe, PolicyInvalid, Usage.
     """
     listener = listen(socket_path, group, mode, os.environ, os.getpid())
     return Running(service, listener, limits or Limits())
 
 
 def _turn_away(connection: socket.socket) -> None:
-    """Say why and hang up, without waiting: a peer that does not listen misses it."""
+    """Send the reason and disconnect without waiting: a peer that does not read misses it."""
     problem = Overloaded("dbguardd: too many connections", hints=("ss -xp | grep dbguard",)).problem()
     body = json.dumps(problem).encode()
     head = (

@@ -1,4 +1,4 @@
-"""What the API asks of the daemon. The daemon implements it; neither side imports the other."""
+"""The interface between the API and the daemon, which implements it; neither side imports the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks, as the kernel says."""
+    """The user behind a request, as the kernel reports it."""
 
     uid: int
     gid: int
@@ -24,51 +24,51 @@ class Actor:
 
 
 class Service(Protocol):
-    """Every method raises only errors of dbguardd.errors; those that change something write the audit log."""
+    """Every method raises only errors of dbguardd.errors; methods that change something write the audit log."""
 
     def role(self, actor: Actor) -> Role | None:
-        """The role that the policy in force gives to this peer; None: not even reading."""
+        """Return the role that the policy in force gives to this peer; None if it may not even read."""
 
     def denied(self, actor: Actor, action: str) -> None:
         """Record a refused request in the audit log."""
 
     async def look(self) -> None:
-        """See anew whether storages and keys are there: what status() says is then of this moment."""
+        """Measure storages and keys again, so that status() is up to date."""
 
     def status(self) -> Status: ...
 
     def backups(self, database: str) -> list[BackupRow]:
-        """The backups of one database, newest first, with what keeps each. Raises NotFound."""
+        """Return the backups of one database, newest first, with what keeps each. Raises NotFound."""
 
     def coverage(self, database: str) -> tuple[list[Stretch], LogProof | None]:
-        """The stretches of time of which any moment of a database can be restored, oldest first; the proof of that."""
+        """Return the time ranges to which a database can be restored, oldest first, and the proof of its log."""
 
     def expired(self, database: str) -> list[ExpiredRow]:
-        """The backups that the policy gave up and that are not yet deleted, newest first."""
+        """Return the backups that have expired and are not deleted yet, newest first."""
 
     def show(self, id: str) -> Json:
-        """One backup, job or database in full, by id, by the first characters of an id, or by name."""
+        """Return one backup, job or database in full, by its id, the first characters of the id, or its name."""
 
     def submit(self, verb: str, fields: Mapping[str, Any], actor: Actor, idempotency_key: str | None) -> JobRow:
-        """Queue a job; the same key from the same uid gives the same job. Raises Usage, NotFound, Busy."""
+        """Queue a job; the same key from the same uid returns the same job. Raises Usage, NotFound, Busy."""
 
     async def wait(self, job: str, seconds: float) -> JobRow:
-        """The job when it has ended, or as it is after `seconds`."""
+        """Return the job when it has ended, or its state after `seconds`."""
 
     def jobs(self, database: str | None, state: str | None, limit: int) -> list[JobRow]: ...
 
     def job(self, id: str) -> JobRow: ...
 
     def answer(self, id: str, actor: Actor) -> IO[bytes]:
-        """The answer to a question, once, for whoever asked. Raises NotFound."""
+        """Return the answer to a question, once, to the user who asked. Raises NotFound."""
 
     def cancel(self, id: str, actor: Actor) -> JobRow: ...
 
     def events(self, asked: EventRange, limit: int, last: bool) -> list[Event]:
-        """The first or the last events of a range, oldest first. Raises Usage for what is no moment."""
+        """Return the first or the last events of a range, oldest first. Raises Usage for an invalid moment."""
 
     def follow(self, after: int, database: str | None, job: str | None) -> AsyncIterator[Event | None]:
-        """Yield events after that id as they come; None now and then, when there is nothing (a heartbeat)."""
+        """Yield events after that id as they occur, and None from time to time if there are none (a heartbeat)."""
 
     def pause(self, database: str, seconds: float | None, actor: Actor) -> Json: ...
 

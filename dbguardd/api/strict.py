@@ -1,7 +1,7 @@
-"""Strict reading of what peers send: bodies, query strings, paths. Every mistake is named, none forgiven.
+"""Strict parsing of what peers send: bodies, query strings, paths. Every mistake is reported, none is tolerated.
 
-Python's json takes the last of duplicate keys, NaN and infinity, and any depth; a role check that looks at one value
-and a handler that looks at another must not be possible, so none of that passes here.
+Python's json takes the last of duplicate keys, NaN and infinity, and any depth. A role check and a handler must never
+see different values, so none of that is accepted here.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dbguardd.errors import Usage
 MAX_DEPTH = 32
 MAX_TEXT = 4096
 
-# Controls but tab and line ends, surrogates that no encoding knows, and marks that turn the order of what is shown.
+# Control characters except tab and line ends, surrogates, and marks that change the direction of displayed text.
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _TRUTH: Mapping[str, bool] = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One query parameter: its type, what it is when absent, and its bounds (both included)."""
+    """One query parameter: its type, its default and its bounds (inclusive)."""
 
     name: str
     kind: type
@@ -115,12 +115,12 @@ def segments(path: str) -> list[str]:
 
 
 def unfit(text: str) -> bool:
-    """Whether a text is too long, or holds characters that have no business in a name, a path or a remark."""
+    """Return whether a text is too long, or has characters that do not belong in a name, a path or a remark."""
     return len(text) > MAX_TEXT or _UNFIT.search(text) is not None
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return ', did you mean "x"?', or nothing when nothing is near."""
+    """Return ', did you mean "x"?', or an empty text if no known word is similar."""
     near = get_close_matches(word, list(known), n=1)
     return f', did you mean "{near[0]}"?' if near else ""
 
@@ -147,7 +147,7 @@ def _constant(name: str) -> Any:
 
 
 def _fit(value: Any) -> None:
-    """Refuse depth, unfit text and numbers beyond a double, without recursion."""
+    """Refuse excessive depth, unfit text and numbers beyond a double, without recursion."""
     level: list[Any] = [value]
     depth = 0
     while level:

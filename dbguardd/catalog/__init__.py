@@ -1,4 +1,4 @@
-"""What the daemon remembers: the catalog (rebuildable) and the audit log (append-only)."""
+"""The daemon's memory: the catalog, which can be rebuilt, and the audit log, which is append-only."""
 
 from dbguardd.catalog.audit import Audit, Entry, Who
 from dbguardd.catalog.backups import Summary

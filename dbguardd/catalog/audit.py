@@ -1,13 +1,13 @@
-"""The audit log: who asked for what and how it ended; append-only JSON lines in a hash chain.
+"""The audit log: which user asked for what and how it ended; append-only JSON lines in a hash chain.
 
 1. An entry is one line: canonical JSON with `prev`, the hash of the entry before, and `hash`, the SHA-256 of the line
-   without it. Any changed, removed, added or moved byte breaks the chain or the line's own hash.
-2. An append is durable (fsync) before it returns, so an intent is on disk before the act it announces.
-3. The head is anchored outside the file: in the catalog after each append, and with `witness` (the journal). A file
+   without `hash`. Any changed, removed, added or moved byte breaks the chain or the line's own hash.
+2. An append is durable (fsync) before it returns, so an intent is on disk before the action that it announces.
+3. The head is anchored outside the file: in the catalog after each append, and through `witness` (the journal). A file
    that is shorter than its anchor, or whose end was replaced, does not verify.
-4. A line that a crash tore is kept as a note in the entry that reports it. Nothing is mended silently, and a break
-   that was found at start is found again by every later verification.
-A chain does not stop someone who can rewrite file, catalog and journal: the journal's remote copy is the bound.
+4. A line that a crash left torn is preserved in the entry that reports it. Nothing is repaired silently, and every
+   later verification reports again a break that was found at start.
+A chain does not stop an attacker who can rewrite file, catalog and journal; a remote copy of the journal does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _UNANCHORED = "audit.unanchored"
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Who acted, as the kernel said; uid and pid are None for the daemon itself."""
+    """The user who acted, as the kernel reported it; uid and pid are None for the daemon itself."""
 
     user: str
     uid: int | None = None
@@ -66,7 +66,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A chain that holds. `notes`: what a person should compare with the journal all the same."""
+    """A chain that verifies. `notes`: what a user should still compare with the journal."""
 
     entries: int
     head: str
@@ -74,7 +74,7 @@ class Verified:
 
 
 class Anchor(Protocol):
-    """Where the head is kept beside the file; Settings of the catalog."""
+    """Where the head is stored outside the file; Settings of the catalog."""
 
     def get(self, key: str) -> str | None: ...
 
@@ -82,7 +82,7 @@ class Anchor(Protocol):
 
 
 class Audit:
-    """The open log. One writer, held by a lock."""
+    """The open log. It has one writer, which holds a lock."""
 
     def __init__(self, path: Path, anchor: Anchor, witness: Callable[[Entry], None]) -> None:
         self._path = path
@@ -122,7 +122,7 @@ class Audit:
         outcome: str,
         facts: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Write one entry, durable on return. Raises NoSpace, Degraded: then the act it announces must not happen."""
+        """Write one entry, durable on return. Raises NoSpace, Degraded: then the announced action must not happen."""
         body = asdict(Entry(self._seq + 1, to_text(now), actor, action, object, outcome, dict(facts or {}), self._head))
         del body["hash"]
         line = {**body, "hash": _digest(body)}
@@ -137,7 +137,7 @@ class Audit:
         return entry
 
     def show(self, after: int, limit: int) -> list[Entry]:
-        """The first `limit` entries after that number; after < 0: the last `limit`. Unreadable lines are left out."""
+        """Return the first `limit` entries after a number; if negative, the last ones. Unreadable lines are skipped."""
         entries: list[Entry] = []
         for line in deque(self._lines(), maxlen=limit) if after < 0 else self._lines():
             with suppress(ValueError, TypeError, KeyError):
@@ -153,7 +153,7 @@ class Audit:
         return self.verification()()
 
     def verification(self) -> Callable[[], Verified]:
-        """Return verify() of the log as it is now. It takes a second for 100,000 entries and may run in any thread."""
+        """Return a function that verifies the log as of now, in any thread. 100,000 entries take a second."""
         try:
             return partial(self._verify, self._anchor.get(_ANCHOR), self._path.stat().st_size)
         except OSError as error:
@@ -189,11 +189,11 @@ class Audit:
         return Verified(entries, head, tuple(notes))
 
     def head(self) -> tuple[int, str]:
-        """The number and the hash of the last entry."""
+        """Return the number and the hash of the last entry."""
         return self._seq, self._head
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -206,13 +206,13 @@ class Audit:
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
         except OSError:
-            os.ftruncate(self._file, size)  # half a line must not stand before the next one
+            os.ftruncate(self._file, size)  # the next line must not follow half a line
             raise
 
     def _lines(self, size: int = sys.maxsize) -> Iterator[bytes]:
-        """Yield every line that ends in the first `size` bytes, without its end.
+        """Yield every line that ends within the first `size` bytes, without its line end.
 
-        A last one without an end is yielded with a mark, so it never verifies.
+        A last line without a line end is yielded with a mark, so that it never verifies.
         """
         with self._path.open("rb") as file:
             for line in file:
@@ -222,18 +222,18 @@ class Audit:
                 yield line[:-1] if line.endswith(b"\n") else line + b"\0torn"
 
     def _resume(self, now: datetime) -> None:
-        """Find the head; record what a crash tore and what does not fit the anchor."""
+        """Find the head; record a torn line, and whatever does not match the anchor."""
         size = os.fstat(self._file).st_size
         data = os.pread(self._file, _WINDOW_BYTES, max(0, size - _WINDOW_BYTES))
         torn = data[data.rfind(b"\n") + 1 :]
         known = (self._anchor.get(_ANCHOR) or "0:").partition(":")[0]
         seen: dict[int, str] = {}
-        for line in data.split(b"\n")[:-1]:  # lines that cannot be read: verify() says so
+        for line in data.split(b"\n")[:-1]:  # verify() reports lines that cannot be read
             with suppress(ValueError, TypeError, KeyError):
                 entry = _entry(json.loads(line))
                 self._seq, self._head = entry.seq, entry.hash
                 seen[entry.seq] = entry.hash
-        if int(known) not in seen:  # it should be at the end, so something is wrong: look at all of it
+        if int(known) not in seen:  # the anchored entry should be near the end: something is wrong, so read everything
             seen = {0: _START, **{entry.seq: entry.hash for entry in self.show(0, sys.maxsize)}}
         lost = self._anchor.get(_ANCHOR) is None and max(seen) > 0
         breaks = [] if lost else _against_anchor(self._anchor.get(_ANCHOR), seen)
@@ -242,7 +242,7 @@ class Audit:
             os.fsync(self._file)
             note = {"bytes": len(torn), "text": torn[:_NOTE_BYTES].decode("utf-8", "backslashreplace")}
             self._note(now, "audit.repaired", note)
-        if lost:  # a lost catalog is no proof of a changed log, but nobody but the journal can tell now
+        if lost:  # a lost catalog does not prove that the log was changed, but now only the journal can tell
             self._note(now, _UNANCHORED, {"finding": f"the anchor of the {self._seq} entries before is lost"})
         for finding in breaks:
             self._note(now, _BROKEN, {"finding": finding})
@@ -252,7 +252,7 @@ class Audit:
 
 
 def _against_anchor(anchor: str | None, seen: Mapping[int, str]) -> list[str]:
-    """Return what is wrong with the hashes of entries by number, as far as they were looked at."""
+    """Compare the hashes of the entries that were read, by number, with the anchor; return the findings."""
     if anchor is None:
         return [] if max(seen) == 0 else ["the catalog has no anchor for this log"]
     number, _, digest = anchor.partition(":")

@@ -1,4 +1,4 @@
-"""The index of backups. The truth is in the repositories."""
+"""The index of backups. The repositories are the truth."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _GIVEN_UP = "expired_at IS NOT NULL"
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What `status` needs to know of the backups of one database."""
+    """What `status` shows of the backups of one database."""
 
     count: int = 0
     newest: BackupRow | None = None
-    proven: BackupRow | None = None  # the newest proven one
-    proven_since_at: str | None = None  # when the oldest proven one was made
-    full_at: str | None = None  # when the newest full one was made
-    failed: int = 0  # how many did not pass their last verification, or were found damaged
+    proven: BackupRow | None = None  # the newest proven backup
+    proven_since_at: str | None = None  # when the oldest proven backup was made
+    full_at: str | None = None  # when the newest full backup was made
+    failed: int = 0  # how many failed their last verification, or were found damaged
 
 
 class Backups:
-    """Rows of backups; those that expired are invisible but in expired()."""
+    """The rows of backups; expired ones are visible only in expired()."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def put(self, row: BackupRow) -> None:
-        """Write the row as it is now; holds are kept in their own table and not written here."""
+        """Write the present state of a row; holds have their own table and are not written here."""
         self._session.change(
             f"INSERT OR REPLACE INTO backups ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
             (
@@ -50,7 +50,7 @@ class Backups:
         )
 
     def grade(self, id: str, grade: Grade, proven_at: str | None, seconds: float | None, failure: str | None) -> None:
-        """Record what a verification found; what an earlier proof said stays where this one says nothing."""
+        """Record the result of a verification; a value that it does not have is kept from an earlier proof."""
         self._session.change(
             "UPDATE backups SET grade = ?, proven_at = coalesce(?, proven_at), "
             "restore_seconds = coalesce(?, restore_seconds), failure = ? WHERE id = ?",
@@ -58,7 +58,7 @@ class Backups:
         )
 
     def expire(self, id: str, at: str, grace_until_at: str | None) -> None:
-        """Make a backup invisible; its row stays until it is swept."""
+        """Hide a backup; its row stays until it is swept."""
         self._session.change(
             "UPDATE backups SET expired_at = ?, grace_until_at = ? WHERE id = ?", (at, grace_until_at, id)
         )
@@ -68,19 +68,19 @@ class Backups:
         self._session.change("UPDATE backups SET expired_at = NULL, grace_until_at = NULL WHERE id = ?", (id,))
 
     def forget(self, id: str) -> None:
-        """Drop a backup with its proofs and holds: its bytes are gone."""
+        """Delete a backup with its proofs and holds: its bytes are gone."""
         for table, column in (("backups", "id"), ("proofs", "backup"), ("holds", "backup")):
             self._session.change(f"DELETE FROM {table} WHERE {column} = ?", (id,))  # noqa: S608
 
     def clear(self, storage: str, database: str | None = None) -> None:
-        """Drop every row of a storage, or of one database in it: before it is indexed anew."""
+        """Delete all rows of a storage, or of one database in it, before it is indexed again."""
         which = "SELECT id FROM backups WHERE storage = ?1 AND (?2 IS NULL OR database = ?2)"
         for table in ("proofs", "holds"):
             self._session.change(f"DELETE FROM {table} WHERE backup IN ({which})", (storage, database))  # noqa: S608
         self._session.change(f"DELETE FROM backups WHERE id IN ({which})", (storage, database))  # noqa: S608
 
     def of(self, database: str) -> list[BackupRow]:
-        """The backups of one database, newest first."""
+        """Return the backups of one database, newest first."""
         sql = f"SELECT {_COLUMNS} FROM backups WHERE database = ? AND {_LIVE} ORDER BY id DESC"  # noqa: S608
         found = self._with_holds(self._session.rows(sql, (database,)))
         looked = "SELECT backup, at, max(number) FROM proofs JOIN backups ON backup = id WHERE database = ? GROUP BY id"
@@ -90,7 +90,7 @@ class Backups:
         return found
 
     def summary(self, database: str) -> Summary:
-        """The few facts of a database that `status` shows, without reading all its backups."""
+        """Return what `status` shows of a database, without reading all its backups."""
         newest = self._first(f"database = ? AND {_LIVE}", database)
         if newest is None:
             return Summary()
@@ -110,7 +110,7 @@ class Backups:
         return None if row is None else _backup(row, [])
 
     def get(self, prefix: str, *, expired: bool = False) -> BackupRow:
-        """The backup of that id, or the only one whose id starts with it. Raises NotFound, Usage if several do."""
+        """Return the only backup whose id is or starts with `prefix`. Raises NotFound, or Usage if there are more."""
         if row := self._one(prefix, _GIVEN_UP if expired else _LIVE):
             return self._with_holds([row])[0]
         other = self._one(prefix, _LIVE if expired else _GIVEN_UP)
@@ -129,7 +129,7 @@ class Backups:
         )
 
     def _one(self, prefix: str, which: str) -> sqlite3.Row | None:
-        """The row whose id is or starts with `prefix`, None if there is none. Raises Usage if there are several."""
+        """Return the row whose id is or begins with `prefix`, or None. Raises Usage if there are several."""
         prefix = prefix.upper()
         rows = self._session.rows(
             f"SELECT {_COLUMNS}, grace_until_at FROM backups WHERE id >= ? AND id < ? AND {which} "  # noqa: S608
@@ -141,7 +141,7 @@ class Backups:
         return rows[0] if rows and prefix else None
 
     def expired(self, database: str) -> list[ExpiredRow]:
-        """The backups that are given up but not yet swept, newest first."""
+        """Return the backups that have expired and are not swept yet, newest first."""
         rows = self._session.rows(
             f"SELECT {_COLUMNS}, expired_at, grace_until_at FROM backups "  # noqa: S608
             f"WHERE database = ? AND {_GIVEN_UP} ORDER BY id DESC",
@@ -150,13 +150,13 @@ class Backups:
         return [ExpiredRow(_backup(row, []), row["expired_at"], row["grace_until_at"]) for row in rows]
 
     def databases(self) -> dict[str, str]:
-        """Every database that has a backup, with its engine: also those that the policy no longer names."""
+        """Return every database that has a backup, with its engine, including those that left the policy."""
         sql = f"SELECT database, max(engine) AS engine FROM backups WHERE {_LIVE} GROUP BY database"  # noqa: S608
         rows = self._session.rows(sql)
         return {row["database"]: row["engine"] for row in rows}
 
     def stored_bytes(self, storage: str) -> int:
-        """How many bytes the backups of a storage added when they were made."""
+        """Return how many bytes the backups of a storage added when they were made."""
         row = self._session.row("SELECT coalesce(sum(stored_bytes), 0) FROM backups WHERE storage = ?", (storage,))
         return int(row[0]) if row else 0
 

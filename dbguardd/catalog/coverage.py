@@ -1,4 +1,4 @@
-"""Which stretches of time the stored log of a database covers, as the catalog knows it: a row for each chain."""
+"""The time ranges that the stored log of a database covers, as the catalog knows them: a row for each chain."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dbguardd.catalog.times import to_moment
 from dbguardd.rules.coverage import Logged
 from dbguardd.wire import LogProof
 
-_MOST = 200  # chains that are remembered of a database
+_MOST = 200  # chains to remember for each database
 
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """A log without a gap: what was committed from `since_at` to `until_at` is stored, in this chain.
+    """A part of the log without a gap: what was committed from `since_at` to `until_at` is stored in this chain.
 
-    Up to the moments in `thinned` one moment in so many seconds is left, which are their names.
+    `thinned` maps a grain in seconds to a moment: up to that moment, only one moment in so many seconds is left.
     """
 
     chain: str
@@ -28,13 +28,13 @@ class Covered:
     thinned: Mapping[str, str] = field(default_factory=dict)
 
     def logged(self) -> Logged:
-        """Return it as the rules take it."""
+        """Return it in the form that the rules take."""
         thinned = {int(grain): to_moment(until_at) for grain, until_at in self.thinned.items()}
         return Logged(to_moment(self.since_at), to_moment(self.until_at), thinned)
 
 
 def read(settings: Settings, database: str) -> list[Covered]:
-    """Return the stretches of a database, oldest first; nothing of what cannot be read."""
+    """Return the ranges of a database, oldest first; none if they cannot be read."""
     try:
         return [Covered(**row) for row in json.loads(settings.get(f"log:{database}") or "[]")]
     except (TypeError, ValueError):
@@ -42,12 +42,12 @@ def read(settings: Settings, database: str) -> list[Covered]:
 
 
 def write(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
-    """Replace the stretches of a database."""
+    """Replace the ranges of a database."""
     settings.put(f"log:{database}", json.dumps([asdict(row) for row in rows[-_MOST:]]))
 
 
 def begin(settings: Settings, database: str, row: Covered) -> None:
-    """Add a chain, or go on with it."""
+    """Add a chain, unless it is known."""
     rows = read(settings, database)
     if any(known.chain == row.chain for known in rows):
         return
@@ -55,7 +55,7 @@ def begin(settings: Settings, database: str, row: Covered) -> None:
 
 
 def learn(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
-    """Take over what lies in a storage; a chain reaches further than that if nothing was committed at its end."""
+    """Take over what is in a storage; the end of a chain stays later than that if nothing was committed since."""
     known = {row.chain: row.until_at for row in read(settings, database)}
     ends = _last_rows(rows)
     found = [replace(row, until_at=max(row.until_at, known.get(row.chain, ""))) if row in ends else row for row in rows]
@@ -63,10 +63,10 @@ def learn(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
 
 
 def reached(rows: Sequence[Covered], row: Covered) -> list[Covered]:
-    """Return the stretches with what a follower has told of its chain; `since_at` is empty if that is an older one.
+    """Return the ranges with what a follower has reported of its chain; `since_at` is empty if it did not begin it.
 
-    Its last word counts, also if it is an earlier one: then a clock that was ahead was set right. One that it has begun
-    is added if it is not there: a scan that looked before took it away.
+    Its last report counts even if it is earlier than the one before: then a clock that was ahead was corrected. A chain
+    that it has begun is added if it is missing: an earlier scan may have removed it.
     """
     if row.since_at and all(known.chain != row.chain for known in rows):
         return [*rows, row]
@@ -75,12 +75,12 @@ def reached(rows: Sequence[Covered], row: Covered) -> list[Covered]:
 
 
 def _last_rows(rows: Sequence[Covered]) -> Collection[Covered]:
-    """Return the last row of each chain: one with a hole has several, and only the last can still grow."""
+    """Return the last row of each chain: a chain with a gap has several, and only the last can still grow."""
     return {row.chain: row for row in rows}.values()
 
 
 def tried(settings: Settings, database: str, facts: Mapping[str, Any], at: str) -> None:
-    """Note how a test restore of the log of a database ended: it grades no backup, so it is kept here only."""
+    """Record the result of a test restore of a database's log: it grades no backup, so it is kept only here."""
     moment, known = facts["moment_at"], proof(settings, database) or LogProof()
     match facts["outcome"]:
         case "ok":
@@ -92,6 +92,6 @@ def tried(settings: Settings, database: str, facts: Mapping[str, Any], at: str) 
 
 
 def proof(settings: Settings, database: str) -> LogProof | None:
-    """Return what the test restores of the log of a database have shown, None if there was none."""
+    """Return what the test restores of a database's log have shown; None if there was none."""
     known = settings.get(f"log_proof:{database}")
     return None if known is None else LogProof(**json.loads(known))

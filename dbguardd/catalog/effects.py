@@ -1,4 +1,4 @@
-"""What an event of a worker means for the index of backups."""
+"""What the events of workers change in the catalog."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Index:
 
 
 def apply(index: Index, event: str, facts: Facts, at: str) -> None:
-    """Change the index as the event says; an event without an effect is none. Raises Internal on bad facts."""
+    """Change the index as the event says; events without an effect are ignored. Raises Internal on bad facts."""
     effect = EFFECTS.get(event)
     if effect is None:
         return
@@ -46,12 +46,12 @@ def apply(index: Index, event: str, facts: Facts, at: str) -> None:
 
 
 def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
-    """Keep what an event says beside the backups: of storages, keys, and half a restore."""
+    """Store what an event says about anything but backups: storages, keys, logs, an unfinished restore."""
     match event:
         case "repository.created" | "repository.opened":
             settings.put(f"repository:{facts['storage']}", str(facts["id"]))
             if event == "repository.created":
-                settings.put(f"indexed:{facts['storage']}", at)  # there was nothing in it
+                settings.put(f"indexed:{facts['storage']}", at)  # it was empty, so there is nothing to read
         case "backup.stored" | "snapshot.fingerprinted" if "database" in facts:
             _remember_content(settings, facts)
         case "restore.replacing" | "restore.kept" | "restore.done" if "database" in facts:
@@ -65,7 +65,7 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
 
 
 def _remember_content(settings: Settings, facts: Facts) -> None:
-    """Keep what tells a database from another one, of its newest backup."""
+    """Store what distinguishes a database from others, from its newest backup."""
     database = str(facts["database"])
     if facts.get("directory"):
         settings.put(f"directory:{database}", str(facts["directory"]))
@@ -78,7 +78,7 @@ def _remember_content(settings: Settings, facts: Facts) -> None:
 def _remember_key(settings: Settings, event: str, facts: Facts, at: str) -> None:
     key = str(facts["key"])
     match event:
-        case "recovery.tested" | "recovery.used":  # who got back in by it has tested it
+        case "recovery.tested" | "recovery.used":  # to use it is to test it
             settings.put(f"recovery_tested:{key}", at)
             settings.put(f"recovery_tested:{key}:{facts['recipient']}", at)
         case "recovery.added":

@@ -1,4 +1,4 @@
-"""What happened, in order. A bounded history: the oldest go first."""
+"""The history of events, in order. It is bounded: the oldest are deleted."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PRUNE_EVERY = 500
 
 
 class Events:
-    """Events with ids that grow and are never used twice, also after pruning."""
+    """Events with increasing ids that are never reused, even after pruning."""
 
     def __init__(self, session: Session, kept: int) -> None:
         self._session = session
         self._kept = kept
 
     def last_id(self) -> int:
-        """The greatest id so far; 0 before the first event."""
+        """Return the greatest id so far; 0 before the first event."""
         row = self._session.row("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)")
         return int(row[0]) if row else 0
 
@@ -36,7 +36,7 @@ class Events:
         return Event(number, at, event, database, job, json.loads(text))
 
     def find(self, asked: EventRange, limit: int, *, last: bool = False) -> list[Event]:
-        """The first `limit` events of the range, or the last ones; oldest first either way."""
+        """Return the first `limit` events of the range, or the last ones; oldest first in both cases."""
         where: list[str] = ["id > ?"]
         values: list[Any] = [asked.after, limit]
         for term, value in (

@@ -1,4 +1,4 @@
-"""The jobs that ran, run or wait."""
+"""The jobs: finished, running and waiting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Jobs:
         self._added = 0
 
     def put(self, job: JobRow, storage: str | None) -> None:
-        """Write the row as it is now; `storage` is the storage it works on."""
+        """Write the present state of a job; `storage` is the storage that it works on."""
         self._session.change(
             f"INSERT OR REPLACE INTO jobs ({_COLUMNS}, storage) "  # noqa: S608 - our own column names
             "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -43,7 +43,7 @@ class Jobs:
             self.prune(_KEPT)
 
     def get(self, prefix: str) -> JobRow:
-        """The job of that id, or the only one whose id starts with it. Raises NotFound, Usage if several do."""
+        """Return the only job whose id is or starts with `prefix`. Raises NotFound, or Usage if there are more."""
         prefix = prefix.upper()
         rows = self._session.rows(
             f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? ORDER BY id LIMIT 6",  # noqa: S608
@@ -58,7 +58,7 @@ class Jobs:
         return _job(rows[0])
 
     def find(self, database: str | None = None, state: str | None = None, limit: int = 50) -> list[JobRow]:
-        """The newest jobs first, without their results: those of many jobs are more than a daemon should hold."""
+        """Return jobs, the newest first, without their results: many of those would take too much memory."""
         where = ["1"]
         values: list[Any] = []
         if database is not None:
@@ -74,7 +74,7 @@ class Jobs:
         return [_job(row) for row in rows]
 
     def last(self, database: str, verb: str) -> JobRow | None:
-        """The newest job of one verb on a database."""
+        """Return the newest job of one verb on a database."""
         row = self._session.row(
             f"SELECT {_COLUMNS} FROM jobs WHERE database = ? AND verb = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
             (database, verb),
@@ -82,12 +82,12 @@ class Jobs:
         return None if row is None else _job(row)
 
     def unfinished(self) -> list[JobRow]:
-        """Jobs without an end, oldest first: after a start, those that an earlier daemon left."""
+        """Return jobs without an end, oldest first: after a start, those that an earlier daemon left."""
         rows = self._session.rows(f"SELECT {_COLUMNS} FROM jobs WHERE finished_at IS NULL ORDER BY id")  # noqa: S608
         return [_job(row) for row in rows]
 
     def prune(self, kept: int) -> int:
-        """Forget all finished jobs but the newest `kept`; return how many went."""
+        """Delete all finished jobs but the newest `kept`; return how many were deleted."""
         return self._session.change(
             "DELETE FROM jobs WHERE finished_at IS NOT NULL AND id <= "
             "(SELECT id FROM jobs WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?)",

@@ -1,4 +1,4 @@
-"""What is known of backups beside themselves: the proofs of their restores, and what holds them."""
+"""What is recorded about backups: the proofs from test restores, and holds."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class HoldRow:
 
 
 class Proofs:
-    """Test restores by backup. They go with their backup."""
+    """Test restores by backup. They are deleted with their backup."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def put(self, proof: ProofRow) -> None:
-        """Keep one proof: the newest of its backup, whatever the clock said."""
+        """Store a proof as the newest of its backup, whatever the clock said."""
         self._session.change(
             "INSERT OR REPLACE INTO proofs (backup, at, grade, restore_seconds, failure, facts, number) "
             "VALUES (?1,?2,?3,?4,?5,?6, (SELECT coalesce(max(number), 0) + 1 FROM proofs WHERE backup = ?1))",
@@ -51,7 +51,7 @@ class Proofs:
         )
 
     def of(self, backup: str) -> list[ProofRow]:
-        """The proofs of one backup, newest first."""
+        """Return the proofs of one backup, newest first."""
         rows = self._session.rows("SELECT * FROM proofs WHERE backup = ? ORDER BY number DESC", (backup,))
         return [
             ProofRow(
@@ -62,25 +62,25 @@ class Proofs:
 
 
 class Holds:
-    """Holds by backup. They go with their backup."""
+    """Holds by backup. They are deleted with their backup."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def put(self, hold: HoldRow) -> None:
-        """Keep one hold; the same reason again changes nothing."""
+        """Store a hold; the same reason again changes nothing."""
         self._session.change(
             "INSERT OR IGNORE INTO holds (backup, reason, actor, at) VALUES (?,?,?,?)",
             (hold.backup, hold.reason, hold.actor, hold.at),
         )
 
     def drop(self, backup: str, reasons: Collection[str] | None = None) -> None:
-        """Drop the holds of a backup that have one of these reasons, or all of them."""
+        """Delete the holds of a backup that have one of these reasons, or all of them."""
         for hold in self.of(backup):
             if reasons is None or hold.reason in reasons:
                 self._session.change("DELETE FROM holds WHERE backup = ? AND reason = ?", (backup, hold.reason))
 
     def of(self, backup: str) -> list[HoldRow]:
-        """The holds of one backup, oldest first."""
+        """Return the holds of one backup, oldest first."""
         rows = self._session.rows("SELECT * FROM holds WHERE backup = ? ORDER BY at", (backup,))
         return [HoldRow(**dict(row)) for row in rows]

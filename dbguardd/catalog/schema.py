@@ -1,6 +1,6 @@
-"""The tables of the catalog, one step of SQL for each version that ever existed.
+"""The tables of the catalog: one step of SQL for each version of the schema.
 
-All times are text as times.to_text writes it; `request`, `result`, `problem` and `facts` are JSON.
+All times are text in the form of times.to_text; `request`, `result`, `problem` and `facts` are JSON.
 """
 
 from __future__ import annotations
@@ -127,4 +127,4 @@ STEPS: tuple[str, ...] = (
     ALTER TABLE proofs ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
     """,
 )
-"""STEPS[n] leads from version n to version n + 1 (PRAGMA user_version)."""
+"""STEPS[n] upgrades version n to version n + 1 (PRAGMA user_version)."""

@@ -1,8 +1,8 @@
-"""One SQLite connection that lets only errors of dbguard out.
+"""One SQLite connection that raises only errors of dbguard.
 
-The catalog has exactly one connection, held exclusively for the life of the daemon. That is what makes the
-write-ahead log safe here: SQLite 3.7.0 to 3.51.2 can corrupt a database when two connections write and checkpoint
-at once, and a connection in exclusive mode has no second.
+The catalog has exactly one connection, which holds it exclusively for the life of the daemon. That makes WAL mode safe
+here: SQLite 3.7.0 to 3.51.2 can corrupt a database if two connections write and checkpoint at once, and in exclusive
+mode there is no second connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PRIMARY = 0xFF  # the low byte of an extended result code
 
 
 class Session:
-    """The connection, with nested transactions. Use it from the thread that opened it."""
+    """The connection, with nested transactions. Use it only in the thread that opened it."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
@@ -55,7 +55,7 @@ class Session:
             "journal_size_limit=4194304",
         ):
             self.rows(f"PRAGMA {pragma}")
-        with self.transaction():  # takes the exclusive lock now, not at the first write
+        with self.transaction():  # takes the exclusive lock now instead of at the first write
             pass
         findings = [str(row[0]) for row in self.rows("PRAGMA quick_check(5)")]
         if findings != ["ok"]:
@@ -74,7 +74,7 @@ class Session:
         return rows[0] if rows else None
 
     def change(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Run one statement and return how many rows it changed. Durable when the outermost transaction ended."""
+        """Run one statement and return how many rows it changed. Durable at the end of the outermost transaction."""
         try:
             return self._connection.execute(sql, values).rowcount
         except sqlite3.Error as error:
@@ -89,7 +89,7 @@ class Session:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, durable at the end of the outermost block."""
+        """Run the block in a transaction, durable at the end of the outermost block."""
         if self._depth == 0:
             self.rows("BEGIN IMMEDIATE")
         self._depth += 1
@@ -113,14 +113,14 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Write the log back into the file and let it go."""
+        """Checkpoint the WAL into the file and close it."""
         self._connection.close()
 
 
 def _close_to_others(path: Path) -> None:
-    """Make the file if need be, for its owner only whatever the umask is; SQLite gives its side files the same mode."""
-    # Never opened when it exists: closing it would take away the locks that this process may have on it.
-    with suppress(OSError):  # what is wrong with it, connecting will say
+    """Create the file if needed, private to its owner whatever the umask is; SQLite gives its side files that mode."""
+    # An existing file is never opened: closing it would drop the locks that this process may hold on it.
+    with suppress(OSError):  # connecting will report the error
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:

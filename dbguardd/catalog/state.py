@@ -15,12 +15,12 @@ _KEYS_KEPT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How the last runs of one verb on one target (a database or a storage) went."""
+    """The results of the last runs of one verb on one target (a database or a storage)."""
 
     target: str
     verb: str
     known_at: str  # since when it is expected to run
-    started_at: str | None = None  # of the newest run that came to an end
+    started_at: str | None = None  # of the newest run that ended
     finished_at: str | None = None
     succeeded_at: str | None = None
     failures: int = 0  # since the last success
@@ -31,7 +31,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """No scheduled runs of a database until then; None: until someone resumes it."""
+    """No scheduled runs of a database until `until_at`; None: until a user resumes it."""
 
     database: str
     until_at: str | None
@@ -46,16 +46,16 @@ class Runs:
         self._session = session
 
     def get(self, target: str, verb: str) -> Run | None:
-        """The memory of one verb; None if nothing was ever expected of it."""
+        """Return the memory of one verb on a target; None if it was never planned."""
         row = self._session.row("SELECT * FROM runs WHERE target = ? AND verb = ?", (target, verb))
         return None if row is None else _run(dict(row))
 
     def drop(self, target: str, verb: str) -> None:
-        """Forget a memory: it is no longer expected to run."""
+        """Delete a memory: the verb is no longer planned."""
         self._session.change("DELETE FROM runs WHERE target = ? AND verb = ?", (target, verb))
 
     def all(self) -> list[Run]:
-        """Every memory."""
+        """Return all memories."""
         return [_run(dict(row)) for row in self._session.rows("SELECT * FROM runs ORDER BY target, verb")]
 
     def put(self, run: Run) -> None:
@@ -77,7 +77,7 @@ def _run(row: dict[str, Any]) -> Run:
 
 
 class Pauses:
-    """Databases whose schedule rests."""
+    """Databases whose schedule is paused."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -94,7 +94,7 @@ class Pauses:
         return self._session.change("DELETE FROM pauses WHERE database = ?", (database,)) > 0
 
     def active(self, now: str) -> dict[str, Pause]:
-        """The pauses in force at `now`, by database."""
+        """Return the pauses in force at `now`, by database."""
         rows = self._session.rows("SELECT * FROM pauses WHERE until_at IS NULL OR until_at > ?", (now,))
         return {row["database"]: Pause(**dict(row)) for row in rows}
 
@@ -106,7 +106,7 @@ class Settings:
         self._session = session
 
     def get(self, key: str) -> str | None:
-        """The value, or None."""
+        """Return the value, or None."""
         row = self._session.row("SELECT value FROM settings WHERE key = ?", (key,))
         return None if row is None else str(row[0])
 
@@ -122,7 +122,7 @@ class Requests:
         self._session = session
 
     def job(self, key: str, uid: int, digest: str) -> str | None:
-        """The job that this key made, or None. Raises Usage if it was made by another request."""
+        """Return the job that was made with this key, or None. Raises Usage if the key belongs to another request."""
         row = self._session.row("SELECT digest, job FROM requests WHERE key = ? AND uid = ?", (key, uid))
         if row is None:
             return None
@@ -131,7 +131,7 @@ class Requests:
         return str(row["job"])
 
     def put(self, key: str, uid: int, digest: str, job: str, at: str) -> None:
-        """Remember a key; the oldest are forgotten."""
+        """Remember a key; the oldest keys are deleted."""
         self._session.change(
             "INSERT OR REPLACE INTO requests (key, uid, digest, job, at) VALUES (?,?,?,?,?)",
             (key, uid, digest, job, at),

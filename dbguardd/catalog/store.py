@@ -1,6 +1,6 @@
 """The catalog: what the daemon knows, in one SQLite file that can be rebuilt from the repositories.
 
-Written by the daemon's thread alone. Every method is durable when it returns, or when the transaction around it ends.
+Only the daemon's thread writes it. The effect of a method is durable on return, or when the enclosing transaction ends.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ EVENTS_KEPT = 50_000
 
 
 class Catalog:
-    """One table a member; what spans tables is here."""
+    """One attribute for each table; what spans tables is here."""
 
     def __init__(self, session: Session, *, fresh: bool, events_kept: int = EVENTS_KEPT) -> None:
         self._session = session
-        self.fresh = fresh  # nothing was known when it was opened: index the repositories
+        self.fresh = fresh  # the catalog was created just now: index the repositories
         self.jobs = Jobs(session)
         self.events = Events(session, events_kept)
         self.backups = Backups(session)
@@ -45,7 +45,7 @@ class Catalog:
 
     @classmethod
     def open(cls, path: Path, *, events_kept: int = EVENTS_KEPT) -> Catalog:
-        """Open, create or bring up to date. Raises CatalogDamaged, SecondInstance, FormatTooNew, NoSpace, Degraded."""
+        """Open, create or upgrade. Raises CatalogDamaged, SecondInstance, FormatTooNew, NoSpace, Degraded."""
         session = Session.open(path)
         try:
             fresh = _upgrade(session, path)
@@ -55,13 +55,13 @@ class Catalog:
             raise
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Everything inside happens or nothing does. Never await inside."""
+        """Return a context that commits its block as a whole or not at all. Never await inside it."""
         return self._session.transaction()
 
     def record(
         self, now: datetime, event: str, database: str | None, job: str | None, facts: Mapping[str, Any]
     ) -> Event:
-        """Keep an event and do what it means for the backups, both or neither. Raises Internal on bad facts."""
+        """Store an event together with its effect, both or neither. Raises Internal on bad facts."""
         at = to_text(now)
         with self.transaction():
             effects.apply(self._index, event, facts, at)
@@ -71,7 +71,7 @@ class Catalog:
     def rebuild(
         self, backups: Iterable[BackupRow], proofs: Iterable[ProofRow], holds: Iterable[HoldRow], storage: str
     ) -> None:
-        """Replace all that is known of a storage's backups by what its repository says."""
+        """Replace all that is known of a storage's backups with what its repository says."""
         with self.transaction():
             self.backups.clear(storage)
             for backup in backups:
@@ -82,7 +82,7 @@ class Catalog:
                 self.holds.put(hold)
 
     def replay(self, storage: str, reports: Iterable[tuple[str, Mapping[str, Any]]], now: datetime) -> int:
-        """Replace all that is known of a storage's backups by the effects of `reports`; return their number."""
+        """Replace all that is known of a storage's backups with the effects of `reports`; return their number."""
         count = 0
         with self.transaction():
             self.backups.clear(storage)
@@ -93,11 +93,11 @@ class Catalog:
         return count
 
     def probe(self, now: datetime) -> None:
-        """Prove by a durable write that the catalog works. Raises the outcome if it does not."""
+        """Prove with a durable write that the catalog works. Raises the error if it does not."""
         self.settings.put("alive_at", to_text(now))
 
     def close(self) -> None:
-        """Let the file go; nothing is lost without it."""
+        """Close the file; every change is durable already."""
         self._session.close()
 
 

@@ -13,11 +13,11 @@ def to_text(moment: datetime) -> str:
 
 
 def to_moment(text: str) -> datetime:
-    """Return the aware moment in UTC that an RFC 3339 text names. Raises Internal."""
+    """Return the aware moment in UTC of an RFC 3339 text. Raises Internal."""
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             raise Internal(f"{text!r} has no time zone")
         return moment.astimezone(UTC)
-    except (ValueError, OverflowError) as error:  # in UTC it may lie before the year 1 or after 9999
+    except (ValueError, OverflowError) as error:  # in UTC it may fall before the year 1 or after 9999
         raise Internal(f"{text!r} is not a time", detail=str(error)) from error

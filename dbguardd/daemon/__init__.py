@@ -1,4 +1,4 @@
-"""The daemon: life, schedule, jobs, policy in force and the answers to the API. asyncio lives here."""
+"""The daemon: lifecycle, scheduling, jobs, the policy in force, and the answers to the API. asyncio lives here."""
 
 from dbguardd.daemon.clock import Clock, system_clock
 from dbguardd.daemon.log import setup as setup_log

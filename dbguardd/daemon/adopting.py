@@ -1,7 +1,8 @@
-"""Whether a database may take a name that has backups: only a person knows if it is the one that they are of.
+"""Decides whether a database may take a name that has backups: only the user knows whether they are of this database.
 
-Else those of a lost database would expire one by one as the new one gets its own, and the empty server of a new machine
-would be what a restore brings back. What can be seen of both is held against each other, and said before it is done.
+Otherwise the backups of a lost database would expire one by one as the new one gets its own, and a restore would bring
+back the empty server of a new machine. So what is known of both is compared, and the user is told before anything is
+done.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ from dbguardd.policy.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of a live database when it was looked at closely; unknown is None."""
+    """What a close look at a live database has found; None where unknown."""
 
     path: str
     engine: str
     empty: bool | None = None  # no table has a row
-    system: str | None = None  # which cluster it is
-    position: int | None = None  # up to where its log is
+    system: str | None = None  # the system identifier of the cluster
+    position: int | None = None  # the end of its log
 
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """What is typed instead: the command that asked, and a name that is free."""
+    """What the hints of a refusal are made of: the command that the user typed, and a free name."""
 
     asked: str
     free: str
 
 
 def check_left(name: str, seen: Seen, adopt: str, catalog: Catalog, ways: Ways) -> None:
-    """Refuse to go on with the backups of a database that is not in the policy, unless this is said to be that one.
+    """Refuse a name with backups that is not in the policy, unless the user adopts it for this database.
 
-    Raises PolicyShrinks, and Usage for an adoption that cannot be.
+    Raises PolicyShrinks, and Usage for an adoption that is impossible.
     """
     engine, count = catalog.backups.databases().get(name, ""), catalog.backups.summary(name).count
     if adopt and engine != seen.engine:
@@ -60,7 +61,7 @@ def check_left(name: str, seen: Seen, adopt: str, catalog: Catalog, ways: Ways) 
 
 
 def check_same(name: str, seen: Seen, catalog: Catalog, ways: Ways) -> None:
-    """Raise ConfirmMissing if a database does not look like the one that it is said to be."""
+    """Raise ConfirmMissing if a database does not look like the one that the user says it is."""
     if doubts := [*_doubts(name, seen, catalog)]:
         raise ConfirmMissing(
             f"{name}: {seen.path} does not look like the database that was backed up",
@@ -74,7 +75,7 @@ def check_same(name: str, seen: Seen, catalog: Catalog, ways: Ways) -> None:
 
 
 def is_another(name: str, seen: Seen, catalog: Catalog) -> bool:
-    """Say if it is known to be another cluster than the one whose backups there are."""
+    """Return whether the database is known to be another cluster than the one that was backed up."""
     system, _ = _server(name, catalog)
     return None not in (system, seen.system) and system != seen.system
 
@@ -92,7 +93,7 @@ def _doubts(name: str, seen: Seen, catalog: Catalog) -> Iterator[str]:
 
 
 def _server(name: str, catalog: Catalog) -> tuple[str | None, int | None]:
-    """Return which cluster the newest backup is of, and up to where in its log."""
+    """Return the system identifier and the log position of the newest backup; None where unknown."""
     known: Mapping[str, Any] = json.loads(catalog.settings.get(f"server:{name}") or "{}")
     return known.get("system"), known.get("position")
 
@@ -102,9 +103,9 @@ def _lsn(position: int) -> str:
 
 
 def goes_with(name: str, settings: Mapping[str, Any], inforce: InForce) -> tuple[int, bool]:
-    """Return how many backups would be deleted at once if a database came back into the policy like that, and if log.
+    """Return how many backups would expire at once if a database came back into the policy with these settings.
 
-    Nobody knows how long that was kept, by a policy that is lost.
+    And whether some of its log would be deleted. The policy under which they were kept may be lost.
     """
     new = Policy.model_validate({"version": 1, "database": {name: settings}}).database[name]
     going = inforce.going(inforce.policy.with_only(name, new), adopted=name).get(name, {})

@@ -1,4 +1,4 @@
-"""Answers to questions that wait for whoever asked: open files without a name, given once and kept nowhere."""
+"""Answers to questions until the user fetches them: unnamed open files, each given once and never stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Kept:
 
 
 class Answers:
-    """The answers of one daemon. What nobody fetches is gone after WAIT_SECONDS, or when too many wait."""
+    """The answers of one daemon. One that nobody fetches is dropped after WAIT_SECONDS, or when too many wait."""
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
@@ -45,7 +45,7 @@ class Answers:
         return kept.file
 
     def close(self) -> None:
-        """Let go of all."""
+        """Drop all answers."""
         for job in list(self._kept):
             self._drop(job)
 

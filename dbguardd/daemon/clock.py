@@ -1,4 +1,4 @@
-"""Time and ids of the daemon, passed in wherever they are needed, so that tests have their own."""
+"""The time and the ids of the daemon, passed in wherever they are needed, so that tests can supply their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Now = Callable[[], datetime]
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The wall clock, which people set, and one that only goes on (CLOCK_BOOTTIME, also while suspended)."""
+    """The wall clock, which people can set, and a monotonic clock (CLOCK_BOOTTIME: it counts suspension, too)."""
 
     now: Now
     steady: Callable[[], float]

@@ -1,4 +1,4 @@
-"""Answers about the policy: what is in force, what is wrong in the files, what they would change."""
+"""Answers about the policy: what is in force, which mistakes the files have, what a reload would change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def shown(inforce: InForce, origin: bool) -> Json:
-    """Return the policy in force with every default, and where each key stands."""
+    """Return the policy in force with every default, and if asked for, the origin of each key."""
     loaded = inforce.loaded
     answer: Json = {
         "policy": reference.effective(loaded.policy, str(inforce.state), inforce.storages()),
@@ -26,7 +26,7 @@ def shown(inforce: InForce, origin: bool) -> Json:
 
 
 def checked(inforce: InForce) -> Json:
-    """Return every mistake in the files as they are now. Raises PolicyUnsafe, PolicyInvalid if there is no file."""
+    """Return every mistake in the files as they are now. Raises PolicyUnsafe; PolicyInvalid if there is no file."""
     _, sources, mistakes = check(inforce.path, os.geteuid(), Host(str(inforce.state)))
     rows = [{**mistake.to_json(), "text": mistake.to_text()} for mistake in mistakes]
     errors = [row for row in rows if row["severity"] == "error"]
@@ -40,7 +40,7 @@ def checked(inforce: InForce) -> Json:
 
 
 def difference(inforce: InForce, catalog: Catalog) -> Json:
-    """Return what taking over the files would change, and which backups would go at once. Raises PolicyInvalid."""
+    """Return what a reload would change, and which backups it would delete at once. Raises PolicyInvalid."""
     loaded = inforce.read()
     deletes = []
     for name, ids in inforce.going(loaded.policy).items():
@@ -55,7 +55,7 @@ def difference(inforce: InForce, catalog: Catalog) -> Json:
 
 
 def explained(inforce: InForce, key: str) -> Json:
-    """Return what a key means, its value and where that stands. Raises NotFound."""
+    """Return what a key means, its value and its origin. Raises NotFound."""
     found = reference.explain(key, inforce.policy)
     origins = inforce.loaded.origins
     return {**found, "text": found["means"], "origin": origins.get(key)}

@@ -1,4 +1,4 @@
-"""What surrounds the runner: how a worker is run, what the policy says, time, ids, and where events are told."""
+"""The environment of the runner: how it runs a worker, what the policy says, time, ids, and the log."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class RunWorker(Protocol):
 
 
 class Look(Protocol):
-    """Says what lies at a path or what a server has, as its owner sees it; worker/look.py."""
+    """Finds out what is at a path or on a server, as its owner sees it; worker/look.py."""
 
     def __call__(self, place: str, /) -> Awaitable[Mapping[str, Any]]: ...
 
 
 class Sweep(Protocol):
-    """Removes what workers that were killed have left in the state directory; worker/staging.py."""
+    """Removes what killed workers have left in the state directory; worker/staging.py."""
 
     def __call__(self, state: Path, /) -> Awaitable[Sequence[str]]: ...
 
 
-class Log(Protocol):
-    """Takes events as noun.verb with facts; structlog's loggers do."""
+class Logger(Protocol):
+    """Takes events as noun.verb with facts, as structlog's loggers do."""
 
     def debug(self, event: str, **facts: Any) -> Any: ...
 
@@ -48,12 +48,12 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the runner needs from outside. `terms` raises NotFound and the like when the policy does not allow it."""
+    """What the runner needs from outside. `terms` raises an error, such as NotFound, if the policy forbids the job."""
 
     run_worker: RunWorker
     terms: Callable[[Order], Terms]
     now: Callable[[], datetime]
     new_id: Callable[[datetime], str]
     random: Callable[[], float]
-    log: Log
+    log: Logger
     state: str

@@ -1,4 +1,4 @@
-"""Tells what happens: keeps each event in the catalog, logs it as the table of events says, and wakes who follows."""
+"""Records what happens: stores each event in the catalog, logs it, and wakes the readers of events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from dbguardd.catalog import Catalog
-from dbguardd.daemon.environment import Log
+from dbguardd.daemon.environment import Logger
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import GuardError
 from dbguardd.events import LEVELS, level_of
@@ -23,14 +23,14 @@ _SERIOUS = LEVELS[2:]
 class Events:
     """The events of one daemon. Use it from the thread of the event loop."""
 
-    def __init__(self, catalog: Catalog, now: Callable[[], datetime], log: Log) -> None:
+    def __init__(self, catalog: Catalog, now: Callable[[], datetime], log: Logger) -> None:
         self._catalog = catalog
         self._now = now
         self._log = log
         self.wakeup = Wakeup()
 
     def tell(self, event: str, database: str | None, job: str | None, facts: Facts, more: Facts | None = None) -> None:
-        """Keep an event, with its effect, and log it. `more` is for the log only.
+        """Store an event and its effect in the catalog, and log it. `more` is only logged.
 
         Raises Internal on bad facts, NoSpace, Degraded.
         """
@@ -39,7 +39,7 @@ class Events:
         self.log(event, {**(more or {}), **facts, "database": database, "job": job})
 
     def note(self, event: str, database: str | None, facts: Facts) -> None:
-        """Tell an event that is no news to anybody's backups, whether or not it can be kept. Raises nothing."""
+        """Log an event that changes nothing in the catalog, and store it if possible. Raises nothing."""
         self.log(event, {**facts, "database": database})
         try:
             self._catalog.record(self._now(), event, database, None, facts)
@@ -48,7 +48,7 @@ class Events:
         self.wakeup.wake()
 
     def log(self, event: str, facts: Facts, bug: BaseException | None = None) -> None:
-        """Log an event, a bug with its trace; what is serious comes with the backup that was proven last."""
+        """Log an event, a bug with its trace, and a serious event together with the last proven backup."""
         told = plain({**facts, "event": event})
         level = level_of(told)
         if level in _SERIOUS and "database" in told:

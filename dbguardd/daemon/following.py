@@ -1,13 +1,14 @@
-"""Follows logs: one worker for each database with `continuous = true` that has a backup, as long as the daemon lives.
+"""Follows logs: runs one worker for each database with `continuous = true` that has a backup, as long as it lives.
 
-A follower that ends is started again, later each time. When a log could not be continued, the backup that the new one
-begins with is made at once: until then nothing after the gap can be restored to the second.
+A follower that ends is started again, each time after a longer pause. When a log could not be continued, a backup from
+which the new log continues is made at once: until then, nothing after the gap can be restored to the second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -30,39 +31,40 @@ FOLLOWER = Who("follower")
 _STALL_SECONDS = 120.0
 _WAIT_SECONDS = 1.0, 60.0
 _KEEP_SECONDS = 30.0
-_RECENT = timedelta(days=1)  # of which a proof takes a moment
+_RECENT = timedelta(days=1)  # how long a failed test restore of the log is reported
 _LEAVE_SECONDS = 30.0
-_BASE_SECONDS = 5.0, 600.0  # between two backups that broken logs ask for: more each time, until it holds for long
+_BASE_SECONDS = 5.0, 600.0  # between two backups for broken logs: the pause doubles until a log lasts for long
 
 Facts = Mapping[str, Any]
 
 
 @dataclass(slots=True)
 class Follower:
-    """One worker that follows, and what it was told."""
+    """One worker that follows a log, and its spec."""
 
     spec: Facts
     cancel: asyncio.Event
     problem: GuardError | None = None
     chain: str = ""
-    begun_at: str = ""  # of the chain, if this follower began it
+    begun_at: str = ""  # when the chain began, if this follower began it
     until_at: str = ""
     segment: int = 0
     kept: float = 0.0
-    held: str = ""  # who holds the log of the database, which grows for that
-    over: bool = False  # nobody will go on from it: what keeps the log for us may go
+    heard: float = math.inf  # event loop time at which it began, or last said up to when everything is stored
+    held: str = ""  # the processes that hold the log of the database, which therefore grows
+    over: bool = False  # the log will not be followed any more: the server may stop keeping it for us
 
 
 @dataclass(slots=True)
 class Base:
-    """The backup that the log of a database begins with. A log that keeps breaking asks for it less and less often."""
+    """The backup from which the log of a database continues. A log that keeps breaking asks for it ever less often."""
 
     needed: bool = False
-    asked: float = -math.inf  # when it was asked for last, by the clock of the event loop
+    asked: float = -math.inf  # when it was last asked for, by the clock of the event loop
     pause: float = _BASE_SECONDS[0]
 
     def ask(self, now: float) -> bool:
-        """Say if it is time to ask for it; then that is noted."""
+        """Return whether it is time to ask for the backup; if so, note the time."""
         if now < self.asked + self.pause:
             return False
         again = now < self.asked + _BASE_SECONDS[1]
@@ -84,7 +86,7 @@ class Following:
     # ------------------------------------------------------------------------------------------ what is known
 
     def covered(self, name: str) -> list[coverage.Covered]:
-        """Which stretches the log of a database covers, up to what was heard just now."""
+        """Return the time ranges that the log of a database covers, up to the last message of its follower."""
         return self._covered(name, self._followers.get(name))
 
     def _covered(self, name: str, follower: Follower | None) -> list[coverage.Covered]:
@@ -94,16 +96,21 @@ class Following:
         return coverage.reached(rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at))
 
     def proof(self, name: str) -> LogProof | None:
-        """What the test restores of the log of a database have shown."""
+        """Return what the test restores of a database's log have shown."""
         return coverage.proof(self._catalog.settings, name)
 
     def problem(self, name: str) -> GuardError | None:
-        """What keeps the log of a database from being followed just now."""
+        """Return what keeps the log of a database from being followed now; None if it is followed."""
         follower = self._followers.get(name)
         return None if follower is None else follower.problem
 
+    def silent_seconds(self, name: str) -> float:
+        """For how long nobody could tell that all of the log of a database is stored."""
+        follower = self._followers.get(name)
+        return 0.0 if follower is None else max(0.0, time.monotonic() - follower.heard)
+
     def trouble(self, name: str, now: datetime) -> list[str]:
-        """What is wrong with the log of a database, in words: who keeps it from beginning anew, what a proof found."""
+        """Return what is wrong with the log of a database, in words: who holds it, and what a test restore found."""
         follower, proof = self._followers.get(name), self.proof(name)
         found = [follower.held] if follower is not None and follower.held else []
         if proof is not None and proof.failed_at and to_moment(proof.failed_at) > now - _RECENT:
@@ -113,7 +120,7 @@ class Following:
     # ------------------------------------------------------------------------------------------ life
 
     def reconsider(self) -> None:
-        """Start and stop followers as the policy, the pauses and the backups say now."""
+        """Start and stop followers according to the policy, the pauses and the backups."""
         wanted = self._wanted() if self._open else {}
         for name, follower in list(self._followers.items()):
             if follower.spec != wanted.get(name):
@@ -127,20 +134,20 @@ class Following:
                 task.add_done_callback(self._alive.discard)
 
     async def stop(self) -> None:
-        """End all followers; what they stored last is written down."""
+        """End all followers; the end of what they stored is written to the catalog."""
         self._open = False
         self.reconsider()
         await asyncio.gather(*self._alive, return_exceptions=True)
 
     @asynccontextmanager
     async def undisturbed(self, spec: Facts) -> AsyncIterator[None]:
-        """Have nobody follow the log of a database while a job replaces it: a follower is one of its users."""
+        """Keep the log of a database unfollowed while a job replaces the database: a follower is one of its users."""
         request, name = spec["request"], str((spec["database"] or {}).get("name", ""))
         replaces = spec["verb"] == "undo" or (request.get("in_place") and not request.get("dry_run"))
         if not replaces or (name in self._followers and await self._in_use(spec)):
             yield
             return
-        self._quiet.add(name)  # also if nobody follows now: a pause may end meanwhile
+        self._quiet.add(name)  # also if nothing follows it now: a pause may end during the block
         self.reconsider()
         try:
             if leaving := self._tasks(name):
@@ -151,36 +158,36 @@ class Following:
             self.reconsider()
 
     async def _in_use(self, spec: Facts) -> bool:
-        """Say if a restore in place would be refused: then its log need not be let go of for that."""
+        """Return whether a restore in place would be refused because of other users; then following need not stop."""
         request = {**to_json(REQUESTS["restore"](spec["database"]["name"])), "in_place": True, "dry_run": True}  # type: ignore[call-arg]
         asked = {name: spec["request"][name] for name in ("backup", "at", "lsn", "name") if spec["request"].get(name)}
         trial = {**spec, "verb": "restore", "request": {**request, **asked}}
         try:
             found = await self._environment.run_worker(trial, _unheard, asyncio.Event(), stall_timeout=_STALL_SECONDS)
         except GuardError:
-            return False  # the job itself says it
+            return False  # the job itself reports the error
         return bool(found["plan"].get("in_use"))
 
     def _wanted(self) -> dict[str, Facts]:
-        """The specs of the databases that are to be followed, by name."""
+        """Return the specs of the databases to follow, by name."""
         found: dict[str, Facts] = {}
         for name in self._inforce.policy.names():
             if not self._inforce.policy.guarded(name).continuous or name in self._quiet:
                 continue
             if self._catalog.backups.summary(name).newest is None:
-                continue  # the first backup makes the repository, and shows that the database can be read
-            with suppress(GuardError):  # as for a backup, which tells it
+                continue  # the first backup creates the repository, and shows that the database can be read
+            with suppress(GuardError):  # a backup fails for the same reason, and reports it
                 terms = self._environment.terms(Order("follow", {"database": name}, FOLLOWER, name))
                 seen = self._catalog.settings.get(f"repository:{terms.storage}")
                 found[name] = {**terms.spec, "storage": {**terms.spec["storage"], "repository_id": seen}}
         return found
 
     def _tasks(self, name: str) -> list[asyncio.Task[None]]:
-        """Return who follows a database, or is just leaving it."""
+        """Return the tasks that follow a database, or are about to stop."""
         return [task for task in self._alive if task.get_name() == f"follow-{name}"]
 
     def _end(self, name: str) -> None:
-        """End a follower; for good, if the policy has its log followed no more."""
+        """Stop a follower; permanently if the policy no longer asks to follow the log."""
         follower, policy = self._followers.pop(name), self._inforce.policy
         asked = name in policy.names() and policy.guarded(name).continuous
         follower.over = self._open and not asked
@@ -189,14 +196,14 @@ class Following:
     # ------------------------------------------------------------------------------------------ one follower
 
     async def _follow(self, name: str, follower: Follower, before: Collection[asyncio.Task[None]]) -> None:
-        """Follow until told to end, once all `before` have ended: two that write one log would make it unreadable."""
+        """Follow until stopped, once all tasks `before` have ended: two writers would make one log unreadable."""
         wait, cancel = _WAIT_SECONDS[0], follower.cancel
         if before:
             await asyncio.wait(before)
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)
-            follower.held = ""
+            follower.held, follower.heard = "", math.inf
             self._keep(name, follower)
             if cancel.is_set():
                 await self._leave(name, follower)
@@ -212,7 +219,7 @@ class Following:
         await self._leave(name, follower)
 
     async def _leave(self, name: str, follower: Follower) -> None:
-        """Have the server of a log that is followed no more keep it no longer; say if that failed."""
+        """Tell the server to stop keeping a log that is no longer followed; report whether that failed."""
         if not follower.over:
             return
         try:
@@ -227,12 +234,12 @@ class Following:
             self._runner.events.note("log.left", name, {"problem": None})
 
     def _spec(self, follower: Follower, *, end: bool = False) -> Facts:
-        """Return what a worker is told."""
+        """Return the spec for a worker."""
         spec = {**follower.spec, "job": self._environment.new_id(self._environment.now()), "verb": "follow"}
         return {**spec, "request": {"end": end}, "actor": FOLLOWER.user, "state": self._environment.state}
 
     async def _once(self, name: str, follower: Follower) -> GuardError:
-        """Run one worker until it ends, and return why it did."""
+        """Run one worker until it ends, and return the error with which it ended."""
         try:
             await self._environment.run_worker(
                 self._spec(follower),
@@ -255,8 +262,8 @@ class Following:
             follower.problem = None
             grown, follower.segment = follower.segment != int(facts["segment"]), int(facts["segment"])
             follower.until_at = str(facts["until_at"])
-            now = asyncio.get_running_loop().time()
-            if grown and now - follower.kept >= _KEEP_SECONDS:  # an idle database lets the disk rest
+            now = follower.heard = asyncio.get_running_loop().time()
+            if grown and now - follower.kept >= _KEEP_SECONDS:  # for an idle database nothing is written
                 follower.kept = now
                 self._keep(name, follower)
             if self._bases[name].needed:
@@ -265,10 +272,11 @@ class Following:
         if event == "log.held":
             who, log = ", ".join(facts["by"]), size(int(facts["log_bytes"]))
             follower.held = who and f"its log has {log} and cannot begin anew: {who} keeps reading"
-        if event == "log.turned":  # its first backup on the new server shows that the log leads there
+        if event == "log.turned":  # the first backup from the new server shows that the log leads to it
             self._bases[name].needed = True
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
+            follower.heard = asyncio.get_running_loop().time()
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])
             newest = self._catalog.backups.summary(name).newest
             older = newest is None or newest.created_at < str(facts["begun_at"])  # also if an earlier daemon began it
@@ -276,20 +284,20 @@ class Following:
                 self._bases[name].needed = True
         try:
             self._runner.events.tell(event, name, None, facts)
-        except GuardError as error:  # a catalog that is full is no reason to miss a commit; a scan tells it later
+        except GuardError as error:  # a full catalog must not stop the following; a later scan reports the event
             self._runner.events.log("catalog.failed", {"problem": error.problem()})
             self._runner.on_doubt(str(follower.spec["storage"]["name"]))
 
     def _keep(self, name: str, follower: Follower) -> None:
-        """Write down how far the log is stored, for the next daemon."""
+        """Write to the catalog up to when the log is stored, for the next daemon."""
         if follower.until_at:
             with suppress(GuardError):
                 coverage.write(self._catalog.settings, name, self._covered(name, follower))
 
     def _make_base(self, name: str, now: float) -> None:
-        """Ask for the backup that the log begins with, unless one is just made that began before it."""
+        """Submit the backup from which the log continues, unless a job of the database is waiting or running."""
         if self._runner.active(name) is not None:
-            self._runner.wake(name)  # what waits after a failure need wait no longer: its storage takes what comes
+            self._runner.wake(name)  # a job that waits for a retry may run at once: its storage accepts writes again
             return
         if name in self._catalog.pauses.active(to_text(self._environment.now())) or not self._bases[name].ask(now):
             return
@@ -304,4 +312,4 @@ class Following:
 
 
 def _unheard(message: dict[str, Any]) -> None:
-    """Take what a worker tells that only looks."""
+    """Ignore the messages of a worker."""

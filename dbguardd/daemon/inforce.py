@@ -1,11 +1,11 @@
-"""The policy in force: loaded, replaced as a whole or not at all, and what it says of one job.
+"""The policy in force: loaded, replaced as a whole or not at all, and what it says about one job.
 
-1. At start a policy with mistakes is fatal. Later it is refused, and the old one stays in force.
-2. A reload that would delete existing backups at once is refused until somebody accepts it. If such a policy is met at
-   start (edited while the daemon was down), it is in force, but nothing of these databases expires until then.
-3. What was last accepted stands in accepted.json beside the catalog, so that a lost catalog does not lose it. Before
-   the catalog has read a storage (again), nobody knows what a policy would delete there: nothing is accepted and
-   nothing expires.
+1. At start, a policy with mistakes is fatal. Later it is refused, and the old one stays in force.
+2. A reload that would delete existing backups at once is refused until a user accepts it. A policy that was changed
+   that way while the daemon was down is in force at start, but nothing of these databases expires until then.
+3. What was last accepted is stored in accepted.json beside the catalog, so that it survives a lost catalog. Until the
+   catalog has read a storage (again), nobody knows what a policy would delete there: nothing is accepted and nothing
+   expires.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.requests import NOWHERE, QUESTION_VERBS
 from dbguardd.rules import reliance, retention
-from dbguardd.rules.dated import Dated
+from dbguardd.rules.backup_state import BackupState
 from dbguardd.states import Grade
 from dbguardd.wire import BackupRow
 
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
-"""By database: the ids of the backups that would go, with the reasons."""
+"""By database: the ids of the backups that a policy would delete, with the reasons."""
 LOG = "log"
-"""What stands there in the place of an id where a part of the log would go: it has no grace, and no recall."""
+"""Stands in Going instead of an id if a part of the log would be deleted: it has no grace and cannot be recalled."""
 
 _OF_ORPHANS = frozenset(("verify", "restore", "check", "expire", *QUESTION_VERBS))
 
 
 class InForce:
-    """One policy at a time."""
+    """The policy in force of one daemon."""
 
     def __init__(self, path: Path, state: Path, catalog: Catalog, now: Callable[[], datetime]) -> None:
         self.path = path
@@ -55,11 +55,11 @@ class InForce:
         self._loaded: Loaded | None = None
         self.loaded_at = now()
         self.problem: GuardError | None = None  # of the last reload
-        self.frozen: Going = {}  # nothing of these databases expires
+        self.frozen: Going = {}  # the databases of which nothing expires, and why
 
     @property
     def loaded(self) -> Loaded:
-        """What was loaded last. Raises Internal before start()."""
+        """The policy that was loaded last, with its files. Raises Internal before start()."""
         if self._loaded is None:
             raise Internal(f"{self.path}: the policy is not loaded yet")
         return self._loaded
@@ -80,9 +80,9 @@ class InForce:
             self._accept(loaded.policy)
 
     def reload(self, *, accepted: bool = False) -> None:
-        """Take over what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks.
+        """Put into force what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks.
 
-        `accepted`: whatever it deletes.
+        With `accepted`, even if it deletes backups.
         """
         try:
             loaded = self.read()
@@ -95,7 +95,7 @@ class InForce:
         self._take(loaded)
 
     def settle(self) -> None:
-        """Look again what the policy in force would delete: the catalog has read what lies in a storage."""
+        """Recompute what the policy in force would delete, after the catalog has read a storage."""
         was, self.frozen = self.frozen, self.going(self.policy)
         if self.frozen:
             self.problem = shrinks(self.frozen)
@@ -105,13 +105,13 @@ class InForce:
         self._accept(self.policy)
 
     def read(self) -> Loaded:
-        """Load the files without taking them over. Raises PolicyInvalid, PolicyUnsafe."""
+        """Load the files without putting them into force. Raises PolicyInvalid, PolicyUnsafe."""
         return load(self.path, os.geteuid(), self._host)
 
     def going(self, policy: Policy, adopted: str = "") -> Going:
-        """What `policy` would delete at once that what was accepted last would keep.
+        """Return what `policy` would delete at once that the policy last accepted would keep.
 
-        Of one that is `adopted` nobody may have accepted anything: all of its log was kept.
+        For a database that is `adopted` no policy may have been accepted: then all of its log counts as kept.
         """
         accepted = self._accepted()
         now = self._now()
@@ -119,12 +119,14 @@ class InForce:
         for name in policy.names():
             guarded, was = policy.guarded(name), accepted.get(name)
             new = retention.Keep.from_spec(database_spec(guarded, _nobody))
-            # Of what nobody accepted yet, and of what did not expire until now, everything was kept.
+            # Where no policy was accepted yet, or nothing expired until now, everything was kept.
             if was is None or (was.get("expire") == "off" and guarded.expire != "off"):
                 old = retention.Keep()
             else:
                 old = retention.Keep.from_spec(was)
-            gone = dict(retention.shrinks(dated(self._catalog.backups.of(name)), old, new, now) if old != new else {})
+            gone = dict(
+                retention.shrinks(states_of(self._catalog.backups.of(name)), old, new, now) if old != new else {}
+            )
             known = {} if name == adopted else was
             if known is not None and (begins := self._log_before(name, now - guarded.keep_log)):
                 kept = math.inf if known.get("expire") == "off" else known.get("keep_log_seconds", math.inf)
@@ -135,13 +137,13 @@ class InForce:
         return found
 
     def _log_before(self, name: str, moment: datetime) -> str:
-        """Return since when the log of a database is stored, if that is before a moment; else nothing."""
+        """Return since when the log of a database is stored if that is before `moment`, else an empty text."""
         rows = coverage.read(self._catalog.settings, name)
         begins = min((row.since_at for row in rows), default="")
         return begins if begins and to_moment(begins) < moment else ""
 
     def terms(self, order: Order) -> Terms:
-        """What the policy says of a job. Raises NotFound, PolicyInvalid (run_as names nobody), PolicyShrinks."""
+        """Return what the policy says about a job. Raises NotFound, PolicyInvalid (unknown run_as), PolicyShrinks."""
         state = str(self.state)
         if order.database is None or order.verb in ERRANDS:
             storage = order.storage or "local"
@@ -167,7 +169,7 @@ class InForce:
         )
 
     def _may_expire(self, name: str, guarded: Guarded) -> None:
-        """Raise PolicyShrinks, or Busy while nobody knows what there is to expire."""
+        """Raise PolicyShrinks, or Busy while the catalog does not know yet what could expire."""
         if name in self.frozen:
             raise shrinks({name: self.frozen[name]})
         if not self._is_read(self.policy, guarded.storage[0]):
@@ -177,52 +179,52 @@ class InForce:
             )
 
     def _is_read(self, policy: Policy, storage: str) -> bool:
-        """Say if the catalog knows what lies in a storage. One that was lost learns it from a scan."""
+        """Return whether the catalog knows the content of a storage. A new catalog learns it from a scan."""
         known = self._catalog.settings.get(f"indexed:{storage}") is not None
         return known or not _may_hold(policy.storage_of(storage, str(self.state)).path)
 
     def _elsewhere(self, order: Order, guarded: Guarded) -> Json:
-        """Storage and key of the backup that is to be read, if it was made before the policy named others."""
+        """Return storage and key of the backup to read if the policy has named another storage since, else nothing."""
         row = self._wanted(order) if order.verb in ("restore", "verify") else None
         if row is None or row.storage == guarded.storage[0]:
             return {}
         state, key = str(self.state), opener(self.keyring(), row.storage)
-        with suppress(NotFound):  # it left the policy too: the job says that there is no such backup
+        with suppress(NotFound):  # that storage left the policy, too: the job reports that there is no such backup
             return {"storage": self.policy.storage_spec(row.storage, state), "key": self.policy.key_spec(key, state)}
         return {}
 
     def _wanted(self, order: Order) -> BackupRow | None:
-        """The backup that an order means, as the catalog knows it: by id, or the one that the job will choose."""
+        """Return the backup that an order means, from the catalog: by its id, or the one that the job will choose."""
         name, id, at = str(order.database), str(order.request.get("backup") or ""), order.request.get("at")
         if order.verb == "verify" and not id:
             return self._catalog.backups.summary(name).newest
         rows = self._catalog.backups.of(name)
         if id:
             return next((row for row in rows if row.id.startswith(id.upper()) or row.id.endswith(id.upper())), None)
-        with suppress(GuardError):  # the job says what is wrong with `at`
-            chosen = reliance.choose(dated(rows), to_moment(str(at)) if at else None).backup
+        with suppress(GuardError):  # the job reports what is wrong with `at`
+            chosen = reliance.choose(states_of(rows), to_moment(str(at)) if at else None).backup
             return next((row for row in rows if chosen is not None and row.id == chosen.id), None)
         return None
 
     def storage(self, name: str) -> Storage:
-        """One storage. Raises NotFound."""
+        """Return one storage. Raises NotFound."""
         return self.policy.storage_of(name, str(self.state))
 
     def storages(self) -> list[str]:
-        """The storages that a database uses or the policy names, in the order of the policy; then what kept backups.
+        """Return the storages that a database uses, then the others in the policy, then `local` if it has a repository.
 
-        The implicit storage holds those of an earlier policy: of a database that left it, or of a machine before this.
+        The implicit storage `local` may hold the backups of an earlier policy, or of the machine before this one.
         """
         used = [self.policy.guarded(name).storage[0] for name in self.policy.names()]
         kept = [] if "local" in self.policy.storage or not self.holds_repository("local") else ["local"]
         return list(dict.fromkeys([*used, *self.policy.storage, *kept]))
 
     def holds_repository(self, storage: str) -> bool:
-        """Say if a repository lies in a storage, as far as that can be seen. Raises NotFound."""
+        """Return whether a repository is in a storage, true also if that cannot be seen. Raises NotFound."""
         return _may_hold(self.storage(storage).path)
 
     def keyring(self) -> dict[str, list[str]]:
-        """The keys that a database uses or the policy names, each with the storages that it opens."""
+        """Return the keys that a database uses or the policy names, each with the storages that it opens."""
         found: dict[str, list[str]] = {name: [] for name in self.policy.key}
         for name in self.policy.names():
             guarded = self.policy.guarded(name)
@@ -237,9 +239,9 @@ class InForce:
         self.problem, self.frozen = None, {}
 
     def _orphan(self, name: str, order: Order) -> Json:
-        """The spec of a database that only the repository knows: enough to prove and restore it.
+        """Return the spec of a database that only the repository knows: enough to verify and restore it.
 
-        Raises NotFound, and Usage for what only the policy could say: where it was, and what to keep of it.
+        Raises NotFound, and Usage for what only the policy could say: where it was, and which backups to keep.
         """
         rows = self._catalog.backups.of(name)
         if not rows:
@@ -266,7 +268,7 @@ class InForce:
         }
 
     def _accepted(self) -> Mapping[str, Json]:
-        """What was accepted last, by database; nothing if the file is lost or damaged."""
+        """Return what was accepted last, by database; nothing if the file is lost or damaged."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             databases = json.loads(self._accepted_file.read_bytes())["databases"]
             return {str(name): {**was, "keep": {**was["keep"]}} for name, was in dict(databases).items()}
@@ -281,14 +283,14 @@ class InForce:
         for name in policy.names():
             guarded = policy.guarded(name)
             if not self._is_read(policy, guarded.storage[0]):
-                continue  # what was accepted before, if anything, stays so
+                continue  # what was accepted before, if anything, stays accepted
             spec = database_spec(guarded, _nobody)
             kept[name] = {
                 key: spec[key]
                 for key in ("keep", "min_proven", "timezone", "continuous", "keep_log_seconds", "thin_log")
             }
             kept[name]["expire"] = "off" if guarded.expire == "off" else "on"
-        # What left the policy may come back one day: then its backups still have their guard.
+        # A database that left the policy may return: until then its backups keep their protection.
         left = {
             name: was
             for name, was in self._accepted().items()
@@ -298,22 +300,22 @@ class InForce:
         text = json.dumps(found, indent=1, sort_keys=True) + "\n"
         with suppress(OSError, ValueError):
             if self._accepted_file.read_text() == text:
-                return  # a daemon starts on a full disk, too
+                return  # unchanged: a daemon must be able to start on a full disk
         write_whole(self._accepted_file, text, 0o600)
 
 
 def _may_hold(storage: str) -> bool:
-    """Say if a repository lies in a directory; of one that nobody lets us look into, it may."""
+    """Return whether a repository is in a directory; true if the directory cannot be examined."""
     try:
         return stat.S_ISREG(os.stat(f"{storage}/repo.json").st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # EACCES, EIO, ESTALE: whoever reads it says so
+    except OSError:  # EACCES, EIO, ESTALE: the job that reads it reports the error
         return True
 
 
 def _asked(request: Mapping[str, Any]) -> list[str]:
-    """Return the options by which that was asked for: without them, the same command would do something else."""
+    """Return the options of the request: without them, the suggested command would do something else."""
     said = [f"{option} {request[name]}" for option, name in (("--id", "backup"), ("--at", "at")) if request.get(name)]
     return said + ["--dry-run"] * bool(request.get("dry_run"))
 
@@ -324,7 +326,7 @@ def opener(keyring: Mapping[str, list[str]], storage: str) -> str:
 
 
 def shrinks(going: Going) -> PolicyShrinks:
-    """The refusal of a policy that deletes."""
+    """Return the refusal of a policy that deletes backups."""
     counts = {name: len({*ids} - {LOG}) for name, ids in going.items()}
     said = [f"{n} of {name}" for name, n in counts.items() if n]
     logs = [name for name, ids in going.items() if LOG in ids]
@@ -339,10 +341,10 @@ def shrinks(going: Going) -> PolicyShrinks:
     )
 
 
-def dated(rows: Iterable[BackupRow]) -> list[Dated]:
-    """What retention needs to know of backups."""
+def states_of(rows: Iterable[BackupRow]) -> list[BackupState]:
+    """Return backups in the form that retention needs."""
     return [
-        Dated(
+        BackupState(
             row.id,
             to_moment(row.created_at),
             proven=row.grade is Grade.PROVEN,
@@ -374,7 +376,7 @@ def write_whole(path: Path, text: str, mode: int) -> None:
 
 
 def _times(settings: Any) -> Json:
-    """How long and how often a job is tried."""
+    """Return the time limits of a job and its retries."""
     retry = settings.retry
     return {
         "stall_seconds": settings.stall_timeout.total_seconds(),
@@ -384,6 +386,6 @@ def _times(settings: Any) -> Json:
 
 
 def _nobody(name: str) -> int:
-    """Stands in where who reads the database does not matter."""
+    """Stand in for uid_of_user where it does not matter which user opens the database."""
     del name
     return 0

@@ -1,4 +1,4 @@
-"""Keys and secrets: recovery keys, which are made and proven here, and what systemd gave to this process."""
+"""Keys and secrets: makes and tests recovery keys, and lists the credentials that systemd gave to this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 async def make_sheet(operations: Operations, key: str, who: Who) -> Json:
-    """Make a recovery identity, let it open the repository, return it once. Raises NotFound, Unsupported."""
+    """Make a recovery identity, let it open the repository, and return it once. Raises NotFound, Unsupported."""
     storages = _storages(operations, key)
     if len(storages) > 1:
         raise Unsupported(
@@ -63,7 +63,7 @@ async def try_identity(operations: Operations, key: str, identity: str, who: Who
 
 
 async def drop(operations: Operations, key: str, recipient: str, confirm: str, who: Who) -> Json:
-    """Let a recovery recipient, named in full or by its first characters, open the repositories no longer.
+    """Stop a recovery recipient, named in full or by its first characters, from opening the repositories.
 
     Raises NotFound, Held, ConfirmMissing.
     """
@@ -72,7 +72,7 @@ async def drop(operations: Operations, key: str, recipient: str, confirm: str, w
     known = [name for name in everyone if name.startswith(recipient)]
     whole = known[0] if len(known) == 1 else recipient
     left = [name for name in everyone if name != whole]
-    if whole in everyone and left and confirm not in (recipient, whole):  # the last one is asked about by the job
+    if whole in everyone and left and confirm not in (recipient, whole):  # the job itself asks about the last one
         tested = sum(settings.get(f"recovery_tested:{key}:{name}") is not None for name in left)
         raise ConfirmMissing(
             f"{whole}: whoever has its sheet opens the backups no longer, which cannot be undone",
@@ -91,7 +91,7 @@ async def drop(operations: Operations, key: str, recipient: str, confirm: str, w
 
 
 async def recover(operations: Operations, key: str, identity: str, who: Who) -> Json:
-    """Let this machine's key open what the identity opens, and read that into the catalog.
+    """Let this machine's key open the repositories that the identity opens, and read them into the catalog.
 
     Raises NotFound, KeyRefused, KeyUnsafe.
     """
@@ -99,13 +99,13 @@ async def recover(operations: Operations, key: str, identity: str, who: Who) -> 
     for storage in _storages(operations, key):
         order = Order("recover", {}, who, storage=storage, hidden={"identity": identity})
         opened.append({"storage": storage, **await operations.runner.perform(order)})
-        with suppress(Busy):  # it is being read just now
+        with suppress(Busy):  # it is being read now
             await operations.runner.perform(Order("scan", {}, who, storage=storage))
     return {"ok": True, "key": key, "repositories": opened}
 
 
 def credentials(policy: Policy, environ: Mapping[str, str]) -> list[Json]:
-    """Return each systemd credential that the policy names or that this process was given, and since when it has it."""
+    """Return each systemd credential that the policy names or that this process was given, and since when."""
     rows: dict[str, Json] = {}
 
     def row(name: str) -> Json:
@@ -115,7 +115,7 @@ def credentials(policy: Policy, environ: Mapping[str, str]) -> list[Json]:
         named = (settings.credential, settings.secret.credential if settings.secret else None)
         for name in filter(None, named):
             row(name)["used_by"].append(f"key {key}")
-    # No directory: not started by systemd, or without any.
+    # Without the directory, systemd did not start this process or gave it no credentials.
     with suppress(OSError), os.scandir(environ.get("CREDENTIALS_DIRECTORY", "")) as found:
         for entry in found:
             row(entry.name)["given_at"] = to_text(datetime.fromtimestamp(entry.stat().st_mtime, UTC))

@@ -1,6 +1,6 @@
-"""structlog without rich, which would cost an idle daemon 4 MiB.
+"""Imports structlog without rich, which would cost an idle daemon 4 MiB.
 
-structlog loads rich whenever it is installed, to draw tracebacks that a daemon never draws.
+If rich is installed, structlog loads it to draw tracebacks, which the daemon never does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A job that has not ended, what it claims while it runs, and which of those that wait may start."""
+"""A job that has not ended, what it claims while it runs, and which waiting jobs may start."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from typing import Any
 from dbguardd.catalog import Who
 from dbguardd.errors import Busy
 from dbguardd.requests import QUESTION_VERBS
-from dbguardd.verbs import opens
+from dbguardd.verbs import has_engine_half
 from dbguardd.wire import JobRow
 
 BY_DATABASE = frozenset(("backup", "verify", "restore", "undo", "check", "expire"))
-"""One of these at a time for each database."""
+"""The verbs of which one job at a time runs for each database."""
 
 ALONE_IN_STORAGE = frozenset(("sweep", "scan"))
-"""Nothing else works on the storage meanwhile."""
+"""The verbs during which nothing else works on the storage."""
 
 ERRANDS = frozenset(("hold", "release", "recall", "recovery-sheet", "recovery-test", "recovery-drop", "recover"))
-"""Short, asked for by a person who waits: they do not count against max_jobs."""
+"""Short jobs for a user who waits: they do not count against max_jobs."""
 
 RETRIED = frozenset(("backup", "verify", "expire", "sweep", "scan"))
-"""Tried again after a failure that may pass; nobody would want that of a restore."""
+"""The verbs that are tried again after a transient failure; for a restore that would be unwanted."""
 
 UNIQUE = frozenset(("backup", "verify", "expire", "sweep", "scan"))
-"""Asking again for what waits or runs already is answered with Busy."""
+"""The verbs of which a second request is refused with Busy while the same job waits or runs."""
 
 
 DELETING = frozenset(("expire", "sweep"))
-"""Not started by the daemon itself while the clock is in doubt."""
+"""The verbs that the daemon does not start by itself while the clock is in doubt."""
 
 
 SECRET = frozenset(("recovery-sheet",))
-"""What their result says is told once, and not kept."""
+"""The verbs whose result is secret: it is returned once and not stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the policy says of one run: the spec's members database, storage and key, and how often and how long."""
+    """What the policy says about one job: the spec's members database, storage and key, its retries and time limits."""
 
     spec: Mapping[str, Any]
     retries: int = 0
@@ -60,9 +60,9 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is asked for, by whom, about what. `storage` is given where no database says it.
+    """What to do, for whom, on which database. `storage` is set if no database determines it.
 
-    `hidden` members of the request (secrets) go to the worker only and are never kept.
+    `hidden` members of the request (secrets) are passed to the worker only and never stored.
     """
 
     verb: str
@@ -71,18 +71,18 @@ class Order:
     database: str | None = None
     storage: str | None = None
     hidden: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    after_backup: bool = False  # it proves a backup that was just made
-    once: bool = False  # not tried again: somebody waits who can mend what is wrong
+    after_backup: bool = False  # it verifies a backup that was just made
+    once: bool = False  # do not retry: a user waits, who can correct what is wrong
 
     @property
     def dry(self) -> bool:
-        """True if it changes nothing."""
+        """True if the job changes nothing."""
         return bool(self.request.get("dry_run"))
 
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """One job from submit to its end. What `outcome` holds may be secret: it never leaves memory."""
+    """One job from submit to its end. `outcome` may be secret: it never leaves memory."""
 
     row: JobRow
     order: Order
@@ -92,51 +92,52 @@ class Live:
     attempt_started_at: str = ""
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled_by: str = ""
-    unheard: bool = False  # a message of its worker could not be written down
+    unheard: bool = False  # a message of its worker could not be recorded
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
     @property
     def errand(self) -> bool:
-        """True if it does not count against the limit of jobs."""
+        """True if the job does not count against max_jobs."""
         return self.row.verb in ERRANDS
 
     @property
     def dry(self) -> bool:
-        """True if it changes nothing."""
+        """True if the job changes nothing."""
         return self.order.dry
 
     @property
     def target(self) -> str:
-        """What its schedule goes by: the database, or `storage:NAME`."""
+        """What its schedule is kept under: the database, or `storage:NAME`."""
         return self.row.database or f"storage:{self.terms.storage}"
 
     def claims(self) -> tuple[tuple[str, bool], ...]:
-        """What it needs while it runs, and whether alone."""
+        """Return what the job claims while it runs, and whether exclusively."""
         storage = (f"storage:{self.terms.storage}", self.row.verb in ALONE_IN_STORAGE)
         if self.row.verb in BY_DATABASE and self.row.database is not None:
             return storage, (f"database:{self.row.database}", True)
-        if self.row.verb in QUESTION_VERBS and opens(self.row.verb, self.terms.spec["database"]["engine"]):
-            return storage, (f"question:{self.row.database}", True)  # beside all else, in a directory of its own
+        if self.row.verb in QUESTION_VERBS and has_engine_half(self.row.verb, self.terms.spec["database"]["engine"]):
+            return storage, (f"question:{self.row.database}", True)  # beside other jobs, in a directory of its own
         return (storage,)
 
     def advance(self, progress: Mapping[str, Any]) -> None:
-        """Take over how far its worker says it is."""
+        """Take over the progress that its worker reports."""
         total = progress.get("total_bytes")
         self.row.step, self.row.done_bytes = str(progress.get("step", "")), int(progress.get("done_bytes") or 0)
         self.row.total_bytes = None if total is None else int(total)
 
     def awaited_by(self, order: Order) -> bool:
-        """True if it waits for its next try and just this is asked for by a person, who may have mended what was wrong.
+        """True if the job waits for a retry and a user asks for the same, who may have corrected what was wrong.
 
-        A scan is asked for when there is a reason to look: who asks for anything in a storage waits for it.
+        A scan counts even if the daemon asks for it: it does so only for a reason, and all work on a storage waits for
+        its scan.
         """
         meant = order.verb == "scan" or order.who.uid is not None
         return self.row.problem is not None and meant and order.request == self.order.request
 
     def in_the_way(self, of: str) -> Busy:
-        """The refusal of the same once more."""
-        cancel = [f"dbguardctl job cancel {self.row.id}"] if self.row.attempt > 1 else []  # to try at once
+        """Return the error with which a second request for the same job is refused."""
+        cancel = [f"dbguardctl job cancel {self.row.id}"] if self.row.attempt > 1 else []  # then a new try is possible
         return Busy(
             f"{of}: {self.row.verb} is {self.row.state} already",
             detail=f"job {self.row.id}, asked for by {self.row.actor}",
@@ -145,7 +146,7 @@ class Live:
         )
 
     def same_as(self, order: Order, storage: str) -> bool:
-        """True if that order asks for what this job does."""
+        """True if the order asks for what this job does."""
         mine = self.order
         if (mine.verb, mine.database, self.terms.storage) != (order.verb, order.database, storage):
             return False
@@ -153,7 +154,7 @@ class Live:
 
 
 def startable(waiting: Sequence[Live], running: Iterable[Live], now: float, limit: int) -> list[Live]:
-    """Return the jobs that may start now, in order. One that waits for a claim keeps it from those behind it."""
+    """Return the jobs that may start now, in order. While a job waits for a claim, none behind it can take that."""
     running = list(running)
     alone = {name for live in running for name, exclusive in live.claims() if exclusive}
     shared = Counter(name for live in running for name, exclusive in live.claims() if not exclusive)

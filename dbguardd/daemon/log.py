@@ -1,8 +1,8 @@
-"""The log: every event as a sentence for people and facts for machines.
+"""The log: every event as a sentence for people and as facts for machines.
 
 Under systemd each event is a journal entry with fields, and the catalog explains it (`journalctl -x`). Otherwise it is
-a line on standard error, or a JSON object with --json-log. What libraries say goes the same way. Secrets go first:
-whatever looks like one is replaced before any of these sees it.
+a line on standard error, or a JSON object with --json-log. Messages of libraries take the same way. Anything that looks
+like a secret is replaced first.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dbguardd.sentences import plain, sentence
 _SOCKET = "/run/systemd/journal/socket"
 _MESSAGE_BYTES = 32 << 10
 _FIELD_BYTES = 4 << 10
-_LONG_SECONDS = 1e10  # neither infinite nor no number
-_CATALOG_BYTES = 240  # journalctl fills in no value that is longer than 256 with its name
+_LONG_SECONDS = 1e10  # excludes infinity and NaN
+_CATALOG_BYTES = 240  # journalctl does not fill in a value that is longer than 256 bytes with its name
 _PATIENCE_SECONDS = 0.2
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _COLOURS = {"warning": "33", "error": "1;31", "critical": "1;31"}
@@ -43,7 +43,7 @@ Send = Callable[[bytes], None]
 def setup(*, level: int = logging.INFO, json_lines: bool = False) -> Any:
     """Configure structlog and logging for this process and return the daemon's logger.
 
-    People get events of `level` and above; machines get all, and choose by the level that each has.
+    The output for people has events of `level` and above; the outputs for machines have all events, with their levels.
     """
     processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info, redact]
     journal = to_journal()
@@ -76,7 +76,7 @@ def to_journal() -> bool:
 
 
 def redact(logger: Any, method: str, event: EventDict) -> EventDict:
-    """Replace what looks like a secret, by name or by form."""
+    """Replace the values of an event that look like secrets, by their name or their form."""
     del logger, method
     return {name: _clean(name, value) for name, value in event.items()}
 
@@ -97,14 +97,14 @@ def _clean(name: str, value: Any) -> Any:
 
 
 def message(event: Mapping[str, Any]) -> str:
-    """Return an event as people read it: one sentence, and below it what has lines of its own (mistakes, a trace)."""
+    """Return an event for people: one sentence, and below it any multi-line detail (mistakes, a trace)."""
     detail = str(plain(event).get("detail") or "").strip()
     more = [detail if "\n" in detail else "", str(event.get("exception") or "")]
     return "\n".join([sentence(event), *(safe(line) for text in more for line in text.splitlines())])
 
 
 class Lines:
-    """The last processor without a journal: a line each, with its time, and further lines set off from it."""
+    """The last processor without a journal: one line for each event, with its time; further lines are indented."""
 
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
@@ -127,14 +127,14 @@ def as_json(logger: Any, method: str, event: EventDict) -> str:
 
 
 class Libraries(logging.Handler):
-    """Hands on what is logged without structlog: the API names events of ours, other libraries say what they want."""
+    """Passes on what is logged without structlog: events from the API, and messages of libraries."""
 
     def __init__(self, logger: Any) -> None:
         super().__init__()
         self._logger = logger
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell one record as an event."""
+        """Log one record as an event."""
         text, level = record.getMessage(), min(max(record.levelno // 10, 1), 5) * 10
         bug = {"exc_info": record.exc_info} if record.exc_info else {}
         if text in EVENTS:
@@ -148,7 +148,7 @@ class Libraries(logging.Handler):
 
 
 class JournalSender:
-    """The last processor with a journal: sends the event in the native form and keeps nothing for a logger."""
+    """The last processor with a journal: sends the event in the native protocol and leaves nothing for a logger."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -160,7 +160,7 @@ class JournalSender:
 
 
 def fields(event: Mapping[str, Any]) -> dict[str, str]:
-    """Return the journal fields of an event: the sentence, what it is, where it was told, and every fact."""
+    """Return the journal fields of an event: the sentence, its name, where in the code it was logged, every fact."""
     facts = plain(event)
     kind, name, code = kind_of(facts), str(facts.get("event", "")), str(facts.get("code", ""))
     known = code if code in OUTCOMES else ""
@@ -183,12 +183,12 @@ def fields(event: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _explained_by(kind: Kind | None, other: str) -> str:
-    """Return the id of the catalog's entry: the event's own where it has one, else that of its error."""
+    """Return the id of the catalog entry: the event's own if it has one, else that of its error."""
     return kind.message_id if kind is not None and (kind.title or kind.name == other) else message_id(other)
 
 
 def _derived(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what can be asked of every kind of event: how it ended, how much it was, how long it took."""
+    """Return the fields that all kinds of events share: the result, the number of bytes, and the duration."""
     noun, _, verb = name.partition(".")
     results = [facts.get("grade"), facts.get("outcome"), verb if noun == "job" else None]
     amounts = [facts.get("stored_bytes"), facts.get("freed_bytes")]
@@ -203,7 +203,7 @@ def _first(values: list[Any]) -> Any:
 
 
 def _hints(hints: Any, code: str) -> str:
-    """Return what to do, in lines, as many as the catalog's text can hold."""
+    """Return the hints, one a line, as many as fit into the catalog's text."""
     text = ""
     for hint in hints if isinstance(hints, list | tuple) else ():
         longer = f"{text}\n  {safe(hint)}" if text else safe(hint)
@@ -214,7 +214,7 @@ def _hints(hints: Any, code: str) -> str:
 
 
 def encode(entry: Mapping[str, str]) -> bytes:
-    """Return an entry in the journal's native protocol: NAME=value, or NAME and a length where there are lines."""
+    """Return an entry in the journal's native protocol: NAME=value, or NAME and a length if there are line breaks."""
     parts = []
     for name, value in entry.items():
         limit = _MESSAGE_BYTES if name == "MESSAGE" else _FIELD_BYTES
@@ -233,7 +233,7 @@ def _text(value: Any) -> str:
 
 
 def _where() -> Any:
-    """Return what notes the line that told an event, past those that only hand it on."""
+    """Return the processor that notes where in the code an event was logged, ignoring functions that pass it on."""
     place = structlog.processors.CallsiteParameter
     return structlog.processors.CallsiteParameterAdder(
         {place.PATHNAME, place.LINENO, place.FUNC_NAME},
@@ -249,8 +249,8 @@ def _datagrams(path: str) -> Send:
         try:
             opened.sendto(data, path)
         except (TimeoutError, BlockingIOError):
-            # It does not read, and may not for long: from here on nobody waits until it does. Standard error leads to
-            # the journal as well, so there is nobody to tell.
+            # The journal does not read, perhaps for long: until it does, do not wait for it. Standard error leads to
+            # the journal as well, so the loss cannot be reported.
             opened.settimeout(0)
             return
         except OSError as error:  # a full or restarting journal must not stop backups
@@ -261,7 +261,7 @@ def _datagrams(path: str) -> Send:
 
 
 class _Silent:
-    """What structlog hands an event that was sent already; it never gets one."""
+    """The logger for events that were sent already; structlog never calls it."""
 
     def msg(self, message: str) -> None:
         del message

@@ -1,4 +1,4 @@
-"""The parts of one daemon, joined: what the service asks of them together."""
+"""The parts of one daemon, and the operations of the service that need several of them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from dbguardd.serialize import to_json
 from dbguardd.states import Grade, JobState
 
 SCHEDULE = Who("schedule")
-LOOK_AGAIN = timedelta(seconds=30)  # who asks again and again has a storage that cannot be read tried so often at most
+LOOK_AGAIN = timedelta(seconds=30)  # the least time between two reads of a storage that could not be read
 
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Everything that is there once. `nudge` wakes the scheduler."""
+    """The parts of which a daemon has one each. `nudge` wakes the scheduler."""
 
     catalog: Catalog
     audit: Audit
@@ -47,40 +47,40 @@ class Operations:
     machine_id: str
     nudge: Wakeup
     notify: Notify
-    unread: set[str] = field(default_factory=set)  # storages that could not be read into the catalog when it was time
+    unread: set[str] = field(default_factory=set)  # storages for which a scan could not be submitted
 
     def now(self) -> datetime:
-        """The wall clock."""
+        """Return the time of the wall clock."""
         return self.clock.now()
 
     def tell(self, event: str, database: str | None, facts: Mapping[str, Any]) -> None:
-        """Keep an event that no job reported."""
+        """Store and log an event that no job reported."""
         self.runner.events.tell(event, database, None, facts)
 
     def replan(self, target: str | None = None) -> None:
-        """Look again when jobs are next."""
+        """Recompute when jobs run next."""
         self.scheduler.reconsider(target)
         self.following.reconsider()
         self.nudge.wake()
 
     def reload(self) -> None:
-        """Take over the policy files, or raise why not and keep what is in force."""
+        """Put the policy files into force, or raise why not and keep the present policy."""
         self.inforce.reload()
         self.take_over()
 
     def accept(self) -> None:
-        """Take over the policy files although they delete backups."""
+        """Put the policy files into force although they delete backups."""
         self.inforce.reload(accepted=True)
         self.take_over()
 
     def line(self) -> str:
-        """What systemctl status shows."""
+        """Return the line that systemctl status shows."""
         databases = len(self.inforce.policy.names())
         return f"Guarding {databases} {'database' if databases == 1 else 'databases'}"
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
-        """Tell systemd that the policy is read again, whoever asked for it, and when that is over, however it ends."""
+        """Tell systemd that the policy is being reloaded, and when that is over, however the block ends."""
         self.notify.reloading()
         try:
             yield
@@ -91,7 +91,7 @@ class Operations:
             self.notify.ready(self.line())
 
     def take_over(self, *, at_start: bool = False) -> None:
-        """Let everything go by the policy in force."""
+        """Apply the policy in force to all parts."""
         self.runner.max_jobs = self.inforce.policy.daemon.max_jobs
         self.scheduler.plan(timetable(self.inforce, self.machine_id))
         self.tell("policy.loaded", None, {"databases": len(self.inforce.policy.names())})
@@ -99,7 +99,7 @@ class Operations:
         get, names, backups = self.catalog.settings.get, self.inforce.storages(), self.catalog.backups
         newest = [row for name in backups.databases() if (row := backups.summary(name).newest)]
         left = {get(f"repository:{row.storage}") for row in newest if row.storage not in names}
-        for name in names:  # what was in a storage that left the policy may be there under another name
+        for name in names:  # the content of a storage that left the policy may be here under another name
             seen = get(f"repository:{name}")
             if at_start or seen is None or seen in left or self.views.storages.is_unread(name):
                 self.index(name)
@@ -109,7 +109,7 @@ class Operations:
         self.nudge.wake()
 
     def _go_on(self) -> None:
-        """Go on where an earlier daemon ended: repeat the backups that it did not finish, prove those that it did."""
+        """Continue the work of an earlier daemon: repeat interrupted backups, verify finished ones."""
         paused = self.catalog.pauses.active(to_text(self.now()))
         for name in self.inforce.policy.names():
             order = None if name in paused else self._left(name)
@@ -121,7 +121,7 @@ class Operations:
                     self.runner.events.note("job.refused", name, facts)
 
     def _left(self, name: str) -> Order | None:
-        """What an earlier daemon left to do for a database: a backup that was cut short, or the proof of the newest."""
+        """Return what an earlier daemon left to do for a database: an interrupted backup, or the newest one's proof."""
         last = self.catalog.jobs.last(name, "backup")
         if last is not None and last.state is JobState.INTERRUPTED:
             return Order("backup", last.request, SCHEDULE, name)
@@ -132,10 +132,10 @@ class Operations:
         return Order("verify", {"database": name, "backup": newest.id}, SCHEDULE, name, after_backup=True)
 
     def index(self, name: str) -> None:
-        """Have a repository read into the catalog again, where the catalog may not know all that happened in it.
+        """Submit a scan of a repository if the catalog may not know all that happened in it.
 
-        That is so for a new catalog or a disk from another host, after jobs by hand, and after a worker or a daemon
-        that was killed between what it did and the report of it.
+        That is so for a new catalog, for a disk from another host, after jobs by hand, and after a worker or a daemon
+        was killed between an action and its report.
         """
         self.unread.discard(name)
         if name not in self.inforce.storages() or not self.inforce.holds_repository(name):
@@ -143,24 +143,24 @@ class Operations:
         try:
             self.runner.submit(Order("scan", {}, SCHEDULE, storage=name))
         except Busy:
-            pass  # it waits already, or reads just now
+            pass  # a scan waits or runs already
         except GuardError as error:
             self.unread.add(name)
             self.runner.events.note("scan.refused", None, {"storage": name, "problem": error.problem()})
 
     def look_again(self) -> None:
-        """Have a storage read at once that could not be, and seems to be there now: who looks may have mended it."""
+        """Scan the storages that could not be read and seem available now: a user may have repaired them."""
         for name in self.inforce.storages():
             storages = self.views.storages
             if storages.is_unread(name) and storages.is_there(name) and self._may_be_mended(name):
                 self.index(name)
 
     def _may_be_mended(self, storage: str) -> bool:
-        """Say if a storage was not there to be read, or that failed of what may be over and is not being tried now."""
+        """Return whether a storage was absent before, or its scan failed for a transient reason and no retry waits."""
         waits, ended = self.runner.active(f"storage:{storage}"), self.catalog.runs.get(f"storage:{storage}", "scan")
         if waits is not None:
             return waits.problem is not None
-        if ended is None:  # a mount that came later
+        if ended is None:  # it was mounted later
             return True
         if ended.problem is None or ended.finished_at is None or not ended.problem.get("retryable"):
             return False
@@ -168,7 +168,7 @@ class Operations:
 
     @contextmanager
     def audited(self, who: Who, action: str, object: str, facts: Mapping[str, Any]) -> Iterator[None]:
-        """Write the intent before and the outcome after what happens inside."""
+        """Write the intent to the audit log before the block and its outcome after it."""
         self.audit.append(self.now(), who, action=action, object=object, outcome="intent", facts=facts)
         try:
             yield
@@ -180,7 +180,7 @@ class Operations:
 
 
 def scheduled(planned: Planned, inforce: InForce, catalog: Catalog, now: datetime) -> Order:
-    """Return the order that a planned run stands for."""
+    """Return the order for a planned run."""
     storage = planned.target.removeprefix("storage:")
     if storage != planned.target:
         return Order(planned.verb, to_json(REQUESTS[planned.verb](storage)), SCHEDULE, storage=storage)  # type: ignore[call-arg]

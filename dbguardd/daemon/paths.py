@@ -1,6 +1,6 @@
-"""What is at the paths that backups and restores depend on: databases, storages, files of keys, the state directory.
+"""Measures the paths that backups and restores depend on: databases, storages, key files, the state directory.
 
-Looked at in a thread: a file system that hangs must not hang the daemon.
+Each is measured in a thread, so that a file system that hangs does not hang the daemon.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _MOST_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Bytes of one file system, and the id of the repository that is there; `error` says why they are not known."""
+    """The space of one file system, and the id of the repository that is there; `error` says why they are unknown."""
 
     free_bytes: int | None = None
     total_bytes: int | None = None
     repository: str | None = None  # empty: there is none
     error: str = ""
-    device: int | None = None  # of the file system, as far as it can be seen
-    missing: bool = False  # nothing is there, and we could have seen it
-    lies_in: tuple[tuple[int, int], ...] = ()  # device and inode of the directory, and of those above it
+    device: int | None = None  # the file system, if it can be seen
+    missing: bool = False  # nothing is there, and it would have been visible
+    lies_in: tuple[tuple[int, int], ...] = ()  # device and inode of the directory and of its parents
 
 
 class Paths:
-    """The last measurement of each path. One that takes longer than `seconds` hangs."""
+    """The last measurement of each path. A measurement that takes longer than `seconds` is taken to hang."""
 
     def __init__(self, look: Callable[[str], Level] | None = None, seconds: float = 5.0) -> None:
         self._look = look or _look
@@ -41,15 +41,15 @@ class Paths:
         self._hanging: dict[str, asyncio.Future[Level]] = {}
 
     def level(self, path: str) -> Level:
-        """What was measured last; nothing known before the first time."""
+        """Return the last measurement; an empty one before the first."""
         return self._levels.get(path, Level())
 
     async def measure(self, paths: Collection[str]) -> None:
-        """Measure all; one that hangs is left behind and said to hang."""
+        """Measure all paths; one that hangs is recorded with that error and not waited for."""
         await asyncio.gather(*map(self._measure, frozenset(paths)))
 
     async def glance(self, paths: Collection[str], seconds: float = 0.2) -> None:
-        """Measure what answers at once: somebody waits. A path that hangs keeps what is known of it."""
+        """Measure for a caller who waits: a path that does not answer at once keeps its last measurement."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.measure(paths)
@@ -66,7 +66,7 @@ class Paths:
 
 
 def _measured(look: Callable[[str], Level], path: str) -> asyncio.Future[Level]:
-    """Measure in a thread that nobody waits for: one of the loop's own would keep a daemon from ending."""
+    """Measure in a thread that nothing waits for: a thread of the loop's executor would keep the daemon from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Level] = loop.create_future()
 
@@ -76,7 +76,7 @@ def _measured(look: Callable[[str], Level], path: str) -> asyncio.Future[Level]:
 
     def measure() -> None:
         level = look(path)
-        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, level)
 
     threading.Thread(target=measure, name="paths", daemon=True).start()
@@ -97,7 +97,7 @@ def _look(path: str) -> Level:
 
 
 def _directories(path: str) -> tuple[tuple[int, int], ...]:
-    """Return what tells a directory, and each above it, from others, by whatever link or mount it is named."""
+    """Return device and inode of a directory and its parents, which identify them under any link or mount."""
     real = Path(os.path.realpath(path))
     found = []
     for directory in (real, *real.parents):
@@ -108,7 +108,7 @@ def _directories(path: str) -> tuple[tuple[int, int], ...]:
 
 
 def _device_above(path: str) -> int | None:
-    """Return the file system of the nearest directory above that can be seen; that of a private database is private."""
+    """Return the device of the nearest visible parent; for a database in a private directory, that of the directory."""
     for above in Path(path).parents:
         with suppress(OSError):
             return above.stat().st_dev
@@ -116,7 +116,7 @@ def _device_above(path: str) -> int | None:
 
 
 def _repository(path: str) -> str:
-    """Return the id in the description of a repository; empty if there is none. What it says is not trusted here."""
+    """Return the id in the description of a repository; empty if there is none. The content is not trusted."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -125,7 +125,7 @@ def _repository(path: str) -> str:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             return ""
         return str(json.loads(os.pread(file, _MOST_BYTES, 0))["repo_id"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     finally:
         os.close(file)

@@ -1,4 +1,4 @@
-"""Who a peer is to the policy, and how its refusals are counted."""
+"""The role that the policy gives to a peer, and how often its requests were refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dbguardd.policy.model import Access
 from dbguardd.states import Role
 
 _QUIET_SECONDS = 60.0
-_KINDS = 20  # so many different refusals of one peer are written down in that time
+_KINDS = 20  # how many different refusals of one peer are recorded within _QUIET_SECONDS
 _MOST = 1_000
 
 
 class Peer(Protocol):
-    """Who asks, as the kernel says; api.service.Actor."""
+    """The user behind a request, as the kernel reports it; api.service.Actor."""
 
     @property
     def uid(self) -> int: ...
@@ -36,7 +36,7 @@ class Peer(Protocol):
 
 
 def role_of(peer: Peer, access: Access) -> Role | None:
-    """Return the highest role of a peer. Root and the daemon's own user could do everything anyway."""
+    """Return the highest role of a peer. Root and the daemon's own user are admin: they could do everything anyway."""
     if peer.uid in (0, os.geteuid()):
         return Role.ADMIN
     groups = {peer.gid, *peer.groups}
@@ -52,17 +52,17 @@ def _gid(name: str) -> int | None:
 
 
 class Refusals:
-    """Keeps one peer from filling the audit log with what it may not do."""
+    """Keeps a peer from filling the audit log with refused requests."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[int, str], tuple[float, int]] = {}
 
     def count(self, uid: int, action: str, now: float) -> int | None:
-        """Return how often this was left out since it was last written, or None to leave it out now too."""
+        """Return how many of these refusals were left out since the last one recorded; None to leave out this one."""
         key = (uid, action)
         recent = sum(other == uid and now - at < _QUIET_SECONDS for (other, _), (at, _) in self._last.items())
         if key not in self._last and recent >= _KINDS:
-            key = (uid, "")  # it makes paths up: these are one kind
+            key = (uid, "")  # it tries many paths: count them as one
         at, left_out = self._last.get(key, (-_QUIET_SECONDS, 0))
         if now - at < _QUIET_SECONDS:
             self._last[key] = (at, left_out + 1)

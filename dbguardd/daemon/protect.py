@@ -1,4 +1,4 @@
-"""Finding out what a path or a server is, choosing a name, writing the drop-in for it, and taking that away again."""
+"""Detects what a path or a server is, chooses a name for it, and writes or removes its drop-in."""
 
 from __future__ import annotations
 
@@ -47,30 +47,30 @@ _SPELLED = str.maketrans(
     }
 )
 _MAX_NAME = 63
-_ALL = "36500d"  # which no `keep` of a lost policy can have gone beyond
+_ALL = "36500d"  # longer than the `keep` of any lost policy
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What lies somewhere: its real path, or the address of its server, and what it is in words."""
+    """What was detected: its real path, or the address of its server, and a description."""
 
     path: str
     what: str
     wal: bool = False  # it has a log that can be followed
     engine: str = "sqlite"
-    method: str = ""  # if it is another one than the usual
-    lacks: str = ""  # what keeps its log from being followed
-    mends: Sequence[str] = ()  # and what is done about that
-    closely: Mapping[str, Any] = field(default_factory=dict)  # what was seen of its content
+    method: str = ""  # the method, if not the default
+    lacks: str = ""  # why its log cannot be followed
+    mends: Sequence[str] = ()  # what the user can do about that
+    closely: Mapping[str, Any] = field(default_factory=dict)  # what is known of its content
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for: a name (empty: made from the path), and whether its log is to be followed.
+    """What the user asks for: a name (empty: made from the path), and whether the log is to be followed.
 
-    `adopt` is the name of a database of which only backups are left, and which this one is said to be; `confirm` is
-    the same again, although it does not look like it.
+    `adopt` is the name of a database that only has backups, and that this database is said to be; `confirm` repeats the
+    name to insist although the database does not look like it.
     """
 
     name: str = ""
@@ -81,20 +81,20 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What protect would do. Nothing is done yet."""
+    """What protect would do; nothing is done yet."""
 
     database: str
     engine: str
     path: str
-    found: str  # what lies there, in words
+    found: str  # the description of what was detected
     file: Path
     text: str
-    spared: int = 0  # backups that the usual `keep` would delete at once: it gets one that keeps all
-    successor: bool = False  # somebody says that it goes on with them
+    spared: int = 0  # backups that the default `keep` would delete at once: it gets a `keep` that keeps all
+    successor: bool = False  # the user says that it continues the database of these backups
 
 
 async def detect(path: str, look: Look, state: Path) -> Found:
-    """Find out what lies at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted ..."""
+    """Detect what is at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted ..."""
     if (engine := engine_of(path)) is not None:
         return await _detect_server(engine, whole(path), look)
     if "://" in path:
@@ -144,7 +144,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
 
 
 def _writable(real: str, path: str) -> str:
-    """Return the real path, or that of the link to it if it is no text that may stand in a policy."""
+    """Return the real path, or `path` if the real one contains characters that a policy must not have."""
     try:
         real.encode()
     except UnicodeEncodeError:
@@ -153,7 +153,7 @@ def _writable(real: str, path: str) -> str:
 
 
 def _unseen(path: str, error: OSError) -> SourceDenied:
-    """Say why nobody could look: of a link its owner does, who may not see what the owner of that sees."""
+    """Return the error for a path that could not be examined, with a hint to the target if it is a link."""
     if not os.path.islink(path) or error.errno == errno.ELOOP:
         return SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error))
     there = os.path.join(os.path.dirname(path), os.readlink(path))
@@ -162,12 +162,12 @@ def _unseen(path: str, error: OSError) -> SourceDenied:
 
 
 async def _detect_server(engine: str, url: str, look: Look) -> Found:
-    """Find out what a server has, and refuse it while something that a backup or its proof needs is not there."""
+    """Examine a server; raise Unsupported if something is missing that a backup or its proof needs."""
     if wrong := wrong_with(url):
         raise Usage(f"this address {wrong}", hints=["dbguardctl protect postgresql:///"])
     try:
         seen = await look(url)
-    except PolicyInvalid as error:  # what it says of files is not true: there is none yet
+    except PolicyInvalid as error:  # its hints name policy files, but there is none for this database yet
         raise Usage(error.message, detail=error.detail, hints=["man 5 dbguard.toml  # POSTGRESQL"]) from error
     probe = seen["probe"]
     lacking = [found["detail"] for found in probe["findings"] if found["outcome"] == "failed"]
@@ -189,7 +189,7 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
 
 
 def _refuse_side_file(path: str) -> None:
-    """Raise Usage for a log or a journal of SQLite, which is a part of the database beside it."""
+    """Raise Usage for a WAL or a journal of SQLite, which is a part of the database beside it."""
     for side in ("-wal", "-shm", "-journal"):
         if path.endswith(side):
             whole = path.removesuffix(side)
@@ -201,14 +201,14 @@ def _refuse_side_file(path: str) -> None:
 
 
 def _readable(head: bytes) -> bool:
-    """Say if the first bytes of a file are text, which what is encrypted hardly ever is."""
+    """Return whether the first bytes of a file are text, which encrypted data hardly ever is."""
     with suppress(UnicodeDecodeError):
         return all(char.isprintable() or char.isspace() for char in head.decode())
     return False
 
 
 def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: datetime) -> Plan:
-    """Plan the drop-in for what was found. Raises Usage if it is guarded already, and what adopting.py raises."""
+    """Plan the drop-in for what was detected. Raises Usage if it is protected already, and what adopting.py raises."""
     real, policy = found.path, inforce.policy
     for other in policy.names():
         theirs = policy.guarded(other)
@@ -237,13 +237,13 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     settings |= {"keep": {"within": _ALL}} if spared else {}
     settings |= {"keep_log": _ALL} if logged else {}
     text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
-    moved = engine_of(real) is None  # a file may have been, and written anew since
+    moved = engine_of(real) is None  # a file may have been moved, and written anew since
     successor = bool(wanted.adopt) and (moved or adopting.is_another(chosen, seen, catalog))
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
 
 
 def _guarded_already(real: str, name: str, inforce: InForce, *, follows: bool) -> Usage:
-    """Return the error that says as what, and where --continuous is said of it afterwards."""
+    """Return the error that names the existing protection and, if needed, says how to follow the log."""
     message, hints = f"{real}: is protected already, as database {name}", [f"dbguardctl status {name}"]
     if follows:
         return Usage(message, hints=hints)
@@ -254,11 +254,11 @@ def _guarded_already(real: str, name: str, inforce: InForce, *, follows: bool) -
 
 
 def _not_followed(found: Found, wanted: Wanted) -> Unsupported:
-    """Return why a log is not followed, and what helps."""
+    """Return the error that says why a log cannot be followed, and what helps."""
     named = f" --name {wanted.name}" if wanted.name else f" --adopt {wanted.adopt}" if wanted.adopt else ""
     without = f"dbguardctl protect {_shown(found.path)}{named}"
     if found.engine != "sqlite":
-        said = found.lacks.partition(" Fix: ")[0] if len(found.mends) == 1 else found.lacks  # it comes as a hint
+        said = found.lacks.partition(" Fix: ")[0] if len(found.mends) == 1 else found.lacks  # the fix is a hint
         without += "  # without its log"
         return Unsupported(f"{found.path}: its log cannot be followed", detail=said, hints=[*found.mends, without])
     return Unsupported(
@@ -270,7 +270,7 @@ def _not_followed(found: Found, wanted: Wanted) -> Unsupported:
 
 
 def _meant(place: str) -> str:
-    """Return one name of a place that has many: the real path of a file, the socket of a server and which database."""
+    """Return a canonical name of a place: the real path of a file, or the socket of a server and its database."""
     if engine_of(place) is None:
         return os.path.realpath(place)
     socket = socket_of(place)
@@ -278,7 +278,7 @@ def _meant(place: str) -> str:
 
 
 def choose_name(name: str, path: str, policy: Policy) -> str:
-    """Return the name to use: as asked for, or made from the path or address. Raises Usage if it is taken."""
+    """Return the requested name, or one made from the path or address. Raises Usage if it is invalid or taken."""
     called = Path(path).stem if engine_of(path) is None else named_in(path) or str(engine_of(path))
     plain = unicodedata.normalize("NFKD", called.lower().translate(_SPELLED))
     letters = "".join(char for char in plain if not unicodedata.combining(char))
@@ -297,13 +297,13 @@ def choose_name(name: str, path: str, policy: Policy) -> str:
 
 
 def _numbered(stem: str, taken: Collection[str]) -> str:
-    """Return the first name that is not taken: `stem`, or with a number."""
+    """Return the first name that is not taken: `stem`, or `stem` with a number."""
     names = (stem if number == 1 else f"{stem[: _MAX_NAME - 4]}-{number}" for number in range(1, 1000))
     return next(candidate for candidate in names if candidate not in taken)
 
 
 def write(planned: Plan) -> None:
-    """Write the drop-in, whole and durable on return; nothing is ever replaced. Raises PolicyInvalid."""
+    """Write the drop-in, complete and durable on return; never replace a file. Raises PolicyInvalid."""
     directory = planned.file.parent
     temporary = directory / f".{planned.database}.{os.getpid()}.tmp"
     try:
@@ -328,14 +328,14 @@ def write(planned: Plan) -> None:
 
 
 def undo(planned: Plan) -> None:
-    """Take the drop-in back: the policy with it was refused."""
+    """Remove the drop-in again: the policy with it was refused."""
     with suppress(OSError):
         planned.file.unlink(missing_ok=True)
         sync_directory(planned.file.parent)
 
 
 def drop_in(name: str, loaded: Loaded, policy_file: Path) -> Path:
-    """Return the drop-in that protects a database and says nothing else. Raises NotFound, Usage if there is none."""
+    """Return the drop-in that contains a database and nothing else. Raises NotFound; Usage if there is none."""
     loaded.policy.guarded(name)
     said = {file: tomllib.loads(Path(file).read_text(encoding="utf-8")) for file in loaded.files}
     places = [file for file, tables in said.items() if name in tables.get("database", {})]
@@ -351,8 +351,8 @@ def drop_in(name: str, loaded: Loaded, policy_file: Path) -> Path:
 
 @contextmanager
 def away(file: Path) -> Iterator[None]:
-    """Take a drop-in away; it is back if the block, which has the policy read, fails. Raises PolicyInvalid."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.away")  # hidden: not read
+    """Move a drop-in aside while the block reloads the policy; put it back if that fails. Raises PolicyInvalid."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}.away")  # hidden files are not read
     try:
         file.rename(aside)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Writes down what jobs do: rows, events and what the schedule goes by in the catalog, destruction in the audit log.
+"""Records what jobs do: rows, events and the memory of the schedule in the catalog, destructive work in the audit log.
 
-An end that cannot be written is kept in memory and written as soon as that can be done.
+The end of a job that cannot be written is kept in memory and written as soon as possible.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _AUDITED = frozenset(
 
 
 class Recorder:
-    """The books of one runner. Use it from the thread of the event loop."""
+    """Records for one runner. Use it from the thread of the event loop."""
 
     def __init__(self, catalog: Catalog, audit: Audit, environment: Environment, events: Events) -> None:
         self._catalog = catalog
         self._audit = audit
         self._environment = environment
         self._events = events
-        self._unkept: dict[str, tuple[JobRow, Callable[[], None]]] = {}  # ends that the catalog does not have yet
-        self.trouble: GuardError | None = None  # what kept the last end from being written
+        self._unkept: dict[str, tuple[JobRow, Callable[[], None]]] = {}  # ends that are not in the catalog yet
+        self.trouble: GuardError | None = None  # why the last end could not be written
 
     def announce(self, live: Live) -> None:
-        """Write the intent of a job that destroys or replaces data. Raises what keeps it from that: do not start it."""
+        """Write the intent of a job that destroys or replaces data. If this raises, the job must not start."""
         if live.row.verb in _AUDITED and not live.dry:
             self._witness(live, "intent", {"request": live.row.request})
 
     def end(self, live: Live, error: GuardError | None) -> None:
-        """Write the end that the row of a job tells, everywhere. Raises nothing: see trouble."""
+        """Record the end of a job from its row, everywhere. Raises nothing: see trouble."""
         row = live.row
         seconds = (to_moment(row.finished_at or "") - to_moment(row.started_at or row.created_at)).total_seconds()
 
@@ -61,11 +61,11 @@ class Recorder:
             self.trouble = self.tried(lambda: self._witness(live, str(row.state), facts)) or self.trouble
 
     def known(self, row: JobRow) -> JobRow:
-        """The row of the catalog, or its end if the catalog does not have that yet."""
+        """Return the row, or the ended job if its end is not in the catalog yet."""
         return replace(self._unkept[row.id][0]) if row.id in self._unkept else row
 
     def say_what_is_live(self, row: JobRow, error: GuardError) -> None:
-        """Add to the error of a restore in place that was cut short whether it came to the live database."""
+        """Add to the error of an interrupted restore in place whether it had begun to change the live database."""
         if row.verb != "undo" and not row.request.get("in_place"):
             return
         said, found = UNTOUCHED, self._catalog.events.find(EventRange(job=row.id), 500)
@@ -75,31 +75,31 @@ class Recorder:
         error.detail = f"{error.detail}\n{said}".lstrip()
 
     def _keep(self) -> GuardError | None:
-        """Write the ends that the catalog does not have yet, oldest first; return what keeps it from that."""
+        """Write the ends that are not in the catalog yet, oldest first; return the first error."""
         found: GuardError | None = None
         for id, (_, keep) in list(self._unkept.items()):
             trouble = self.tried(keep)
-            if trouble is None or isinstance(trouble, Internal):  # a bug stays one
+            if trouble is None or isinstance(trouble, Internal):  # after a bug, trying again does not help
                 del self._unkept[id]
             found = found or trouble
         return found
 
     def tried(self, act: Callable[[], None]) -> GuardError | None:
-        """Do what must not keep a job from its end; return why it failed."""
+        """Do something whose failure must not keep a job from its end; return the error."""
         try:
             act()
         except GuardError as trouble:
             self._events.log("catalog.failed", {"problem": trouble.problem()})
             return trouble
-        except Exception as bug:  # noqa: BLE001 - nor may a bug
+        except Exception as bug:  # noqa: BLE001 - a bug must not either
             self._events.log("job.crashed", {}, bug)
             return Internal("the end of a job could not be told because of a bug", detail=repr(bug))
         return None
 
     def _remember(self, live: Live, error: GuardError | None) -> None:
-        """Write what the schedule goes by. An interrupted run does not count: it is due again.
+        """Update the memory of the schedule. An interrupted run does not count: it is due again.
 
-        Nor does the id of a backup that a person has mistyped: it says nothing of the database.
+        Nor does a mistyped backup id of a user: it says nothing about the database.
         """
         row = live.row
         named = row.request.get("backup") and live.order.who.uid is not None
@@ -108,7 +108,7 @@ class Recorder:
         if live.dry or row.state is JobState.INTERRUPTED or not live.attempt_started_at:
             return
         old = self._catalog.runs.get(live.target, row.verb) or Run(live.target, row.verb, known_at=row.created_at)
-        failed, done = row.state is JobState.FAILED, row.state is JobState.DONE  # else cancelled: nothing was learnt
+        failed, done = row.state is JobState.FAILED, row.state is JobState.DONE  # else cancelled, which says nothing
         self._catalog.runs.put(
             replace(
                 old,
@@ -123,14 +123,14 @@ class Recorder:
         )
 
     def tell(self, event: str, live: Live, facts: Mapping[str, Any]) -> None:
-        """Keep an event of a job, with its effect, and log it. Raises Internal on bad facts, NoSpace, Degraded."""
+        """Store an event of a job with its effect, and log it. Raises Internal on bad facts, NoSpace, Degraded."""
         row, database, who = live.row, live.terms.spec["database"] or {}, live.order.who
         if event.startswith("job."):
             facts = {"verb": row.verb, **({} if row.database else {"storage": live.terms.storage}), **facts}
-            facts |= {"dry_run": True} if live.dry else {}  # it changes nothing, nor does it when it fails
+            facts |= {"dry_run": True} if live.dry else {}  # so that its failure is not taken for one of a real run
         about = {"action": row.verb, "storage": live.terms.storage, "engine": database.get("engine")}
         about |= {"actor": who.user, "actor_uid": who.uid, "step": row.step or None}
-        # a check of one database looks at the whole repository, and may condemn backups of others
+        # a check of one database reads the whole repository, and may find damage in backups of others
         self._events.tell(event, facts.get("database", row.database), row.id, facts, about)
 
     def _witness(self, live: Live, outcome: str, facts: Mapping[str, Any]) -> None:

@@ -1,10 +1,10 @@
-"""Runs jobs: each in a worker of its own, as many at a time as the policy allows, none twice, all to a recorded end.
+"""Runs jobs: each in its own worker, as many at a time as the policy allows, none twice, all to a recorded end.
 
-1. A job that was accepted ends as done, failed, cancelled or interrupted, and the catalog has the end. Jobs that an
-   earlier daemon left without one are interrupted.
-2. Reports of a worker are in the catalog (event and effect together) before anything follows from them.
-3. What destroys or replaces data has its intent in the audit log before its worker starts.
-4. Progress lives in memory; only its last state is kept.
+1. An accepted job ends as done, failed, cancelled or interrupted, and its end is recorded in the catalog. Jobs that an
+   earlier daemon left unfinished are marked as interrupted.
+2. A report of a worker is in the catalog (event and effect in one transaction) before anything follows from it.
+3. Before a job that destroys or replaces data starts, its intent is in the audit log.
+4. Progress lives in memory; only its last state is stored.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Runner:
         self._recorder = Recorder(catalog, audit, environment, self.events)
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
-        """Called with a storage when a job on it may have done more than it could report, or could read it again."""
+        """Called with a storage when a job may have done more there than it reported, or when it can be read again."""
         self.clock_doubt: Callable[[], str | None] = lambda: None
-        """Says why nothing is to be deleted at present, unless a person asks for it."""
+        """Returns why nothing may be deleted now unless a user asks for it; None if the clock is trusted."""
 
     @property
     def trouble(self) -> GuardError | None:
-        """What kept the last end from being written down."""
+        """Why the last end of a job could not be recorded; None if it was."""
         return self._recorder.trouble
 
     # ------------------------------------------------------------------------------------------------ asking
@@ -105,21 +105,21 @@ class Runner:
         return replace(row)
 
     def job(self, prefix: str) -> JobRow:
-        """The job of that id, or whose id starts with it, as it is now. Raises NotFound, Usage."""
+        """Return the job whose id is, or begins with, `prefix`, in its present state. Raises NotFound, Usage."""
         return self._as_it_is(self._catalog.jobs.get(prefix))
 
     def jobs(self, database: str | None, state: str | None, limit: int) -> list[JobRow]:
-        """The newest jobs first, as they are now."""
+        """Return jobs in their present state, the newest first."""
         return [self._as_it_is(row) for row in self._catalog.jobs.find(database, state, limit)]
 
     def active(self, target: str) -> JobRow | None:
-        """The job that runs for a database, or reads `storage:NAME`, or else the first that waits for it."""
+        """Return the job that runs for a database, or the scan of `storage:NAME`; else the first that waits."""
         verb = "scan" if target.startswith("storage:") else ""
         jobs = [live for live in self._live() if live.target == target and verb in ("", live.row.verb)]
         return replace(jobs[0].row) if jobs else None
 
     async def wait(self, id: str, seconds: float) -> JobRow:
-        """The job when it has ended, or as it is after `seconds`. Raises NotFound."""
+        """Return the job when it has ended, or its state after `seconds`. Raises NotFound."""
         live = self._find(id)
         if live is not None:
             with suppress(TimeoutError):
@@ -129,7 +129,7 @@ class Runner:
         return self.job(id)
 
     async def perform(self, order: Order) -> Mapping[str, Any]:
-        """Run a job to its end and return the result, with what is secret in it. Raises its problem."""
+        """Run a job to its end and return the result including its secrets. Raises the job's problem."""
         live = self._find(self.submit(order).id)
         if live is None:
             raise Internal(f"{order.verb}: the job was lost")
@@ -139,7 +139,7 @@ class Runner:
         return live.outcome
 
     def cancel(self, prefix: str, by: str) -> JobRow:
-        """Stop a job that waits, or ask a running one to stop. Raises NotFound, Busy when it has ended."""
+        """Remove a waiting job, or ask a running one to stop. Raises NotFound; Busy if it has ended."""
         row = self.job(prefix)
         live = self._find(row.id)
         if live is None:
@@ -155,7 +155,7 @@ class Runner:
     # ------------------------------------------------------------------------------------------------ life
 
     def close_leftovers(self) -> int:
-        """Interrupt what an earlier daemon left without an end; return how many."""
+        """Mark the jobs that an earlier daemon left unfinished as interrupted; return how many."""
         rows = self._catalog.jobs.unfinished()
         now = to_text(self._environment.now())
         for row in rows:
@@ -169,7 +169,7 @@ class Runner:
         return len(rows)
 
     async def stop(self, seconds: float) -> None:
-        """Take no more jobs, ask those that run to stop at their next safe point, and wait for their ends."""
+        """Accept no more jobs, ask the running ones to stop at their next safe point, and wait for their ends."""
         self.accepting = False
         self.answers.close()
         if self._timer is not None:
@@ -188,18 +188,18 @@ class Runner:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def idle(self) -> bool:
-        """True if nothing runs or waits."""
+        """True if no job runs or waits."""
         return not self._waiting and not self._running
 
     def wake(self, database: str = "") -> None:
-        """Look again at what waits: the policy may have changed. What waits after a failure of `database` may run."""
+        """Start what may run now: the policy may have changed. Retries of `database` that wait need not wait longer."""
         for live in self._waiting if database else ():
             live.not_before = 0.0 if live.row.database == database else live.not_before
         self._pump()
 
     def _pump(self) -> None:
         loop = asyncio.get_running_loop()
-        now = loop.time()  # one look: what comes due between two would be neither started nor waited for
+        now = loop.time()  # read once: a job due between two reads would be neither started nor waited for
         for live in startable(self._waiting, self._running.values(), now, self.max_jobs):
             self._waiting.remove(live)
             self._running[live.row.id] = live
@@ -210,7 +210,7 @@ class Runner:
         self._timer = loop.call_at(min(later), self._pump) if later else None
 
     async def _run(self, live: Live) -> None:
-        """One attempt, from claim to its consequences; whatever happens, the job has an end and others may go on."""
+        """Run one attempt, from start to consequences; whatever happens, the job gets an end and other jobs can run."""
         error: GuardError | None = None
         try:
             self._start(live)
@@ -237,7 +237,7 @@ class Runner:
         return Internal(f"job {live.row.id} failed because of a bug", detail=repr(bug))
 
     def _conclude(self, live: Live, error: GuardError | None) -> None:
-        """End the job or queue it for another try, and start what follows from that."""
+        """End the job or queue it for a retry, and submit the jobs that follow from it."""
         if error is None:
             self._follow(live)
             self._end(live, JobState.DONE, None)
@@ -283,7 +283,7 @@ class Runner:
         index: list[tuple[str, Mapping[str, Any]]] | None = [] if row.verb == "scan" else None
 
         def on_message(message: dict[str, Any]) -> None:
-            live.unheard = True  # if this raises: what the worker did is done, and the catalog does not know it
+            live.unheard = True  # if this raises, the worker has done something that the catalog does not know
             self._heard(live, message, index)
             live.unheard = False
 
@@ -324,9 +324,10 @@ class Runner:
                 self._recorder.tell(event, live, facts)
 
     def _follow(self, live: Live) -> None:
-        """Start what follows from a success; the result of a job names the one that proves it, or that expires others.
+        """Submit the job that follows from a success, and name it in the result: a verification, or an expiry.
 
-        A backup is proved if it was asked for, then old ones may go; not after a failed proof, which is evidence.
+        A backup is verified first if that was asked for; then old backups may expire. After a failed proof they do not:
+        it is evidence.
         """
         row, terms = live.row, live.terms
         if row.database is None or not self.accepting or live.dry:
@@ -350,7 +351,7 @@ class Runner:
             return None
 
     def _again(self, live: Live, error: GuardError) -> bool:
-        """Queue the job for another try, if that can help and the window is open; who wants a plan is told at once."""
+        """Queue the job for a retry if that can help and the window is still open; a dry run is never retried."""
         row, terms = live.row, live.terms
         in_vain = live.dry or row.verb not in RETRIED or not error.transient
         if in_vain or row.attempt > terms.retries or not self.accepting:
@@ -390,7 +391,7 @@ class Runner:
         return [*self._running.values(), *self._waiting]
 
     def _as_it_is(self, row: JobRow) -> JobRow:
-        """The row of a job that the catalog knows from before."""
+        """Return the present state of a job of which `row` is the catalog's state."""
         live = self._find(row.id)
         return self._recorder.known(row) if live is None else replace(live.row)
 

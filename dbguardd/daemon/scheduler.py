@@ -1,8 +1,8 @@
-"""Starts what is due. The only importer of `schedule`, which is the registry and the ticker here.
+"""Starts what is due. The only importer of `schedule`, which serves as the registry and the ticker.
 
-When something is due is not its business: it computes local times without zones, so that an "every 15 min" leaves a
-hole of 75 minutes in autumn, and it forgets everything at a restart. Due times come from rules/calendar, and what ran
-last from the catalog. So _Recurring replaces both of schedule's decisions (should_run, _schedule_next_run), and keeps
+`schedule` does not decide when something is due: it computes local times without zones, so that "every 15 min" leaves a
+gap of 75 minutes in autumn, and it forgets everything at a restart. Due times come from rules/calendar, and the last
+runs from the catalog. So _Recurring replaces both of schedule's decisions (should_run, _schedule_next_run), and keeps
 its list of jobs, their order and their running.
 """
 
@@ -26,7 +26,7 @@ from dbguardd.rules.calendar import CLOCK_TOLERANCE, Due, Timing, Verdict, due, 
 from dbguardd.rules.clock import Reading, doubt
 
 NEVER = datetime.max.replace(tzinfo=UTC)
-LONGEST_SLEEP = 60.0  # seconds: so long a step of the clock or a suspension may go unnoticed
+LONGEST_SLEEP = 60.0  # seconds for which a step of the clock or a suspension may go unnoticed
 STEP = timedelta(seconds=2)
 DOUBT_SECONDS = 86_400.0
 REFUSED_FOR = timedelta(minutes=15)
@@ -43,7 +43,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Upcoming:
-    """A run that lies ahead."""
+    """A future run."""
 
     at: datetime
     target: str
@@ -52,7 +52,7 @@ class Upcoming:
 
 
 class Scheduler:
-    """All planned runs. `start` submits one; it raises Busy if that runs already."""
+    """All planned runs. `start` submits one; it raises Busy if the same job waits or runs already."""
 
     def __init__(self, catalog: Catalog, clock: Clock, start: Callable[[Planned], None], events: Events) -> None:
         self._catalog = catalog
@@ -60,10 +60,10 @@ class Scheduler:
         self._start = start
         self._events = events
         self._registry = schedule.Scheduler()
-        self._served: dict[tuple[str, str], datetime] = {}  # submitted by this daemon, maybe not ended yet
+        self._served: dict[tuple[str, str], datetime] = {}  # submitted by this daemon, perhaps not ended yet
         self._skipped: dict[tuple[str, str], datetime] = {}
-        self._refused: dict[tuple[str, str], datetime] = {}  # until then it is not tried again
-        self._known: dict[tuple[str, str], datetime] = {}  # new, for as long as the catalog cannot be told
+        self._refused: dict[tuple[str, str], datetime] = {}  # when to try again
+        self._known: dict[tuple[str, str], datetime] = {}  # since when new ones are planned, until the catalog has it
         self._read = (clock.now(), clock.steady())
         self._doubt_until: float | None = None
         self._doubted = ""
@@ -72,13 +72,13 @@ class Scheduler:
             self._check(Reading(to_moment(alive_at), 0.0, "before"), Reading(*self._read))
 
     def plan(self, planned: Iterable[Planned]) -> None:
-        """Replace everything that is planned, or nothing; what is new counts from now on.
+        """Replace everything that is planned, or nothing; a new item is due from now on.
 
-        A catalog that cannot be written keeps no run from being planned. Raises what keeps the catalog from being read.
+        A catalog that cannot be written does not keep a run from being planned. Raises an error if it cannot be read.
         """
         registry, now = schedule.Scheduler(), self._clock.now()
         items = list(planned)
-        self._refused.clear()  # why it was refused may be over
+        self._refused.clear()  # the reason may be gone
         new = [key for item in items if self._catalog.runs.get(*(key := (item.target, item.verb))) is None]
         self._known = {key: self._known.get(key, now) for key in new}
         try:
@@ -92,7 +92,7 @@ class Scheduler:
         self._registry = registry
 
     def tick(self) -> float:
-        """Start what is due; return how many seconds nothing will be."""
+        """Start what is due; return the number of seconds until the next look."""
         self.doubt()
         self._registry.run_pending()
         times = [job.when for job in self._jobs()]
@@ -100,25 +100,25 @@ class Scheduler:
         return min(max(wait, 0.0), LONGEST_SLEEP)
 
     def reconsider(self, target: str | None = None) -> None:
-        """Look again when the jobs of a target (or all) are next: a run ended, a pause began or ended."""
+        """Recompute when the jobs of a target (or all) are next: a run ended, a pause began or ended."""
         for job in self._jobs():
             if target is None or job.planned.target == target:
                 job._schedule_next_run()
 
     def judge(self, planned: Planned) -> Due:
-        """What the calendar says of one planned run now."""
+        """Return what the calendar says about one planned run now."""
         key, now = (planned.target, planned.verb), self._clock.now()
         memory = self._catalog.runs.get(*key)
         known = self._known.get(key, now) if memory is None else to_moment(memory.known_at)
         starts = [self._served[key]] if key in self._served else []
         if memory is not None and memory.started_at is not None:
             starts.append(to_moment(memory.started_at))
-        # A start that lies ahead is of before the clock was set back: what was started since counts, not that one.
+        # A start in the future dates from before the clock was set back: only starts since then count.
         starts = [at for at in starts if at - now <= CLOCK_TOLERANCE] or starts
         return due(planned.timing, now, max(starts, default=None), known)
 
     def next_look(self, planned: Planned) -> datetime:
-        """When this planned run must be looked at next: now if it is due."""
+        """Return when to look at this planned run next: now if it is due."""
         now = self._clock.now()
         pause = self._catalog.pauses.active(to_text(now)).get(planned.target)
         if pause is not None:
@@ -129,18 +129,18 @@ class Scheduler:
         return verdict.next_at or NEVER
 
     def next_run(self, target: str, verbs: Collection[str]) -> tuple[datetime, str] | None:
-        """The next planned run of one of these verbs on a target."""
+        """Return the next planned run of one of these verbs on a target; None if there is none."""
         jobs = [job for job in self._jobs() if job.planned.target == target and job.planned.verb in verbs]
         jobs = [job for job in jobs if job.when != NEVER]
         first = min(jobs, key=lambda job: job.when, default=None)
         return None if first is None else (first.when, first.planned.verb)
 
     def planned(self) -> list[Planned]:
-        """Everything that is planned."""
+        """Return everything that is planned."""
         return [job.planned for job in self._jobs()]
 
     def upcoming(self, count: int) -> list[Upcoming]:
-        """The next `count` planned runs of all, in order; those that a pause will leave out are marked."""
+        """Return the next `count` planned runs in order; those that fall into a pause are marked."""
         now = self._clock.now()
         pauses = self._catalog.pauses.active(to_text(now))
         found = []
@@ -152,7 +152,7 @@ class Scheduler:
         return sorted(found, key=lambda run: (run.at, run.target, run.verb))[:count]
 
     def doubt(self) -> str | None:
-        """Why the daemon deletes nothing of its own accord at present; None if the clock is trusted."""
+        """Return why the daemon deletes nothing by itself now; None if the clock is trusted."""
         self._watch_clock()
         if self._doubt_until is None:
             return None
@@ -184,8 +184,8 @@ class Scheduler:
         try:
             self._start(planned)
         except Busy:
-            pass  # somebody else started the same: that serves
-        except Interrupted:  # the daemon ends; the next one finds it due
+            pass  # the same job was started otherwise, which serves as well
+        except Interrupted:  # the daemon is stopping; the next one finds it due
             self._refused[key] = now + REFUSED_FOR
             return
         except GuardError as error:
@@ -198,9 +198,9 @@ class Scheduler:
         self._events.log("run.started", {"database": database, **about})
 
     def _remember_refusal(self, planned: Planned, error: GuardError) -> None:
-        """Count it as a failure, so that status says so: no job will. It stays due."""
+        """Record a refusal as a failure of the run: no job exists that status could report. It stays due."""
         now = to_text(self._clock.now())
-        with suppress(GuardError):  # mostly it is the catalog that refused
+        with suppress(GuardError):  # the catalog itself is the usual reason of a refusal
             old = self._catalog.runs.get(planned.target, planned.verb) or Run(planned.target, planned.verb, now)
             self._catalog.runs.put(
                 replace(
@@ -234,14 +234,14 @@ class Scheduler:
 
 
 def _about(planned: Planned, facts: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
-    """Return the database of a planned run, if it is of one, and its facts."""
+    """Return the database of a planned run, None if it is on a storage, and its facts."""
     storage = planned.target.removeprefix("storage:")
     known = {"verb": planned.verb, **facts}
     return (planned.target, known) if storage == planned.target else (None, {**known, "storage": storage})
 
 
 class _Recurring(schedule.Job):
-    """A job of the registry whose times are ours: aware, in UTC, from the calendar and the catalog."""
+    """A job of the registry whose times come from the calendar and the catalog: aware, in UTC."""
 
     def __init__(
         self,
@@ -258,12 +258,12 @@ class _Recurring(schedule.Job):
 
     @property
     def when(self) -> datetime:
-        """Its time."""
+        """When to look at it next."""
         return self.next_run or NEVER
 
     @property
     def should_run(self) -> bool:
-        """True if its time has come."""
+        """True if it is time to look at it."""
         return self._clock.now() >= self.when
 
     def _schedule_next_run(self) -> None:

@@ -1,6 +1,6 @@
-"""What the API may ask: checks each request, writes the audit log, and hands on to who knows.
+"""What the API can ask for: checks each request, writes the audit log, and calls the part that answers it.
 
-Implements api.service.Service without importing it; __main__ joins the two.
+Implements api.service.Service without importing it; __main__ connects the two.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BATCH = 500
 
 
 class Service:
-    """One daemon's answers."""
+    """The answers of one daemon."""
 
     def __init__(self, operations: Operations) -> None:
         self._do = operations
@@ -49,11 +49,11 @@ class Service:
     # ------------------------------------------------------------------------------------------------ who
 
     def role(self, actor: Peer) -> Role | None:
-        """The role that the policy in force gives to this peer; None: not even reading."""
+        """Return the role that the policy in force gives to this peer; None if it may not even read."""
         return role_of(actor, self._do.inforce.policy.access)
 
     def denied(self, actor: Peer, action: str) -> None:
-        """Record a refused request in the audit log; the same again within a minute is only counted."""
+        """Record a refused request in the audit log; the same one within a minute is only counted."""
         count = self._refusals.count(actor.uid, action, self._do.clock.steady())
         if count is not None:
             self._note(actor, action, "", "denied", {"repeated": count} if count else {})
@@ -61,30 +61,30 @@ class Service:
     # ------------------------------------------------------------------------------------------------ looking
 
     async def look(self) -> None:
-        """See anew whether storages and keys are there; what does not answer at once keeps nobody waiting."""
+        """Measure storages and keys again; a path that does not answer at once is not waited for."""
         await self._do.views.storages.paths.glance(self._do.views.storages.places())
         self._do.look_again()
 
     def status(self) -> Status:
-        """One screen."""
+        """Return the content of the status screen."""
         return self._do.views.status(self._do.now())
 
     def backups(self, database: str) -> list[BackupRow]:
-        """The backups of one database, newest first, with what keeps each. Raises NotFound."""
+        """Return the backups of one database, newest first, with what keeps each. Raises NotFound."""
         return self._do.views.backups(database, self._do.now())
 
     def expired(self, database: str) -> list[ExpiredRow]:
-        """The backups that the policy gave up and that are not yet deleted, newest first."""
+        """Return the backups that have expired and are not deleted yet, newest first."""
         return self._catalog.backups.expired(database)
 
     def coverage(self, database: str) -> tuple[list[Stretch], LogProof | None]:
-        """The stretches of time of which any moment of a database can be restored, oldest first; the proof of that."""
+        """Return the time ranges to which a database can be restored, oldest first, and the proof of its log."""
         found = self._do.views.coverage(database)
         stretches = [Stretch(to_text(one.since), to_text(one.until), one.grain_seconds) for one in found]
         return stretches, self._do.views.following.proof(database)
 
     def show(self, id: str) -> Json:
-        """One backup, job or database in full, by id, by the first characters of an id, or by name."""
+        """Return one backup, job or database in full, by its id, the first characters of the id, or its name."""
         now = self._do.now()
         if id in self._do.inforce.policy.names() or id in self._catalog.backups.databases():
             return {"kind": "database", "database": to_json(self._do.views.database(id, now))}
@@ -94,7 +94,7 @@ class Service:
             try:
                 job = self._do.runner.job(id)
             except NotFound:
-                if missing.facts:  # it has expired
+                if missing.facts:  # the backup has expired
                     return self._shown(self._catalog.backups.get(id, expired=True))
                 raise NotFound(f"{id}: no such backup, job or database", hints=["dbguardctl status"]) from None
             events = self._catalog.events.find(EventRange(job=job.id), _BATCH)
@@ -109,7 +109,7 @@ class Service:
         return {"kind": "backup", "backup": to_json(row), "proofs": proofs, "holds": holds, "expired": expired or None}
 
     def schedule(self, count: int) -> Json:
-        """What runs next."""
+        """Return the next planned runs."""
         texts = {(item.target, item.verb): item.timing.schedule for item in self._do.scheduler.planned()}
         runs = []
         for run in self._do.scheduler.upcoming(count):
@@ -130,7 +130,7 @@ class Service:
     # ------------------------------------------------------------------------------------------------ jobs
 
     def submit(self, verb: str, fields: Mapping[str, Any], actor: Peer, idempotency_key: str | None) -> JobRow:
-        """Queue a job; the same key from the same uid gives the same job. Raises Usage, NotFound, Busy."""
+        """Queue a job; the same key from the same uid returns the same job. Raises Usage, NotFound, Busy."""
         request = _request(verb, fields)
         digest = hashlib.sha256(json.dumps([verb, request], sort_keys=True).encode()).hexdigest()
         if idempotency_key is not None:
@@ -146,23 +146,23 @@ class Service:
         return job
 
     async def wait(self, job: str, seconds: float) -> JobRow:
-        """The job when it has ended, or as it is after `seconds`."""
+        """Return the job when it has ended, or its state after `seconds`."""
         return await self._do.runner.wait(self._do.runner.job(job).id, seconds)
 
     def jobs(self, database: str | None, state: str | None, limit: int) -> list[JobRow]:
-        """The newest jobs first."""
+        """Return jobs, the newest first."""
         return self._do.runner.jobs(database, state, limit)
 
     def job(self, id: str) -> JobRow:
-        """One job as it is now. Raises NotFound."""
+        """Return one job in its present state. Raises NotFound."""
         return self._do.runner.job(id)
 
     def answer(self, id: str, actor: Peer) -> IO[bytes]:
-        """The answer to a question, once, for whoever asked. Raises NotFound."""
+        """Return the answer to a question, once, to the user who asked. Raises NotFound."""
         return self._do.runner.answers.take(self._do.runner.job(id).id, actor.uid)
 
     def cancel(self, id: str, actor: Peer) -> JobRow:
-        """Stop a job. Raises NotFound, Busy when it has ended."""
+        """Stop a job. Raises NotFound; Busy if it has ended."""
         job = self._do.runner.cancel(id, actor.user)
         self._note(actor, "job.cancel", job.id, "done", {"verb": job.verb, "database": job.database})
         return job
@@ -170,12 +170,12 @@ class Service:
     # ------------------------------------------------------------------------------------------------ events
 
     def events(self, asked: EventRange, limit: int, last: bool) -> list[Event]:
-        """The first or the last events of a range, oldest first. Raises Usage for what is no moment."""
+        """Return the first or the last events of a range, oldest first. Raises Usage for an invalid moment."""
         asked = replace(asked, since=_moment("since", asked.since), until=_moment("until", asked.until))
         return self._catalog.events.find(asked, limit, last=last)
 
     async def follow(self, after: int, database: str | None, job: str | None) -> AsyncIterator[Event | None]:
-        """Yield events after that id as they come; None now and then, when there is nothing (a heartbeat)."""
+        """Yield events after that id as they occur, and None from time to time if there are none (a heartbeat)."""
         while True:
             found = self._catalog.events.find(EventRange(after, database=database, job=job), _BATCH)
             for event in found:
@@ -194,7 +194,7 @@ class Service:
     # ------------------------------------------------------------------------------------------------ schedule
 
     def pause(self, database: str, seconds: float | None, actor: Peer) -> Json:
-        """Rest the schedule of a database. Raises NotFound."""
+        """Pause the schedule of a database. Raises NotFound."""
         self._do.inforce.policy.guarded(database)
         now = self._do.now()
         until = None if seconds is None else to_text(now + timedelta(seconds=seconds))
@@ -205,7 +205,7 @@ class Service:
         return {"database": database, "paused_until_at": until}
 
     def resume(self, database: str, actor: Peer) -> Json:
-        """Take up the schedule of a database again. Raises NotFound."""
+        """Resume the schedule of a database. Raises NotFound."""
         self._do.inforce.policy.guarded(database)
         self._note(actor, "database.resume", database, "done", {})
         was = self._catalog.pauses.drop(database)
@@ -225,7 +225,7 @@ class Service:
         return await self._errand("release", self._catalog.backups.get(backup), actor, {})
 
     async def recall(self, backup: str, actor: Peer) -> Json:
-        """Bring an expired backup back; says what keeps it from now on, if anything does. Raises NotFound, Busy."""
+        """Bring an expired backup back; the answer says what keeps it from now on. Raises NotFound, Busy."""
         row = self._catalog.backups.get(backup, expired=True)
         answer = await self._errand("recall", row, actor, {})
         rows = self._do.views.backups(row.database, self._do.now())
@@ -240,7 +240,7 @@ class Service:
     # ------------------------------------------------------------------------------------------------ policy
 
     async def reload(self, actor: Peer) -> Json:
-        """Read the policy again; refused as a whole when it has mistakes or deletes. Raises Policy..."""
+        """Reload the policy; it is refused as a whole if it has mistakes or would delete backups. Raises Policy..."""
         with self._reloading(actor, "policy.reload", str(self._do.inforce.path), {}):
             self._do.reload()
         return {"policy_loaded_at": to_text(self._do.inforce.loaded_at), "databases": self._do.inforce.policy.names()}
@@ -264,7 +264,7 @@ class Service:
                 self._do.reload()
             except GuardError:
                 protect.undo(plan)
-                inforce.problem = was  # what was refused is not on the disk any more
+                inforce.problem = was  # the drop-in that was refused is gone
                 raise
         request = {"database": plan.database, "verify": True, "successor": plan.successor}
         order = Order("backup", _request("backup", request), self._who(actor), plan.database, once=True)
@@ -273,7 +273,7 @@ class Service:
         return {**about, "wrote": str(plan.file), "would_write": None, "text": plan.text, "job": to_json(job)}
 
     async def unprotect(self, database: str, fields: Mapping[str, Any], actor: Peer) -> Json:
-        """Take the drop-in of a database away and reload; its backups stay. Raises NotFound, Usage, ConfirmMissing."""
+        """Remove the drop-in of a database and reload; its backups stay. Raises NotFound, Usage, ConfirmMissing."""
         inforce = self._do.inforce
         loaded = await asyncio.to_thread(inforce.read)
         file = await asyncio.to_thread(protect.drop_in, database, loaded, inforce.path)
@@ -289,12 +289,12 @@ class Service:
         with self._reloading(actor, "policy.unprotect", database, {"file": str(file)}), protect.away(file):
             self._do.reload()
         for job in self._do.runner.jobs(database, JobState.QUEUED, _BATCH):
-            if job.verb in ("backup", "expire"):  # which nobody could do any more
+            if job.verb in ("backup", "expire"):  # they need the policy of the database
                 self._do.runner.cancel(job.id, actor.user)
         return {**about, "removed": str(file), "would_remove": None}
 
     def config(self, origin: bool) -> Json:
-        """The policy in force."""
+        """Return the policy in force."""
         return configuration.shown(self._do.inforce, origin)
 
     def config_check(self) -> Json:
@@ -302,11 +302,11 @@ class Service:
         return configuration.checked(self._do.inforce)
 
     def config_diff(self) -> Json:
-        """What a reload would change, and what it would delete."""
+        """Return what a reload would change, and what it would delete."""
         return configuration.difference(self._do.inforce, self._catalog)
 
     async def config_accept(self, actor: Peer) -> Json:
-        """Take over the policy files although they delete backups."""
+        """Put the policy files into force although they delete backups."""
         found = configuration.difference(self._do.inforce, self._catalog)
         facts = {"deletes": [row["id"] for row in found["deletes"]][:1000]}
         with self._reloading(actor, "policy.accept", str(self._do.inforce.path), facts):
@@ -314,21 +314,21 @@ class Service:
         return {**found, "policy_loaded_at": to_text(self._do.inforce.loaded_at)}
 
     def config_explain(self, key: str) -> Json:
-        """What a setting means, its value and where that stands. Raises NotFound."""
+        """Return what a setting means, its value and its origin. Raises NotFound."""
         return configuration.explained(self._do.inforce, key)
 
     def config_schema(self) -> Json:
-        """The JSON Schema of the policy."""
+        """Return the JSON Schema of the policy."""
         return configuration.schema()
 
     # ------------------------------------------------------------------------------------------------ keys
 
     def keys(self) -> Json:
-        """The keys, and when their recovery was last tested."""
+        """Return the keys, and when their recovery was last tested."""
         return {"keys": to_json(self._do.views.storages.keys())}
 
     def credentials(self) -> Json:
-        """The systemd credentials that the policy names or that this process was given."""
+        """Return the systemd credentials that the policy names or that this process was given."""
         return {"credentials": keyring.credentials(self._do.inforce.policy, os.environ)}
 
     async def recovery_sheet(self, key: str, actor: Peer) -> Json:
@@ -340,17 +340,17 @@ class Service:
         return await keyring.try_identity(self._do, key, identity, self._who(actor))
 
     async def recovery_drop(self, key: str, recipient: str, confirm: str, actor: Peer) -> Json:
-        """Let a recovery recipient open the repositories no longer. Raises NotFound, Held, ConfirmMissing."""
+        """Stop a recovery recipient from opening the repositories. Raises NotFound, Held, ConfirmMissing."""
         return await keyring.drop(self._do, key, recipient, confirm, self._who(actor))
 
     async def recover(self, key: str, identity: str, actor: Peer) -> Json:
-        """Let this machine open the repositories again, by a recovery key. Raises NotFound, KeyRefused."""
+        """Let this machine open the repositories again, with a recovery key. Raises NotFound, KeyRefused."""
         return await keyring.recover(self._do, key, identity, self._who(actor))
 
     # ------------------------------------------------------------------------------------------------ audit
 
     async def audit(self, after: int, limit: int) -> Json:
-        """Entries of the audit log: after a number, or, from 0, the newest."""
+        """Return entries of the audit log: those after a number, or for 0 the newest."""
         entries = await asyncio.to_thread(self._audit.show, after or -1, limit)
         return {"entries": [asdict(entry) for entry in entries]}
 

@@ -1,4 +1,4 @@
-"""The state directory: its rooms, its one owner, and the books in it."""
+"""The state directory: its layout, its single owner, and the catalog and audit log in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dbguardd.errors import CatalogDamaged, GuardError, PlaceDenied, SecondInsta
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """The open catalog and audit log. `notes`: what happened to them that a person should know."""
+    """The open catalog and audit log. `notes`: what happened to them that a user should know."""
 
     catalog: Catalog
     audit: Audit
@@ -25,9 +25,9 @@ class Books:
 
 @contextmanager
 def owned(state: Path) -> Iterator[None]:
-    """Make the directory if need be and hold it alone.
+    """Create the directory if needed and hold its lock during the block.
 
-    Raises SecondInstance, PlaceDenied, NoSpace, Usage (it is no directory), Degraded.
+    Raises SecondInstance, PlaceDenied, NoSpace, Usage (not a directory), Degraded.
     """
     with furnished(state):
         try:
@@ -43,7 +43,7 @@ def owned(state: Path) -> Iterator[None]:
 
 @contextmanager
 def furnished(state: Path) -> Iterator[None]:
-    """Make the directory if need be, for what runs beside its owner. Raises PlaceDenied, NoSpace, Usage, Degraded."""
+    """Create the directory if needed, for a process beside its owner. Raises PlaceDenied, NoSpace, Usage, Degraded."""
     try:
         for place, mode in ((state, 0o711), (state / "staging", 0o1733)):
             if not place.is_dir():
@@ -63,7 +63,7 @@ def _unusable(state: Path, error: OSError) -> GuardError:
 
 @contextmanager
 def opened(state: Path, now: datetime, witness: Callable[[Entry], None]) -> Iterator[Books]:
-    """Open the books. A damaged catalog is set aside, not lost; a new one is filled from the repositories.
+    """Open catalog and audit log. A damaged catalog is moved aside; a new one is filled from the repositories.
 
     Raises SecondInstance, FormatTooNew, NoSpace, Degraded.
     """

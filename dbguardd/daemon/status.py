@@ -1,6 +1,6 @@
-"""What can be said now: of each database, and all of it on one screen.
+"""The status of each database and of the whole daemon.
 
-Reads the catalog, decides by the rules, changes nothing.
+Reads the catalog, judges by the rules, changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from dbguardd import __version__
 from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce, dated
+from dbguardd.daemon.inforce import InForce, states_of
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
 from dbguardd.daemon.storages import Storages
@@ -31,22 +31,22 @@ from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
 from dbguardd.rules.coverage import Stretch, coverage
-from dbguardd.rules.objectives import Facts, judge
+from dbguardd.rules.objectives import Facts, judge, length
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade, JobState
 from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
 
 Lost = Callable[[str], GuardError | None]
-"""Why nothing of a storage could be restored now."""
+"""Returns why nothing could be restored from a storage now; None if it could."""
 _LEAST_ROOM = 16 << 20
-_PATIENCE = timedelta(seconds=30)  # with the backup that a log begins with
-_OF_SOURCE = "DBG-2"  # the class of what is wrong with a live database
-_OF_WAY = ("DBG-3001", "DBG-4002", "DBG-5")  # what keeps us from a repository: storage, mount, key
+_PATIENCE = timedelta(seconds=30)  # how long a log may wait for its first backup, or for its follower
+_OF_SOURCE = "DBG-2"  # begins the codes of errors of a live database
+_OF_WAY = ("DBG-3001", "DBG-4002", "DBG-5")  # errors that keep us from a repository: storage, mount, key
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Everything that is looked at."""
+    """The parts from which the status is made."""
 
     catalog: Catalog
     inforce: InForce
@@ -56,11 +56,11 @@ class Views:
     storages: Storages
     host: str
     machine_id: str  # for the jitter
-    notes: tuple[str, ...] = ()  # what happened at start that a person should know
-    found: dict[str, str] = field(default_factory=dict)  # what is wrong with the daemon's own books, by their names
+    notes: tuple[str, ...] = ()  # what happened at start that a user should know
+    found: dict[str, str] = field(default_factory=dict)  # faults of the daemon's own files, by their names
 
     def status(self, now: datetime) -> Status:
-        """The whole screen."""
+        """Return the content of the status screen."""
         keys = self.storages.keys()
         return Status(
             schema="dbguard.status/1",
@@ -76,7 +76,7 @@ class Views:
         )
 
     def _storage(self, name: str) -> StorageStatus:
-        """One storage; if it waits to be read, for what."""
+        """Return the status of one storage; if it has not been read, with the reason."""
         row, scan = self.storages.storage(name), self.runner.active(f"storage:{name}")
         if row.stored_bytes is not None:
             return row
@@ -89,7 +89,7 @@ class Views:
         return replace(row, ok=False, problem={**problem, "hints": hints})
 
     def databases(self, now: datetime, keys: list[KeyStatus] | None = None) -> list[DatabaseStatus]:
-        """Every database of the policy in its order, then those that only have backups."""
+        """Return every database of the policy in its order, then those that only have backups."""
         keys = self.storages.keys() if keys is None else keys
         recoverable = {key.name: bool(key.recovery) if key.known else None for key in keys}
         guarded = self.inforce.policy.names()
@@ -99,7 +99,7 @@ class Views:
         return found + [self._orphan(name, engine, now, lost) for name, engine in sorted(orphans.items())]
 
     def database(self, name: str, now: datetime) -> DatabaseStatus:
-        """One database. Raises NotFound."""
+        """Return one database. Raises NotFound."""
         for found in self.databases(now):
             if found.name == name:
                 return found
@@ -107,7 +107,7 @@ class Views:
         raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
 
     def backups(self, name: str, now: datetime) -> list[BackupRow]:
-        """The backups of one database, newest first, with what keeps each and until when. Raises NotFound."""
+        """Return the backups of one database, newest first, with what keeps each and until when. Raises NotFound."""
         rows = self.catalog.backups.of(name)
         if name not in self.inforce.policy.names():
             if not rows:
@@ -115,7 +115,7 @@ class Views:
             return [replace(row, kept_because=["not in the policy: nothing expires"]) for row in rows]
         guarded = self.inforce.policy.guarded(name)
         keep = retention.Keep.from_spec(database_spec(guarded, lambda user: 0))
-        facts = dated(rows)
+        facts = states_of(rows)
         kept = retention.decide(facts, keep, now).keep
         when = timing(guarded, guarded.backup, f"{name} backup", self.machine_id)
         ends = retention.departures(facts, keep, now, lambda moment: next_due(when, moment))
@@ -124,7 +124,7 @@ class Views:
         for row in rows:
             row.kept_because = [
                 reason for reason in kept.get(row.id, ()) if not reason.startswith('hold "')
-            ]  # in holds
+            ]  # holds are reported in `holds`
             end = ends.get(row.id) if row.id in kept else expire
             row.expires_at = None if end is None or row.holds else to_text(end)
         return rows
@@ -196,14 +196,14 @@ class Views:
         trouble = gone or here or (from_problem(worst.problem) if worst and worst.problem else None)
         row = self._row(facts, guarded.engine, summary, now, trouble)
         expire = self.catalog.runs.get(name, "expire")
-        if expire is not None and expire.problem is not None:  # old backups stay: worth a look, but nothing is lost
+        if expire is not None and expire.problem is not None:  # old backups stay: worth a mention, but nothing is lost
             row.attention.append(f"{name}: the last expiry failed: {expire.problem.get('message', '')}")
             row.hints.append(f"dbguardctl job show {expire.job}")
         row.next_run_at, row.next_verb = (to_text(ahead[0]), ahead[1]) if ahead else (None, None)
-        if active and active.problem and active.state is JobState.QUEUED:  # an attempt failed, and the next one waits
+        if active and active.problem and active.state is JobState.QUEUED:  # an attempt failed, and a retry waits
             what = f"{name}: {active.verb} failed, it is tried again: {active.problem.get('message', '')}"
             row.attention.insert(0, what)
-            row.problem = row.problem if gone else active.problem  # of which that is the text
+            row.problem = row.problem if gone else active.problem  # the problem that the text above describes
             row.next_run_at, row.next_verb, active = active.problem.get("next_try_at"), active.verb, None
         since = _moment(self.catalog.settings.get(f"replacing:{name}") or None)
         if since and not (active and active.verb in ("restore", "undo")) and now - since < timedelta(days=UNDO_DAYS):
@@ -228,7 +228,7 @@ class Views:
         )
 
     def _failing(self, name: str) -> list[Run]:
-        """The backups and proofs of a database that failed last, of what is not over since then."""
+        """Return the last backup and verification of a database if they failed for a reason that still holds."""
         known = [run for verb in ("backup", "verify", "check") if (run := self.catalog.runs.get(name, verb))]
         opened = max((run.succeeded_at or "" for run in known), default="")
         over = {_OF_SOURCE: self.catalog.settings.get(f"restored:{name}") or "", **dict.fromkeys(_OF_WAY, opened)}
@@ -243,25 +243,27 @@ class Views:
             row.hints += [hint for hint in problem.hints if hint not in row.hints]
 
     def _doubt(self, backup: BackupRow | None) -> str:
-        """Why a backup that was restored, and in which nothing failed, is not proven: that may be news."""
+        """Return why a backup was restored without a failed check and still not proven; empty if that is not so."""
         if backup is None or backup.grade is not Grade.RESTORED or backup.failure or backup.note == SAFETY_NOTE:
             return ""
         found = next((proof.facts.get("findings", ()) for proof in self.catalog.proofs.of(backup.id)), ())
         return "; ".join(f"{one['name']}: {one['detail']}" for one in found if one["outcome"] == "inconclusive")
 
     def _logged(self, name: str, proven: BackupRow | None) -> str | None:
-        """Up to when the log is stored that goes on from the backup that was proven last."""
+        """Return up to when the log is stored that continues from the last proven backup; None without such a log."""
         covered = self.following.covered(name)[-1:]
         if proven is None or not covered or proven.created_at < covered[0].since_at:
             return None
         return max(covered[0].until_at, proven.created_at)
 
     def _unlogged(self, name: str, newest: BackupRow | None, now: datetime) -> str:
-        """Why nothing of the log of a database could be restored now; empty if it could, or if nobody follows it."""
+        """Return why nothing of a database's log could be restored now; empty if it could, or if it is not followed."""
         if not self.inforce.policy.guarded(name).continuous:
             return ""
         if (problem := self.following.problem(name)) is not None:
             return f"its log is not followed now: {problem.message.removeprefix(f'{name}: ')}"
+        if (silent := timedelta(seconds=self.following.silent_seconds(name))) > _PATIENCE:
+            return f"the last {length(silent)} of its log are not stored: it is written faster than it can be stored"
         covered = self.following.covered(name)[-1:]
         if not covered or newest is None or newest.created_at >= covered[0].since_at:
             return ""
@@ -269,8 +271,10 @@ class Views:
         return "its log waits for a backup to go on from" if waits > _PATIENCE else ""
 
     def coverage(self, name: str) -> list[Stretch]:
-        """The stretches of time of which any moment can be restored, oldest first."""
-        return coverage([row.logged() for row in self.following.covered(name)], dated(self.catalog.backups.of(name)))
+        """Return the time ranges to which a database can be restored, oldest first."""
+        return coverage(
+            [row.logged() for row in self.following.covered(name)], states_of(self.catalog.backups.of(name))
+        )
 
     def _orphan(self, name: str, engine: str, now: datetime, lost: Lost) -> DatabaseStatus:
         summary = self.catalog.backups.summary(name)
@@ -320,9 +324,9 @@ class Views:
 
 
 def _is_mended(run: Run, since: Mapping[str, str]) -> bool:
-    """Say if what a run failed of is over since then: by the beginning of its code, when that was seen last.
+    """Return whether the cause of a failed run is gone: `since` has, by the prefix of error codes, when that was seen.
 
-    A live database was replaced by a restore in place; or a repository was opened again.
+    It is gone after a restore in place has replaced the live database, or after a repository was opened again.
     """
     return any(_code(run).startswith(kind) and (run.finished_at or "") < at for kind, at in since.items())
 
@@ -332,7 +336,7 @@ def _code(run: Run) -> str:
 
 
 def _unrecoverable(row: DatabaseStatus) -> DatabaseStatus:
-    """Say of a database that nothing of it could be restored now, whatever was proven."""
+    """Return the row without anything that could be restored: the storage is not available, whatever was proven."""
     return replace(row, recoverable_to_at=None, recoverable_since_at=None, proven_backup=None)
 
 

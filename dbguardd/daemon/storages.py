@@ -1,4 +1,4 @@
-"""What can be said now of storages and keys: as they were measured last, and as the catalog has them."""
+"""The status of storages and keys, from the last measurement of their paths and the catalog."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from dbguardd.wire import KeyStatus, RecipientStatus, StorageStatus
 
 @dataclass(frozen=True, slots=True)
 class Storages:
-    """Where backups are, and who can open them."""
+    """Where backups are, and which keys open them."""
 
     catalog: Catalog
     inforce: InForce
     paths: Paths
 
     def storage(self, name: str) -> StorageStatus:
-        """One storage, as it was measured last."""
+        """Return the status of one storage, as last measured."""
         storage = self.inforce.storage(name)
         level = self.paths.level(storage.path)
         keep_free = storage.keep_free
@@ -63,7 +63,7 @@ class Storages:
         )
 
     def _shared(self, name: str) -> GuardError | None:
-        """Say that another storage of the policy is the same directory by another name, or lies in it."""
+        """Return an error if another storage of the policy is the same directory by another name, or nested with it."""
         own = self.paths.level(self.inforce.storage(name).path).lies_in
         for other in self.inforce.storages():
             there = self.paths.level(self.inforce.storage(other).path).lies_in
@@ -77,12 +77,12 @@ class Storages:
         return None
 
     def _ways_to_room(self, name: str) -> list[str]:
-        """Return what makes room in a storage: a prune only where something has expired and is not deleted yet."""
+        """Return commands that free space in a storage: a prune only if an expired backup is not deleted yet."""
         expired = any(map(self.catalog.backups.expired, self.catalog.backups.databases()))
         return ["dbguardctl prune --dry-run"] if expired else [f"dbguardctl config explain storage.{name}.keep_free"]
 
     def keys(self) -> list[KeyStatus]:
-        """Every key, and who could open the backups without this machine."""
+        """Return every key, and the recipients that could open the backups without this machine."""
         found = []
         for name, storages in self.inforce.keyring().items():
             key = self.inforce.policy.key_of(name, str(self.inforce.state))
@@ -96,7 +96,7 @@ class Storages:
         return found
 
     def places(self) -> list[str]:
-        """Every path that backups and restores depend on."""
+        """Return every path that backups and restores depend on."""
         inforce = self.inforce
         stores = [inforce.storage(name).path for name in inforce.storages()]
         names = inforce.policy.names()
@@ -109,7 +109,7 @@ class Storages:
         ]
 
     def lost(self, name: str) -> GuardError | None:
-        """Why nothing of a storage could be restored now, as far as that can be seen without reading backups."""
+        """Return why nothing could be restored from a storage now, as far as is known without reading backups."""
         seen = self.catalog.settings.get(f"repository:{name}")
         try:
             storage, key = self.inforce.storage(name), opener(self.inforce.keyring(), name)
@@ -128,7 +128,7 @@ class Storages:
         return self._unread(name)
 
     def check_read(self, name: str) -> None:
-        """Raise why nobody knows what a storage holds; nothing if somebody does."""
+        """Raise an error if the content of a storage is not known yet."""
         if self.catalog.settings.get(f"indexed:{name}") is None and self.inforce.holds_repository(name):
             raise self.lost(name) or Busy(
                 f"storage {name}: the backups in it are not read yet, so nobody knows of which databases they are",
@@ -136,7 +136,7 @@ class Storages:
             )
 
     def _unread(self, name: str) -> GuardError | None:
-        """Why the repository there could not be read into the catalog; None if it was, or if there is none."""
+        """Return why the repository could not be read into the catalog; None if it was read, or if there is none."""
         scan = self.catalog.runs.get(f"storage:{name}", "scan")
         if scan is None or scan.problem is None:
             return None
@@ -147,13 +147,13 @@ class Storages:
         return error
 
     def is_unread(self, name: str) -> bool:
-        """Say if the catalog knows nothing of what lies in a storage, or may lie in one that cannot be looked at."""
+        """Return whether a storage has a repository, or may have one, that the catalog has not read."""
         level = self.paths.level(self.inforce.storage(name).path)
         may_hold = level.repository or (level.error and not level.missing)
         return bool(may_hold) and self.catalog.settings.get(f"indexed:{name}") is None
 
     def is_there(self, name: str) -> bool:
-        """Say if a repository lies in a storage and nothing kept us from seeing it when it was measured last."""
+        """Return whether the last measurement saw a repository in a storage, without an error."""
         level = self.paths.level(self.inforce.storage(name).path)
         return bool(level.repository) and not level.error
 
@@ -166,14 +166,14 @@ class Storages:
         return set() if device is None else {device}
 
     def _lies_in(self, database: str) -> str:
-        """Where the bytes of a database are: its file, or the directory of its server as the last backup knew it."""
+        """Return where the bytes of a database are: its file, or its server's data directory as of the last backup."""
         guarded = self.inforce.policy.guarded(database)
         if guarded.url is None:
             return guarded.place or ""
         return self.catalog.settings.get(f"directory:{database}") or ""
 
     def _key_file(self, name: str) -> str:
-        """Where a key is, empty if only a command knows."""
+        """Return the path of a key; empty if only a command provides it."""
         key = self.inforce.policy.key_of(name, str(self.inforce.state))
         if credential := key.credential or (key.secret and key.secret.credential):
             return f"{os.environ.get('CREDENTIALS_DIRECTORY', '')}/{credential}"
@@ -181,7 +181,7 @@ class Storages:
 
 
 def _taken_out(name: str, unknown: NotFound) -> NotFound:
-    """Return what it means for its backups that a storage is not in the policy any more."""
+    """Return the error for a storage that is no longer in the policy: what that means for its backups."""
     return NotFound(
         f"storage {name}, which holds the newest backup, is not in the policy any more",
         detail=f"{unknown.detail} Nothing in it was touched. With [storage.{name}] in the policy again, as it was, its "

@@ -1,7 +1,7 @@
-"""The life of the daemon: start, tick, reload, stop.
+"""The lifecycle of the daemon: start, tick, reload, stop.
 
-It sleeps until something is due, somebody asks, or a minute is over. Jobs run in workers; nothing here touches a
-guarded database. A bug in the ticking ends the daemon with an error, and systemd starts it again.
+It sleeps until something is due, a request arrives, or a minute has passed. Jobs run in workers; nothing here opens a
+guarded database. A bug in the loops ends the daemon with an error, and systemd restarts it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from dbguardd.catalog import Entry, Who
 from dbguardd.daemon import state_directory
 from dbguardd.daemon.clock import Clock, new_id
-from dbguardd.daemon.environment import Environment, Log, Look, OnMessage, RunWorker, Sweep
+from dbguardd.daemon.environment import Environment, Logger, Look, OnMessage, RunWorker, Sweep
 from dbguardd.daemon.following import Following
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.notify import Notify
@@ -50,13 +50,13 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Where everything is, and the parts that the daemon does not know: workers and the API."""
+    """The paths, and the parts that the daemon does not import: workers and the API."""
 
     policy: Path
     state: Path
     run_worker: RunWorker
     serve: Callable[[Service], Awaitable[Answering]]
-    log: Log
+    log: Logger
     host: str
     machine_id: str
     clock: Clock
@@ -74,7 +74,7 @@ def this_host() -> tuple[str, str]:
 
 
 async def run(setup: Setup) -> None:
-    """Be the daemon until a signal ends it. Raises what keeps it from starting."""
+    """Run the daemon until a signal ends it. Raises an error that keeps it from starting."""
     with state_directory.owned(setup.state):
         witness = _witness(setup.log)
         with state_directory.opened(setup.state, setup.clock.now(), witness) as books:
@@ -88,7 +88,7 @@ async def run(setup: Setup) -> None:
 
 
 class Supervisor:
-    """One life."""
+    """One run of the daemon."""
 
     def __init__(self, setup: Setup, books: state_directory.Books, inforce: InForce, notify: Notify) -> None:
         self._setup = setup
@@ -131,7 +131,7 @@ class Supervisor:
         runner.clock_doubt = scheduler.doubt
 
     async def live(self) -> None:
-        """Start, go on until a signal, stop."""
+        """Start, run until a signal arrives, stop."""
         runner, events = self._do.runner, self._do.runner.events
         runner.close_leftovers()
         for database in await self._setup.sweep(self._setup.state):
@@ -140,7 +140,7 @@ class Supervisor:
         try:
             api = await self._setup.serve(Service(self._do))
         except BaseException:
-            await self._rest()  # jobs may run already, and their ends need the catalog
+            await self._rest()  # jobs may be running already, and recording their ends needs the catalog
             raise
         self._listen_to_signals()
         count = len(self._do.inforce.policy.names())
@@ -166,7 +166,7 @@ class Supervisor:
         events.log("daemon.stopped", {})
 
     async def _rest(self) -> None:
-        """Let all workers come to an end."""
+        """Wait until all workers have ended."""
         await asyncio.gather(self._do.following.stop(), self._do.runner.stop(STOP_SECONDS))
 
     async def _run_worker(
@@ -176,7 +176,7 @@ class Supervisor:
             return await self._setup.run_worker(spec, on_message, cancel, stall_timeout=stall_timeout)
 
     def stop(self) -> None:
-        """End the life as a signal would."""
+        """Stop the daemon as a signal would."""
         self._stopping.set()
 
     # ------------------------------------------------------------------------------------------------ going on
@@ -185,7 +185,7 @@ class Supervisor:
         while True:
             try:
                 seconds = self._do.scheduler.tick()
-                self._do.following.reconsider()  # a pause may have ended by itself
+                self._do.following.reconsider()  # a pause may have expired
             except GuardError as error:  # the catalog cannot be written: look again soon
                 self._do.runner.events.log("schedule.failed", {"problem": error.problem()})
                 seconds = 60.0
@@ -212,7 +212,7 @@ class Supervisor:
             await asyncio.sleep(_GAUGE_SECONDS)
 
     async def _prove_audit(self) -> None:
-        """Verify the audit log at start and every day; what was changed is then to be seen without asking for it."""
+        """Verify the audit log at start and every day, so that status shows a change without anybody asking."""
         found = self._do.views.found
         while True:
             try:
@@ -247,13 +247,13 @@ class Supervisor:
 
     def _reload(self) -> None:
         do, path = self._do, str(self._do.inforce.path)
-        # What was wrong with it was told in reloading(), and nobody waits for an answer.
+        # reloading() has reported what was wrong with it, and no caller waits for an answer.
         with suppress(GuardError), do.reloading(), do.audited(_SIGNAL, "policy.reload", path, {}):
             do.reload()
 
 
-def _witness(log: Log) -> Callable[[Entry], None]:
-    """Return what tells the journal of each audit entry: an anchor that the daemon cannot rewrite."""
+def _witness(log: Logger) -> Callable[[Entry], None]:
+    """Return a function that logs each audit entry to the journal, which the daemon cannot rewrite."""
 
     def tell(entry: Entry) -> None:
         facts: dict[str, Any] = {"actor": entry.actor.user, "actor_uid": entry.actor.uid, "seq": entry.seq}

@@ -1,4 +1,4 @@
-"""What the policy plans: every scheduled verb of every database and storage, with its timing."""
+"""The schedule that the policy asks for: every scheduled verb of every database and storage, with its timing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dbguardd.rules.calendar import Timing, jitter
 
 
 def timetable(inforce: InForce, host: str) -> Iterator[Planned]:
-    """Yield everything that is planned; `host` is a stable id of the machine, for the jitter."""
+    """Yield everything that is planned; `host` is a stable id of the machine, from which the jitter derives."""
     policy = inforce.policy
     for name in policy.names():
         guarded = policy.guarded(name)
@@ -34,6 +34,6 @@ def timing(guarded: Guarded, when: Schedule, name: str, host: str) -> Timing:
 
 
 def longest_gap(guarded: Guarded) -> timedelta | None:
-    """Return the longest planned time between two proven backups: of the rarer of backups and proofs."""
+    """Return the longest planned time between two proven backups: backups or proofs, whichever are rarer."""
     whens = [when for when in (guarded.backup, guarded.verify) if isinstance(when, Schedule)]
     return max((gaps[1] for when in whens if (gaps := when.gaps()) is not None), default=None)

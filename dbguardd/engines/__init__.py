@@ -1,7 +1,7 @@
-"""Engines: one module or package for each kind of database. This table is all of them.
+"""Engines: one module or package for each kind of database. This table lists all of them.
 
-Each is imported when it is opened: a missing driver is an error of that database and of nothing else, and the
-repository half of a worker, which needs the vocabulary in base.py, loads none.
+Each is imported when it is opened. So a missing driver is an error of that database only, and the repository half of a
+worker, which needs the vocabulary in base.py, loads none.
 """
 
 from __future__ import annotations

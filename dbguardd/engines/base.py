@@ -1,9 +1,9 @@
 """What an engine is: a record of the things that one kind of database can do.
 
-An engine runs in the engine half of a worker, as the owner of the database, without keys, repository or network
-beyond its server. It knows the seam (Sink, Tree) and nothing of what is behind it. All methods raise only errors of
-dbguardd.errors. `progress(step, done_bytes, total_bytes)` is called at least each second; it raises Cancelled when the
-job is to end, so an engine only has to clean up on the way out.
+An engine runs in the engine half of a worker, as the owner of the database, without keys, repository or network beyond
+its server. It knows the seam (Sink, Tree) and nothing behind it. All methods raise only errors of dbguardd.errors.
+`progress(step, done_bytes, total_bytes)` is called at least every second; it raises Cancelled when the job is to end,
+so an engine only has to clean up on the way out.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
-from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
+from dbguardd.flow import Facts, LogSink, Pages, Sink, Tree
 
 Progress = Callable[[str, int, int | None], None]
-Find = Callable[[Tree, str, Progress], tuple[int, datetime] | None]
-"""Returns the position of the last restore point of that name in the log of a Tree, and when it was made."""
-Asked = TypeVar("Asked", contravariant=True)  # noqa: PLC0105 - the field of its kind
+FindRestorePoint = Callable[[Tree, str, Progress], tuple[int, datetime] | None]
+"""Returns the position and the time of the last restore point with that name in the log of a Tree."""
+OpenBackup = TypeVar("OpenBackup", contravariant=True)  # noqa: PLC0105 - the field of its kind
 
 REPLACED = "replaced"
-"""The fact of an error of replace() that came when the live database had been replaced already."""
+"""The fact of an error of replace() that occurred after the live database had been replaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check and how it ended: ok, failed, inconclusive or not configured."""
+    """One check and its outcome: ok, failed, inconclusive or not configured."""
 
     name: str
     outcome: str
@@ -47,20 +47,20 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """A proof query: its single value must lie in [min, max], or equal `equals`."""
+class ProofQuery:
+    """A proof query: its single value must be in [min, max], or equal `equals`."""
 
     sql: str
     min: float | None = None
     max: float | None = None
     equals: str | float | None = None
     why: str = ""
-    database: str = ""  # of a server with many: the one that is asked
+    database: str = ""  # on a server with many databases: the one to query
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What the engine found when it opened a restored database."""
+    """What the engine found in a restored database."""
 
     findings: Sequence[Finding]
     fingerprint: Fingerprint | None
@@ -68,12 +68,15 @@ class Examination:
 
     @property
     def ok(self) -> bool:
-        """True if no check failed and none was inconclusive."""
+        """Whether no check failed or was inconclusive."""
         return all(finding.outcome in ("ok", "not configured") for finding in self.findings)
 
 
-def judge(name: str, query: Query, value: object) -> Finding:
-    """Say whether the single value that a proof query returned is right. Of what is wrong only its size is told."""
+def judge(name: str, query: ProofQuery, value: object) -> Finding:
+    """Return whether the single value of a proof query is right, as a finding.
+
+    A wrong text is reported only by its length.
+    """
     wrong = ""
     number = value if isinstance(value, int | float) else None
     if query.equals is not None:
@@ -91,7 +94,7 @@ def judge(name: str, query: Query, value: object) -> Finding:
 
 
 def _size_of(value: object) -> str:
-    """Return a number as it is, and of all else how much it is."""
+    """Return a number as it is, and only the length of a text or of bytes."""
     match value:
         case str():
             return f"a text of {len(value)} character{'s' * (len(value) != 1)}"
@@ -102,73 +105,75 @@ def _size_of(value: object) -> str:
 
 
 class Snapshots(Protocol):
-    """Backups of one database: the thing that every engine can do."""
+    """Backups of one database: what every engine can do."""
 
     def probe(self) -> Probe:
-        """Say what is there. Changes nothing."""
+        """Report what is there. Changes nothing."""
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
-        """Write a consistent backup of the live database into `sink`; return what restore() must know.
+        """Write a consistent backup of the live database into `sink`; return the facts that restore() must know.
 
-        The fact `snapshot_at` (RFC 3339, with its zone) is the moment that the backup is of.
-        The database stays usable meanwhile. Afterwards the same snapshot is still at hand for fingerprint(), until
-        release(); unless nobody will ask, because a restore of this backup shall not be `compared`. Whatever happens,
-        close() leaves nothing behind.
+        The fact `snapshot_at` (RFC 3339, with time zone) is the moment of the backup. The database stays usable
+        meanwhile. The same snapshot then stays available to fingerprint() until release(), unless `compared` is false
+        because no restore will be compared with it. Whatever happens, release() leaves nothing behind.
         """
 
     def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
-        """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content.
+        """Read the snapshot of the last dump() through the engine's own interface, and return its content.
 
-        `stored` is the backup that came of it, for an engine that wrote the live database itself: it may have changed.
+        `stored` is the backup made from it, for an engine that read the live database in place: that may have changed
+        since.
         """
 
     def release(self) -> None:
-        """Let go of the snapshot of the last dump(), with all its temporary files. Safe to call at any time."""
+        """Release the snapshot of the last dump() with all its temporary files. Safe to call at any time."""
 
     def restore(
         self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
     ) -> Sequence[str]:
         """Rebuild the database at `target`, which must not exist; durable on return.
 
-        Parts that lay elsewhere go to `places`, by their name or where they were, of an engine that has such. Returns,
-        in words, which rights of the original (owner, access list ...) the copy could not be given. On failure nothing
-        is left there. Never touches the live database.
+        `places` are new places for parts outside the main directory (tablespaces), by name or former place. Returns, in
+        words, which permissions of the original (owner, ACL ...) could not be set. On failure nothing is left there.
+        Never touches the live database.
         """
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         """Open a restored database, run the engine's own checks and the proof queries, and take its fingerprint."""
 
     def check_unused(self) -> None:
-        """Raise TargetInUse if a process uses the live database, as replace() would; nothing if there is none."""
+        """Raise TargetInUse if a process uses the live database, like replace(); do nothing if there is no database."""
 
     def replace(self, source: Path, progress: Progress) -> None:
-        """Make the live database equal to the restored one at `source`, as one atomic step for its users.
+        """Make the live database equal to the restored one at `source`, in one atomic step for its users.
 
-        Raises TargetInUse if a process uses the live database, and then changes nothing. If the live database is
-        missing it is created. An error that comes too late to change nothing has the fact REPLACED.
+        Raises TargetInUse, with nothing changed, if a process uses the live database. If the live database is missing
+        it is created. An error after the change has the fact REPLACED.
         """
 
 
-class Log(Protocol):
+class LogSource(Protocol):
     """The log of one database, followed while it is written."""
 
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
-        """Ship every commit from now on, or from the place `resume` on if the log still has all since; never returns.
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
+        """Ship every commit from now on, or from the place `resume` on if the log still has everything since.
 
-        Writers wait for max_block at most. Raises LogBroken when commits were missed, Unsupported for a database
-        without a log, and what `ship` raises.
+        Never return.
+
+        Writers wait for max_block at most. Raises LogBroken if commits were missed, Unsupported for a database without
+        a log, and what `ship` raises.
         """
 
     def unfollow(self, *, if_short: bool = False) -> None:
-        """Release what holds the log for us (a slot, say): it is followed no more.
+        """Release whatever keeps the log for us (a slot, say), because it is no longer followed.
 
-        With `if_short` only if it takes the last room of the server's disk; then raises NoSpace.
+        With `if_short`, only if it is filling the server's disk; then raises NoSpace.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a question may cost. `about` is what its errors begin with: the database and the backup."""
+    """The limits of a question. `about`, the start of its error messages, names the database and the backup."""
 
     about: str
     seconds: float
@@ -177,113 +182,113 @@ class Bounds:
 
 
 class Answer(Protocol):
-    """Where the answer to a question goes: bytes, in a form that the question has."""
+    """Where the answer to a question goes: bytes, in a form that depends on the question."""
 
     def write(self, data: bytes, /) -> None: ...
 
     def beat(self) -> None:
-        """Show life, some times a second. Raises Cancelled when the question is to end."""
+        """Report life, several times a second. Raises Cancelled when the question is to end."""
 
 
-class Past(Protocol[Asked]):
+class Questions(Protocol[OpenBackup]):
     """Questions to backups (query, get, diff, undelete).
 
-    `Asked` is what a backup is read through: its Pages, for SQLite, of which a question reads a few and nothing is
-    restored; a Revived server, for PostgreSQL. What is read may be hostile: nothing is written but the answer, no other
-    file is opened, and a question ends by its bounds. The facts that are returned say how much was found, never what.
-    Raises Usage (the question is wrong), TooCostly, Unsupported, SourceDamaged (it was damaged when it was backed up),
-    and what `asked` and `answer` raise.
+    `Asked` is how a backup is read: for SQLite its Pages, of which a question reads a few and restores nothing; for
+    PostgreSQL a ScratchRestore. The content may be hostile: only the answer is written, no other file is opened, and
+    limits end a question. The returned facts say how much was found, never what. Raises Usage (the question is wrong),
+    TooCostly, Unsupported, SourceDamaged (it was damaged when it was backed up), and what `asked` and `answer` raise.
     """
 
-    def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+    def query(self, asked: OpenBackup, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT: JSON lines in ASCII, first the names of the columns, then each row.
 
-        Facts: rows, more (why there are more than that: "rows", "bytes", or None).
+        Facts: rows, more (which limit cut the answer: "rows", "bytes", or None).
         """
 
-    def table(self, asked: Asked, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
-        """Write one table, all of it: as the text of its database (form "sql"), or as CSV in UTF-8 ("csv").
+    def table(self, asked: OpenBackup, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Write one whole table: as the SQL text of its database (form "sql"), or as CSV in UTF-8 ("csv").
 
-        Facts: rows, triggers (so many were left out of the text).
+        Facts: rows, triggers (the number left out of the text).
         """
 
-    def difference(self, older: Asked, newer: Asked, table: str, bounds: Bounds, answer: Answer) -> Facts:
-        """Compare two backups row by row, in one table or ("") in all.
+    def difference(self, older: OpenBackup, newer: OpenBackup, table: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Compare two backups row by row, in one table or (if "") in all.
 
         The answer is JSON lines in ASCII: {schema: {kind, name, before, after}} for each definition that differs; then
-        of each table at most `bounds.rows` lines {table, change: added | removed | changed, key, before, after}, and
+        for each table at most `bounds.rows` lines {table, change: added | removed | changed, key, before, after}, and
         {table: {table, state: same | differs | added | removed | not compared, why, keyed_by, added, removed, changed:
-        counts of all rows or None, listed: how many of them have a line}}.
-        Facts: tables, differing, not_compared, added, removed, changed, listed.
+        counts of all rows or None, listed: how many of them have a line}}. Facts: tables, differing, not_compared,
+        added, removed, changed, listed.
         """
 
     def missing(
-        self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+        self, both: tuple[OpenBackup, OpenBackup], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
-        """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
+        """Find rows of a table that are missing from the second backup; `search` is the table and a condition (or "").
 
-        The answer is as that of query() (form "rows"), or SQL that inserts them where nothing has their key ("sql").
-        Those with other values: as of difference() ("changed rows"), or SQL ("changed sql"). Facts: rows (all of them),
-        listed (at most `bounds.rows`), and `differing`: how many, if none is missing.
+        The answer is like that of query() (form "rows"), or SQL that inserts them where no row has their key ("sql").
+        For rows with other values: as in difference() ("changed rows"), or SQL ("changed sql"). Facts: rows (all of
+        them), listed (at most `bounds.rows`), and, if none is missing, `differing`: the number of rows with other
+        values.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Revived:
-    """A backup that was restored to be asked: its private directory, and which database in there is meant."""
+class ScratchRestore:
+    """A backup that was restored for questions: its private directory, and the database to query in it."""
 
-    place: Path
+    directory: Path
     database: str
 
 
-class Reviving(Past[Asked], Protocol[Asked]):
-    """Questions to backups of a server: nothing but a server reads its files, so one is brought back for the answer."""
+class ServerQuestions(Questions[OpenBackup], Protocol[OpenBackup]):
+    """Questions to backups that only a server can read: one is started on a restored copy for the answer."""
 
-    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
-        """Bring back what questions to `database` ("": the only one) need, in the new private directory `place`.
+    def scratch_restore(self, tree: Tree, place: Path, database: str, progress: Progress) -> ScratchRestore:
+        """Restore what questions to `database` ("": the only one) need, into the new private directory `place`.
 
-        Nobody else is given what is there, so it need not be durable. Raises Usage, with their names, if there are
+        Nobody else gets what is there, so it need not be durable. Raises Usage, listing their names, if there are
         several databases and none is named, Unsupported, and SourceDamaged.
         """
 
 
 class Standby(Protocol):
-    """A copy of the database that is kept up to date: whole for its readers at any time, and closed to all writers.
+    """A copy of the database that is kept up to date: consistent for readers at any time, and closed to all writers.
 
-    It is made and changed by one process at a time, and survives the end of that process at any moment. `mark` says
-    how far the copy is, in the words of the job that keeps it up to date: it is stored beside the copy, and durable
-    with it. All raise StandbyChanged when somebody else has written to the copy, and then change nothing.
+    It is made and changed by one process at a time, and survives the end of that process at any moment. `mark` says how
+    far the copy is, in a form that the job defines: it is stored beside the copy, and durable with it. All methods
+    raise StandbyChanged, with nothing changed, if another process has written to the copy.
     """
 
     def found(self, target: Path, progress: Progress) -> Facts | None:
         """Open the copy at `target` and return its mark; None if there is no copy yet.
 
         The mark has `promoted` if a promotion was begun. Raises TargetExists for a file that is no standby, TargetInUse
-        if another process keeps it.
+        if another process keeps it up to date.
         """
 
     def make(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> Sequence[str]:
         """Make the copy and open it; see Snapshots.restore."""
 
     def advance(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
-        """Put a stretch of the log, as the repository's StretchTree has it, over the copy in one step.
+        """Apply a part of the log, as the repository's StretchTree provides it, to the copy in one step.
 
-        Raises TargetInUse while readers do not let it, Damaged when what comes out is not what the log says.
+        Raises TargetInUse while readers prevent it, Damaged if the result is not what the log says.
         """
 
     def rebase(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
-        """Make the copy equal to another state of the database in one step. Raises TargetInUse as advance()."""
+        """Make the copy equal to another state of the database in one step. Raises TargetInUse like advance()."""
 
-    def promote(self, target: Path, queries: Sequence[Query], progress: Progress) -> Sequence[Finding]:
-        """Check the copy as examine() does, and make it an ordinary database that follows no more.
+    def promote(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Sequence[Finding]:
+        """Check the copy like examine(), and make it an ordinary database that no longer follows.
 
-        Raises ProofFailed, and leaves it as it is, if a check failed.
+        Raises ProofFailed, and leaves the copy as it is, if a check failed.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Present:
-    """What is where a restore in place goes: so many bytes, so many that are free; and if one has begun there."""
+class LiveState:
+    """What is where a restore in place goes: its bytes, the free bytes, and whether a restore has begun there."""
 
     bytes: int
     free_bytes: int
@@ -291,31 +296,32 @@ class Present:
 
 
 class DeltaRestore(Protocol):
-    """A restore over the live database itself: only what differs is written, and no second copy is needed.
+    """A restore over the live database itself: only differences are written, and no second copy is needed.
 
-    While it is written the database has another name, under which no server finds it. If the restore is killed the
-    database stays there, and the next restore goes on with it. `live` is its place, `facts` are those of the backup.
-    All raise SourceReplaced if another database is at that place, SourceInvalid if it cannot be told which, and then
-    have changed nothing.
+    While it is written the database has another name, so that no server finds it. If the restore is killed the database
+    stays there, and the next restore continues it. `live` is its place, `facts` are those of the backup. All methods
+    raise, with nothing changed, SourceReplaced if another database is at that place, and SourceInvalid if that is
+    unknown.
     """
 
-    def present(self, live: Path, facts: Facts) -> Present:
-        """Say what is there. Changes nothing."""
+    def inspect(self, live: Path, facts: Facts) -> LiveState:
+        """Report what is there. Changes nothing."""
 
     def check_unused(self, live: Path, facts: Facts) -> None:
-        """Raise TargetInUse, with the command that ends that, if a process uses the live database."""
+        """Raise TargetInUse, with the command that stops it, if a process uses the live database."""
 
-    def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
-        """Back up what rests there just as it is; see Snapshots.dump. Raises SourceMissing if nothing is there."""
+    def save(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
+        """Back up the stopped database as it is; see Snapshots.dump. Raises SourceMissing if nothing is there."""
 
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
-        """Make it what `tree` has, durable; return where it is, for Snapshots.examine and put().
+        """Make it equal to `tree`, durably; return where it is, for Snapshots.examine and put().
 
-        Raises TargetInUse, also if used since keep(), and NoSpace before a change; else REPLACED tells of one.
+        Raises TargetInUse, also if it was used since keep(), and NoSpace before any change; a later error has the fact
+        REPLACED.
         """
 
-    def put(self, live: Path) -> str:
-        """Put what overwrite() has left into its place, in one step; return that."""
+    def publish(self, live: Path) -> str:
+        """Move the result of overwrite() to its place, in one step; return the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,12 +330,12 @@ class Engine:
 
     name: str
     snapshots: Snapshots
-    log: Log | None = None
+    log: LogSource | None = None
     standby: Callable[[], Standby] | None = None  # made where one is kept
-    past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
-    reviving: Reviving[Revived] | None = None
+    questions: Callable[[], Questions[Pages]] | None = None  # made where it is used: only there is its driver needed
+    server_questions: ServerQuestions[ScratchRestore] | None = None
     delta_restore: DeltaRestore | None = None
-    find: Find | None = None
+    find_restore_point: FindRestorePoint | None = None
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

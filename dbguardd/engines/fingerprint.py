@@ -12,14 +12,14 @@ from dbguardd.serialize import to_json
 
 _PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
 _GROUPS = (re.compile(_PART * 2), re.compile(_PART), re.compile(""))
-"""What stands before the name of a table: its database and schema, its database, nothing."""
+"""Prefixes of table names: database and schema, database, nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class TablePrint:
-    """The content of one table: how many rows, and a digest (hex) that is equal exactly when the rows are.
+    """The content of one table: the number of rows, and a digest (hex) that is equal exactly when the rows are.
 
-    Of many tables in one (see Fingerprint.folded) the digest begins with their number and a colon.
+    For many tables folded into one (see Fingerprint.folded) the digest starts with their number and a colon.
     """
 
     rows: int
@@ -35,24 +35,24 @@ class Fingerprint:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Fingerprint:
-        """Return what to_json() made of one."""
+        """Parse the JSON form of a fingerprint."""
         tables = {name: TablePrint(**table) for name, table in stored.get("tables", {}).items()}
         return cls(stored.get("schema_digest", ""), tables)
 
     @property
     def rows(self) -> int:
-        """All rows together."""
+        """The number of rows in all tables."""
         return sum(table.rows for table in self.tables.values())
 
     @property
     def count(self) -> int:
-        """How many tables there are."""
+        """The number of tables."""
         return sum(int(table.digest.split(":")[0]) if ":" in table.digest else 1 for table in self.tables.values())
 
     def folded(self, most_bytes: int) -> Fingerprint:
-        """Return it in at most so many bytes of JSON: the tables of a schema in one, or those of a database, or all.
+        """Return it in at most `most_bytes` of JSON, folded into one table per schema, per database, or in all.
 
-        The same content is folded in the same way, so what is equal stays equal, and what differs differs.
+        Equal content is folded equally, so equal fingerprints stay equal, and different ones different.
         """
         found = self
         for group in _GROUPS:
@@ -72,7 +72,7 @@ def _folded(tables: Mapping[str, TablePrint], group: re.Pattern[str]) -> dict[st
 
 
 def _one(tables: Mapping[str, TablePrint], names: Sequence[str]) -> TablePrint:
-    import hashlib  # noqa: PLC0415 - 3 MiB that only a database of very many tables needs
+    import hashlib  # noqa: PLC0415 - 3 MiB that only a database with very many tables needs
 
     told = json.dumps([[name, tables[name].rows, tables[name].digest] for name in names])
     rows = sum(tables[name].rows for name in names)
@@ -81,6 +81,6 @@ def _one(tables: Mapping[str, TablePrint], names: Sequence[str]) -> TablePrint:
 
 @dataclass(frozen=True, slots=True)
 class NoFingerprint:
-    """Why the content of a snapshot cannot be told exactly. Its backup is as good as others, but cannot be proven."""
+    """Why the content of a snapshot cannot be told exactly. Its backup is valid, but cannot be proven."""
 
     why: str

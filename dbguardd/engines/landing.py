@@ -1,7 +1,7 @@
-"""Where a restore lands: the names of its work, who is in the way, and what it means when it cannot be written.
+"""The target of a restore: names of work files, processes that use the target, and errors in writing it.
 
-Work lies beside its target under a name that nobody else gives, locked as long as somebody works on it. So a later
-restore tells what one that was killed has left from what another one is at.
+Work lies beside its target under a distinctive name, and is locked while it is in use. So a later restore can
+distinguish what a killed one has left from what another one is using.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from pathlib import Path
 from dbguardd.errors import GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
 
 WORK = ".dbguard"
-ASIDE = ".before-restore"  # what a file that is set aside is called, before a -wal or the like
+ASIDE = ".before-restore"  # suffix of a file that is set aside, before a -wal or the like
 ELSEWHERE = Path("/srv/restored")
 _WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(WORK)}", re.DOTALL)
 _NAME_LETTERS = 200  # of the target's name: more would leave no room for the rest
-SWAP = "swapping"  # what tells the work of a restore in place: as many letters as tempfile gives
-_YOUNG_SECONDS = 1.0  # between its creation and its lock, work is nobody's
+SWAP = "swapping"  # in place of tempfile's 8 letters, for a restore in place
+_YOUNG_SECONDS = 1.0  # work this young may not be locked yet by its creator
 
 
 def work_prefix(target: Path) -> str:
-    """Return what the name of work for a target begins with, for tempfile; it ends with WORK."""
+    """Return the start of the name of work for a target, for tempfile; the name ends with WORK."""
     return f".{target.name[:_NAME_LETTERS]}."
 
 
 def is_work(path: Path) -> bool:
-    """Say if a path has the name of work."""
+    """Return whether a path has the name of work."""
     return _WORK_NAME.fullmatch(path.name) is not None
 
 
 def is_left(path: Path, found: os.stat_result) -> bool:
-    """Say if what was found at a path is work of this user, and old enough to be locked if anybody works on it."""
+    """Return whether `found` at a path is work of this user, old enough to be locked if it is in use."""
     return is_work(path) and found.st_uid == os.geteuid() and time.time() - found.st_ctime >= _YOUNG_SECONDS
 
 
 def users(places: Sequence[str], *, below: bool = False) -> list[int]:
-    """Return the processes that have one of these open, as far as we may look; or something below, or are in it.
+    """Return the visible processes that have one of these open; with `below`, also anything in them, or are in them.
 
-    Also those that have a file open which had one of these names until it was deleted (proc(5)).
+    Includes processes with an open file that had one of these names until it was deleted (proc(5)).
     """
     wanted, within = set[tuple[int, int]](), tuple(f"{place}/" for place in places) if below else ()
     gone = {f"{place} (deleted)" for place in places}
@@ -62,7 +62,7 @@ def _uses(pid: str, wanted: set[tuple[int, int]], within: tuple[str, ...], gone:
     try:
         open_ = [f"/proc/{pid}/fd/{file}" for file in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
-        return False  # ended, or not ours to look at: locks are what is left to go by
+        return False  # ended, or invisible to us: then only locks can show it
     for link in [*open_, *([f"/proc/{pid}/cwd"] if within else [])]:
         with suppress(OSError):
             found = os.stat(link)
@@ -76,7 +76,7 @@ def _uses(pid: str, wanted: set[tuple[int, int]], within: tuple[str, ...], gone:
 
 
 def describe(pid: int | None) -> str:
-    """Name a process for people."""
+    """Return a description of a process for people."""
     if pid is None or pid <= 0:
         return "the holder let go just now, or is on another host"
     try:
@@ -87,7 +87,7 @@ def describe(pid: int | None) -> str:
 
 
 def naming(pids: Sequence[int], place: str) -> str:
-    """Return the command that shows who uses a place: it needs nothing that is not on every host."""
+    """Return a command that shows which processes use a place, and needs nothing that a host may lack."""
     if pids:
         return f"ps -fp {','.join(map(str, pids))}"
     return f"find /proc/[0-9]*/fd -lname {shlex.quote(place)} 2>/dev/null  # as root: /proc/PID/fd"
@@ -95,7 +95,7 @@ def naming(pids: Sequence[int], place: str) -> str:
 
 @contextmanager
 def outcomes(target: Path) -> Iterator[None]:
-    """Turn the errors of the operating system inside the block into ours."""
+    """Translate errors of the operating system inside the block."""
     try:
         yield
     except OSError as error:
@@ -103,7 +103,7 @@ def outcomes(target: Path) -> Iterator[None]:
 
 
 def outcome(target: Path, error: OSError) -> GuardError:
-    """Return what an error of the operating system at the target means."""
+    """Return our error for an error of the operating system at the target."""
     detail = error.strerror or str(error)
     match error.errno:
         case errno.EEXIST | errno.ENOTEMPTY:
@@ -138,7 +138,7 @@ def _user() -> str:
 
 
 def reachable(directory: Path, user: int) -> Path:
-    """Return a directory that may be made for a user: one in a home of root would be behind a closed door."""
+    """Return a directory that may be created for a user: root's home, for example, is closed to others."""
     try:
         found = [above.stat() for above in directory.parents if above.exists()]
     except OSError:  # closed for us, too
@@ -148,5 +148,5 @@ def reachable(directory: Path, user: int) -> Path:
 
 
 def _make(directory: Path) -> str:
-    """Return the command by which root makes a directory that this user may write, and nobody else may enter."""
+    """Return the command with which root creates a directory that this user may write and nobody else may enter."""
     return shlex.join(["install", "-d", "-o", _user(), "-m", "0700", str(directory)])

@@ -1,6 +1,6 @@
-"""Jobs: do. One verb a module; this table is all of them.
+"""Jobs do the work, one verb a module. This table lists all of them.
 
-Each is imported when it is run: what another job needs is a third of the start of a worker.
+Each is imported when it is run: the imports of all other jobs would be a third of the start of a worker.
 """
 
 from __future__ import annotations

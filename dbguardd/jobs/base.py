@@ -1,8 +1,8 @@
-"""What a job is: one verb, and all that it may touch while it runs.
+"""What a job is: one verb, and everything that it may use while it runs.
 
 A job is a plain function from a Run and a request to a JSON result. It runs in the repository half of a worker; the
-engine is on the other side of the seam. Scheduled, asked for over the socket or run by hand after a disaster, it is the
-same function.
+engine is on the other side of the seam. It is the same function whether it is scheduled, requested over the socket or
+run by hand after a disaster.
 """
 
 from __future__ import annotations
@@ -13,11 +13,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import DeltaRestore, Find, Finding, Log, Progress, Revived, Reviving, Snapshots, Standby
+from dbguardd.engines.base import (
+    DeltaRestore,
+    Finding,
+    FindRestorePoint,
+    LogSource,
+    Progress,
+    ScratchRestore,
+    ServerQuestions,
+    Snapshots,
+    Standby,
+)
 from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
 from dbguardd.requests import Request
-from dbguardd.rules.chains import Stored
+from dbguardd.rules.chains import LogView
 from dbguardd.storage.base import Storage
 
 R = TypeVar("R", bound=Request)
@@ -28,14 +38,14 @@ _EXCLUDED = 100
 
 
 class Report(Protocol):
-    """Tells the daemon a fact that it keeps: an event (`noun.verb`) and what goes into the catalog."""
+    """Sends the daemon a fact to keep: an event (`noun.verb`) and what goes into the catalog."""
 
     def __call__(self, event: str, /, **facts: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of a job. `spec` is what the policy says of the database, storage and key (JSON)."""
+    """One execution of a job. `spec` is what the policy says about the database, storage and key (JSON)."""
 
     id: str
     actor: str
@@ -43,7 +53,7 @@ class Run:
     storage: Storage
     repository: Repository
     snapshots: Snapshots
-    log: Log
+    log: LogSource
     staging: str
     now: Callable[[], datetime]
     monotonic: Callable[[], float]
@@ -51,14 +61,14 @@ class Run:
     progress: Progress
     cancelled: Callable[[], bool]
     chance: Callable[[], float] = random.random  # from 0 to 1
-    past: Reviving[Pages | Revived] | None = None
+    questions: ServerQuestions[Pages | ScratchRestore] | None = None
     standby: Standby | None = None
     delta_restore: DeltaRestore | None = None
-    find: Find | None = None
+    find_restore_point: FindRestorePoint | None = None
 
     @property
     def database(self) -> Mapping[str, Any]:
-        """What the policy says of the database of this job."""
+        """What the policy says about the database of this job."""
         database: Mapping[str, Any] = self.spec["database"]
         return database
 
@@ -70,7 +80,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[R]):
-    """One verb: its name, what it takes, and what it does."""
+    """One verb: its name, its request, and its function."""
 
     name: str
     request: type[R]
@@ -79,16 +89,16 @@ class Job(Generic[R]):
 
 def excluded(backup: Backup) -> tuple[list[str], int]:
     """Return the first tables whose rows the policy has left out of a backup, and how many there are."""
-    said = backup.said
-    return [_cut(name) for name in said.excluded[:_EXCLUDED]], said.excluded_count
+    facts = backup.facts
+    return [_cut(name) for name in facts.excluded[:_EXCLUDED]], facts.excluded_count
 
 
 def left_out(backup: Backup) -> list[str]:
-    """Return the first of what else is not in a backup: whole databases of a dump, files of a cluster."""
-    return [_cut(name) for name in backup.said.left_out[:_EXCLUDED]]
+    """Return the first other things that are not in a backup: whole databases of a dump, files of a cluster."""
+    return [_cut(name) for name in backup.facts.left_out[:_EXCLUDED]]
 
 
-def row(backup: Backup, storage: str) -> dict[str, Any]:
+def backup_row(backup: Backup, storage: str) -> dict[str, Any]:
     """Return the part of wire.BackupRow that the repository itself knows."""
     names, tables = excluded(backup)
     return {
@@ -108,23 +118,23 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
     }
 
 
-def seen(backup: Backup) -> dict[str, Any]:
-    """Return what is remembered of the server that a backup is of: where it lies, which it is, how far its log was."""
-    said = backup.said
-    position = said.place.position if said.system and said.place else None
-    return {"directory": said.directory or None, "system": said.system or None, "position": position}
+def server_facts(backup: Backup) -> dict[str, Any]:
+    """Return what is remembered of a backup's server: its data directory, its cluster, the position of its log."""
+    facts = backup.facts
+    position = facts.log_position.position if facts.system and facts.log_position else None
+    return {"directory": facts.directory or None, "system": facts.system or None, "position": position}
 
 
-def stored(run: Run) -> Stored:
-    """Return the log of the run's database, for the rules to look into."""
+def log_view(run: Run) -> LogView:
+    """Return the log of the run's database, for the rules to inspect."""
     log = run.repository.log(run.name)
-    return Stored((), lambda _: ()) if log is None else Stored(log.chains(), log.open)
+    return LogView((), lambda _: ()) if log is None else LogView(log.chains(), log.open)
 
 
-def reading(run: Run, size: int) -> Callable[[int], None]:
-    """Return the progress of reading so many bytes: it shows life, and ends the reading when the job is cancelled.
+def read_progress(run: Run, size: int) -> Callable[[int], None]:
+    """Return a progress function for reading `size` bytes: it reports life, and ends reading when the job is cancelled.
 
-    It is told how much of a stream was read, and adds up one after the other.
+    It is called with the bytes read of the current stream, and adds up consecutive streams.
     """
     before, last = 0, 0
 
@@ -136,11 +146,12 @@ def reading(run: Run, size: int) -> Callable[[int], None]:
     return told
 
 
-def brief(findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings as they are kept and told: so many, each so long, as a person may read.
+def shortened(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings as they are stored and reported: limited in number and length.
 
-    The owner of a database chooses what is in them (names of tables, the message of a check), and each has to fit into
-    one message to the daemon: now, and whenever the repository is read again. What is left out is not green.
+    The owner of a database controls their content (names of tables, the message of a check), and together they have to
+    fit into one message to the daemon, now and whenever the repository is scanned again. A finding that is left out
+    makes the result inconclusive.
     """
     every = sorted(findings, key=lambda found: found.outcome != "failed") if len(findings) > _FINDINGS else findings
     kept = [replace(found, name=_cut(found.name), detail=_cut(found.detail)) for found in every[:_FINDINGS]]

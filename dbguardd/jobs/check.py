@@ -1,4 +1,4 @@
-"""Check everything that a restore will need, without restoring."""
+"""Checks everything that a restore will need, without restoring."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Callable, Iterator, Sequence
 from dbguardd.engines.base import Finding
 from dbguardd.errors import Cancelled, GuardError, SourceReplaced
 from dbguardd.facts import BackupFacts
-from dbguardd.jobs.base import Job, Result, Run, brief, instant
-from dbguardd.jobs.choose import dated, newest_proofs
-from dbguardd.jobs.lineage import check_followed, check_same, elsewhere
-from dbguardd.jobs.target import left_policy
-from dbguardd.jobs.verify import condemn
+from dbguardd.jobs.base import Job, Result, Run, instant, shortened
+from dbguardd.jobs.choose import newest_proofs, states_of
+from dbguardd.jobs.lineage import check_followed, check_same_cluster, newest_at_other_path
+from dbguardd.jobs.target import only_backups_left
+from dbguardd.jobs.verify import record_damage
 from dbguardd.requests import Check
 from dbguardd.rules import reliance
 from dbguardd.serialize import to_json
 
 _BESIDE = tuple(f"records/{kind}/" for kind in ("proof", "hold", "release", "tomb"))  # no restore needs them
-_NAMED = 20  # so many of the backups that need a damaged object are named
+_NAMED = 20  # of the backups that need a damaged object, at most this many are named
 
 
 def check(run: Run, request: Check) -> Result:
-    """Look at database, storage, keys and repository; with `data`, at every stored byte. Findings, worst last."""
+    """Check database, storage, keys and repository; with `data`, every stored byte. Findings, worst last."""
     damage: dict[str, str] = {}
     stored = _guarded("repository", lambda: _repository(run, request.data, damage))
-    condemn(run, "check", damage)  # before _proof: what is damaged now is not proven
+    record_damage(run, "check", damage)  # before _proof: what is found damaged now is not proven
     findings: list[Finding] = []
     for name, look in (("database", _database), ("storage", _storage), ("key", _key), ("proof", _proof)):
         findings += _guarded(name, lambda look=look: look(run))  # type: ignore[misc]
     findings += stored
     for finding in findings:
-        (told,) = brief([finding])
+        (told,) = shortened([finding])
         run.report("check.finding", name=told.name, outcome=told.outcome, detail=told.detail)
     failed = sum(finding.outcome == "failed" for finding in findings)
     damaged = sum(finding.outcome == "failed" for finding in stored)
-    return {"findings": to_json(brief(findings)), "failed": failed, "damaged": damaged, "data": request.data}
+    return {"findings": to_json(shortened(findings)), "failed": failed, "damaged": damaged, "data": request.data}
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Run one part; an error of ours is its finding, and the other parts still run."""
+    """Run one part; an error of ours becomes its finding, and the other parts still run."""
     found: list[Finding] = []
     try:
         found.extend(look())
@@ -51,7 +51,7 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _database(run: Run) -> Iterator[Finding]:
-    if left_policy(run):
+    if only_backups_left(run):
         yield Finding("database", "not configured", "not in the policy: nobody knows where it is, only its backups are")
         return
     probe = run.snapshots.probe()
@@ -63,25 +63,25 @@ def _database(run: Run) -> Iterator[Finding]:
     yield from _moved(run)
 
 
-def _same(run: Run, said: BackupFacts) -> Iterator[Finding]:
-    """Say whether backups and log would go on with the server that is there: they are refused if it is another one."""
-    if not said.system or run.database["settings"].get("method") != "pages":
+def _same(run: Run, facts: BackupFacts) -> Iterator[Finding]:
+    """Report whether backups and log continue from the server that is there: they are refused if it is another one."""
+    if not facts.system or run.database["settings"].get("method") != "pages":
         return
     try:
-        check_same(run, said)
-        check_followed(run, said)
+        check_same_cluster(run, facts)
+        check_followed(run, facts)
     except SourceReplaced as error:
         ways = "; ".join(error.hints)
         yield Finding("the server", "failed", f"{error.code} {error.message}. {error.detail} One of: {ways}")
     else:
-        yield Finding("the server", "ok", f"is the one whose backups there are: cluster {said.system}")
+        yield Finding("the server", "ok", f"is the one whose backups there are: cluster {facts.system}")
 
 
 def _moved(run: Run) -> Iterator[Finding]:
-    """Say that a file has another path than that of the newest backup: the next one is refused if it is another one."""
-    if before := elsewhere(run):
+    """Report that a file has another path than in the newest backup: the next backup is refused if it is a new file."""
+    if before := newest_at_other_path(run):
         said = f"the policy says {run.database['settings']['path']}; when the newest backup was made it was "
-        said += f"{before.said.path}. The next backup compares the two"
+        said += f"{before.facts.path}. The next backup compares the two"
         yield Finding("the file", "inconclusive", said)
 
 
@@ -109,9 +109,9 @@ def _key(run: Run) -> Iterator[Finding]:
 
 
 def _proof(run: Run) -> Iterator[Finding]:
-    known = reliance.choose(dated(run, run.repository.backups(run.name))).backup
+    known = reliance.choose(states_of(run, run.repository.backups(run.name))).backup
     if known is None or not known.proven:
-        prove = f"dbguardctl verify {run.name}" if left_policy(run) else f"dbguardctl backup {run.name} --verify"
+        prove = f"dbguardctl verify {run.name}" if only_backups_left(run) else f"dbguardctl backup {run.name} --verify"
         yield Finding("proof", "failed", f"no backup is proven ({prove})")
     else:
         at = instant(newest_proofs(run)[known.id].at)
@@ -119,7 +119,7 @@ def _proof(run: Run) -> Iterator[Finding]:
 
 
 def _repository(run: Run, data: bool, damage: dict[str, str]) -> Iterator[Finding]:
-    """Yield what a check of the repository finds; `damage` is told what each backup cannot be restored for."""
+    """Yield the findings of a repository check; put into `damage` why each damaged backup cannot be restored."""
     name = "every stored byte" if data else "repository structure"
     clean = True
     for finding in run.repository.check(data, run.progress):

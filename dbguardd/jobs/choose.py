@@ -1,4 +1,4 @@
-"""Which backup a request means, and what is known of each."""
+"""Chooses the backup that a request means, and collects what is known of backups."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dbguardd.errors import NotFound, Usage
 from dbguardd.jobs.base import Run, instant
 from dbguardd.repository import Backup, Hold, Proof
 from dbguardd.rules import reliance
-from dbguardd.rules.dated import Dated
+from dbguardd.rules.backup_state import BackupState
 from dbguardd.states import Grade
 
 _SHOWN = 5
 
 
 def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
-    """Return the backup with that id (or its first characters), or the newest to rely on, made at or before `at`.
+    """Return the backup with that id (or its first characters), or the newest reliable one made at or before `at`.
 
-    With it what a person should know before it is restored. Raises NotFound if there is none, Usage if the id fits
+    Also return warnings for the person who restores it. Raises NotFound if there is none, Usage if the id matches
     several or `at` is not an RFC 3339 moment.
     """
     backups = existing(run)
-    known = {backup.id: backup for backup in dated(run, backups)}
+    known = {backup.id: backup for backup in states_of(run, backups)}
     if id:
         backup = named(run, id)
         dubious = known[backup.id].failed or known[backup.id].safety
@@ -57,7 +57,7 @@ def existing(run: Run) -> list[Backup]:
 
 
 def named(run: Run, id: str) -> Backup:
-    """Return the backup with that id, or its first or last characters. Raises NotFound, Usage if it fits several."""
+    """Return the backup with that id, or its first or last characters. Raises NotFound, Usage if several match."""
     found = [b for b in existing(run) if b.id.startswith(id.upper()) or b.id.endswith(id.upper())]
     if len(found) == 1:
         return found[0]
@@ -74,12 +74,14 @@ def named(run: Run, id: str) -> Backup:
     raise NotFound(f"{run.name} has no backup {id}", hints=[f"dbguardctl list {run.name} --all"])
 
 
-def dated(run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]] | None = None) -> list[Dated]:
-    """Return what the rules need to know of backups: what the newest proof of each says, and what holds it."""
+def states_of(
+    run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]] | None = None
+) -> list[BackupState]:
+    """Return what the rules need to know of backups: the result of the newest proof of each, and its holds."""
     newest = newest_proofs(run)
     failed = {id: proof for id, proof in newest.items() if failure_of(proof) is not None}
     return [
-        Dated(
+        BackupState(
             backup.id,
             backup.created_at,
             proven=backup.id in newest and newest[backup.id].grade == Grade.PROVEN,
@@ -103,18 +105,18 @@ def failure_of(proof: Proof) -> str | None:
     return "; ".join(f"{finding['name']}: {finding['detail'] or 'failed'}" for finding in failed) or None
 
 
-def _passed(newer: Sequence[Dated]) -> str:
-    """Say which newer backups were passed over, and why the newest of them was."""
+def _passed(newer: Sequence[BackupState]) -> str:
+    """Return which newer backups were passed over, and why the newest of them was."""
     return f"{_named(newer)}: passed over, {reliance.doubt(newer[0])}"
 
 
-def _named(some: Sequence[Dated]) -> str:
+def _named(some: Sequence[BackupState]) -> str:
     more = f" and {len(some) - 1} more" if len(some) > 1 else ""
     return f"{some[0].id} of {instant(some[0].created_at)}{more}"
 
 
 def to_moment(text: str) -> datetime:
-    """Read an RFC 3339 moment. Raises Usage."""
+    """Parse an RFC 3339 moment. Raises Usage."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:

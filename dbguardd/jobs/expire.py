@@ -1,4 +1,4 @@
-"""Let go of the backups that the policy no longer asks for, and of the space of those whose grace is over."""
+"""Expires the backups that the policy no longer keeps, and frees the space of those whose grace is over."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from dbguardd.errors import Breaker, ClockDoubt, Damaged, ObjectMissing
-from dbguardd.jobs.base import Job, Result, Run, grace, instant, stored
-from dbguardd.jobs.choose import dated
+from dbguardd.jobs.base import Job, Result, Run, grace, instant, log_view
+from dbguardd.jobs.choose import states_of
 from dbguardd.jobs.moment import base_of, tell_log
 from dbguardd.jobs.restore import past_undo
 from dbguardd.repository import Backup, Chain, Hold, Piece, recallable_until
@@ -19,14 +19,14 @@ _CLOCK_DOUBT_SECONDS = 300.0
 
 
 def expire(run: Run, request: Expire) -> Result:
-    """Decide by the rules, then write a tomb for each backup that goes. A dry run returns the verdict only."""
+    """Decide by the rules, then write a tomb for each expired backup. A dry run only returns the verdict."""
     now = run.now()
     backups, holds = run.repository.backups(run.name), run.repository.holds()
     outlived = past_undo(backups, holds, now)
     for id in outlived:
         holds[id] = [hold for hold in holds[id] if hold.reason != UNDO_REASON]
     verdict = decide(run, backups, holds, now)
-    chains = stored(run).chains
+    chains = log_view(run).chains
     forgotten = _outlived(run, chains, backups)
     size = {"objects": len(forgotten), "bytes": sum(piece.size for piece in forgotten)}
     plan = {
@@ -58,14 +58,14 @@ def expire(run: Run, request: Expire) -> Result:
 
 
 def _forget(run: Run, chains: Sequence[Chain], pieces: Sequence[Piece]) -> None:
-    """Delete the beginning of the log, and tell what is gone, also if the storage does not let go of all of it."""
+    """Delete the beginning of the log, and report what is gone, even if the storage fails to delete some of it."""
     if not pieces:
         return
     log, gone = run.repository.log(run.name), list[Piece]()
     backups = run.repository.backups(run.name, expired=True)  # read before: the storage may fail in the middle
     try:
         for piece in pieces:
-            gone.append(piece)  # it may be gone although that failed
+            gone.append(piece)  # it may be deleted even if that failed
             if log is not None:
                 log.forget([piece])
     finally:
@@ -81,7 +81,7 @@ def grains(run: Run) -> dict[int, timedelta]:
 
 
 def _thin(run: Run) -> None:
-    """Make the log coarser that is old enough. What cannot be read of it stays as it is, and a check says so."""
+    """Make the log coarser where it is old enough. What is unreadable stays as it is; a check reports it."""
     log = run.repository.log(run.name)
     if log is None or not grains(run):
         return
@@ -97,11 +97,11 @@ def _thin(run: Run) -> None:
 
 
 def _outlived(run: Run, chains: Sequence[Chain], backups: Sequence[Backup]) -> list[Piece]:
-    """Return what of the log is older than keep_log by the storage's own time."""
+    """Return the parts of the log that are older than keep_log by the storage's own time."""
     if not chains:
         return []
     start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))
-    sound = {backup.id for backup in dated(run, backups) if not backup.failed and not backup.safety}
+    sound = {backup.id for backup in states_of(run, backups) if not backup.failed and not backup.safety}
     bases = [base_of(backup) for backup in backups if backup.id in sound]
     return outlived(chains, bases, start, grains(run))
 
@@ -109,12 +109,12 @@ def _outlived(run: Run, chains: Sequence[Chain], backups: Sequence[Backup]) -> l
 def decide(
     run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime
 ) -> retention.Verdict:
-    """Ask the retention rule, with what is proven and held."""
-    return retention.decide(dated(run, backups, holds), retention.Keep.from_spec(run.database), now)
+    """Apply the retention rule, given what is proven and held."""
+    return retention.decide(states_of(run, backups, holds), retention.Keep.from_spec(run.database), now)
 
 
 def sweep(run: Run, request: Sweep) -> Result:
-    """Free what no backup needs any more, in two steps a grace apart."""
+    """Free what no backup needs any more, in two steps one grace apart."""
     confirmed = request.confirm == request.storage
     swept = run.repository.sweep(run.now(), grace(run), dry_run=request.dry_run, confirmed=confirmed)
     if not request.dry_run:

@@ -1,6 +1,6 @@
-"""Follow the log of one database for as long as it goes: what is committed is stored within a second.
+"""Follows the log of one database: commits are stored within a second.
 
-The daemon runs it beside all other jobs of the database; it ends when it is told to, or when the log is interrupted.
+The daemon runs this job beside all others of the database. It ends when told to, or when the log is interrupted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, Source
 from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
-from dbguardd.jobs.lineage import put_over, successor
+from dbguardd.jobs.lineage import successor_command, was_restored_in_place
 from dbguardd.lean import hold_on
-from dbguardd.repository import Chain, Log
+from dbguardd.repository import Chain, StoredLog
 from dbguardd.requests import Request
 
 _TELL_SECONDS = 1.0
@@ -25,16 +25,16 @@ _PATIENCE_SECONDS, _PAUSE_SECONDS = 60.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Follow(Request):
-    """Store the log of the database from now on, or from where it was read last.
+    """Store the log of the database from now on, or from where the stored log ends.
 
-    With `end` it is let go of for good, by who needs neither storage nor key for that: see worker.repository_half.
+    With `end`, stop for good and release the log. That needs neither storage nor key: see worker.repository_half.
     """
 
     end: bool = False
 
 
 def follow(run: Run, request: Follow) -> Result:
-    """Follow; ends with an error only, mostly Cancelled."""
+    """Follow; ends only with an error, usually Cancelled."""
     hold_on()
     log = run.repository.log(run.name, run.now())
     if log is None:
@@ -43,15 +43,15 @@ def follow(run: Run, request: Follow) -> Result:
     try:
         run.log.follow(shipping, shipping.resume())
     except SourceReplaced as error:
-        error.hints = error.hints or (successor(run),)
+        error.hints = error.hints or (successor_command(run),)
         raise
     raise Internal(f"{run.name}: following its log came to an end")
 
 
 class Shipping:
-    """Takes segments into the repository and tells the daemon how far they reach. Implements flow.Ship."""
+    """Stores segments in the repository and tells the daemon how far they reach. Implements flow.LogSink."""
 
-    def __init__(self, run: Run, log: Log) -> None:
+    def __init__(self, run: Run, log: StoredLog) -> None:
         self._run, self._log = run, log
         chains = log.chains()
         self._chain: Chain | None = chains[-1] if chains else None
@@ -62,7 +62,7 @@ class Shipping:
         self._held = list[str]()
 
     def resume(self) -> Facts | None:
-        """Return the place in the log of the database up to which it is stored; None if that cannot be told."""
+        """Return the place up to which the database's log is stored; None if it is unreadable or no longer applies."""
         if self._chain is None or _succeeded(self._run, self._chain):
             return None
         try:
@@ -73,7 +73,7 @@ class Shipping:
             return None
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:
-        """Go on with the chain, or begin a new one: once, each beginning is an object and an event."""
+        """Continue the chain, or begin a new one. Allowed once: each beginning is an object and an event."""
         if self._begun and (continued or not self._wrong):
             raise WorkerDied("the engine half began its log twice")
         self._wrong = ""
@@ -91,7 +91,7 @@ class Shipping:
         self._run.report("log.begun", database=self._run.name, at=instant(self._run.now()), **facts)
 
     def audited(self, wrong: str) -> None:
-        """Tell what the comparison of the live database with its log has shown; what is wrong, once."""
+        """Report the result of comparing the live database with its log; report a mismatch only once."""
         self._audits += bool(wrong)
         if self._audits > 1:
             raise WorkerDied("the engine half found its log wrong twice", detail=wrong)
@@ -100,7 +100,7 @@ class Shipping:
         self._run.report("log.audited", database=self._run.name, outcome=outcome, detail=wrong)
 
     def held(self, log_bytes: int, by: Sequence[str]) -> None:
-        """Tell who holds a log that grows, whenever that is somebody else."""
+        """Report which processes hold a growing log, whenever these change."""
         if list(by) != self._held:
             self._held = list(by)
             self._run.report("log.held", database=self._run.name, log_bytes=log_bytes, by=self._held)
@@ -109,14 +109,14 @@ class Shipping:
         """Store the next segment."""
         if self._chain is None or not self._begun:
             raise Internal("a segment came before the log was begun")
-        segment = replace(segment, at=min(segment.at, self._run.now()))  # nobody can have stored what is yet to come
+        segment = replace(segment, at=min(segment.at, self._run.now()))  # a segment cannot be from the future
         self._chain = self._patiently(self._chain, segment)
         if (turns := turns_in(segment.until)) != turns_in(segment.since):
             self._turned(segment, turns[-1])
         self._bytes += len(segment.body.pages if isinstance(segment.body, Images) else segment.body)
 
     def _turned(self, segment: Segment, turn: Turn) -> None:
-        """Tell that the log goes on along another round, and how much of the one before is no part of that."""
+        """Report that the log continues on another round, and how much of the one before is not part of it."""
         facts = {
             "round": segment.until["round"],
             "left_round": segment.since["round"],
@@ -125,7 +125,7 @@ class Shipping:
         self._run.report("log.turned", database=self._run.name, at=instant(self._run.now()), **facts)
 
     def _patiently(self, chain: Chain, segment: Segment) -> Chain:
-        """Store a segment, again and again for a while: as long as we wait, nothing of the log is lost; it grows."""
+        """Store a segment, retrying for a while: meanwhile nothing of the log is lost, it only grows."""
         began = self._run.monotonic()
         while True:
             try:
@@ -137,7 +137,7 @@ class Shipping:
             self._run.progress("wait", self._bytes, None)
 
     def reached(self, at: datetime | None) -> None:
-        """Tell, once a second, up to when everything is stored. Raises Cancelled."""
+        """Report, once a second, up to when everything is stored. Raises Cancelled."""
         run, now = self._run, self._run.monotonic()
         run.progress("follow", self._bytes, None)
         if at is not None and self._chain is not None and now - self._told >= _TELL_SECONDS:
@@ -147,12 +147,12 @@ class Shipping:
 
 
 def _succeeded(run: Run, chain: Chain) -> bool:
-    """Say if somebody has said since that another cluster is the successor: no log goes on to that."""
-    said = (backup.said for backup in run.repository.newest(run.name))
+    """Return whether another cluster was since declared the successor, or put in place: no log continues to that."""
+    facts = (backup.facts for backup in run.repository.newest(run.name))
     named = any(
-        one.successor and one.system and one.goes_on is not None and one.goes_on.chain == chain.id for one in said
+        one.successor and one.system and one.log_start is not None and one.log_start.chain == chain.id for one in facts
     )
-    return named or put_over(run, chain.id)
+    return named or was_restored_in_place(run, chain.id)
 
 
 FOLLOW = Job("follow", Follow, follow)

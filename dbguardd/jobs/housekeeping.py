@@ -1,4 +1,4 @@
-"""The daemon's own errands: read a repository into the catalog, holds, recalls, and recovery keys."""
+"""Internal jobs of the daemon: reading a repository into the catalog, holds, recalls, and recovery keys."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dbguardd.errors import ConfirmMissing, Damaged, Held, KeyMissing, NoSpace, NotFound
-from dbguardd.jobs.base import Job, Result, Run, grace, instant, row, seen
+from dbguardd.jobs.base import Job, Result, Run, backup_row, grace, instant, server_facts
 from dbguardd.jobs.moment import tell_log
-from dbguardd.jobs.verify import condemn, graded
+from dbguardd.jobs.verify import proof_row, record_damage
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
 from dbguardd.repository import Backup, Repository, recallable_until
 from dbguardd.requests import Request
@@ -17,7 +17,7 @@ from dbguardd.states import Grade
 
 @dataclass(frozen=True, slots=True)
 class Scan(Request):
-    """Report every backup, proof, hold and expiry of a repository: how a lost catalog comes back."""
+    """Report every backup, proof, hold and expiry of a repository, to rebuild a lost catalog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class RecoverySheet(Request):
 
 @dataclass(frozen=True, slots=True)
 class RecoveryTest(Request):
-    """Try whether a recovery identity opens the repository."""
+    """Test whether a recovery identity opens the repository."""
 
     identity: str
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveryDrop(Request):
-    """Let a recovery recipient open the repository no longer."""
+    """Remove a recovery recipient from the repository."""
 
     recipient: str
     confirm: str
@@ -64,26 +64,33 @@ class RecoveryDrop(Request):
 
 @dataclass(frozen=True, slots=True)
 class Recover(Request):
-    """Let the key of this machine open a repository that a recovery identity has opened."""
+    """Let this machine's key open a repository that a recovery identity has opened."""
 
     identity: str
 
 
 def scan(run: Run, request: Scan) -> Result:
-    """Report what the repository holds. What lacks a pack, as a copy made while a backup ran does, is condemned."""
+    """Report what the repository contains.
+
+    A backup with a missing pack, as in a copy made during a backup, is condemned.
+    """
     storage = run.spec["storage"]["name"]
     backups, gone = run.repository.backups(expired=True), run.repository.expired()
     newest = {backup.id for backup in {backup.database: backup for backup in reversed(backups)}.values()}
-    for backup in reversed(backups):  # what is remembered of a server is of its newest
+    for backup in reversed(backups):  # facts about a server come from its newest backup
         rows = _rows(run, backup) if backup.id in newest else None
-        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED, **seen(backup), rows=rows)
+        run.report(
+            "backup.stored", **backup_row(backup, storage), grade=Grade.STORED, **server_facts(backup), rows=rows
+        )
     known = {backup.id for backup in backups}
     for proof in run.repository.proofs():
         if proof.backup in known:
-            run.report("backup.graded", **graded(proof))
-    with suppress(NoSpace):  # it was reported, and what is there must be known all the same
+            run.report("backup.graded", **proof_row(proof))
+    with suppress(NoSpace):  # it was reported, and everything else must still be known
         lacking = list(run.repository.lacking())
-        condemn(run, "packs", {id: f"{found.object}: {found.message}" for found in lacking for id in found.backups})
+        record_damage(
+            run, "packs", {id: f"{found.object}: {found.message}" for found in lacking for id in found.backups}
+        )
     for holds in run.repository.holds().values():
         for hold in holds:
             run.report("backup.held", id=hold.backup, reason=hold.reason, actor=hold.actor, at=instant(hold.at))
@@ -93,7 +100,7 @@ def scan(run: Run, request: Scan) -> Result:
         run.report("backup.expired", id=given_up.backup, **facts)
     for name, log in run.repository.logs().items():
         mine = [backup for backup in backups if backup.database == name]
-        tell_log(run, name, log.chains(), mine)  # also if there is no log: it may have been lost
+        tell_log(run, name, log.chains(), mine)  # even if there is no log: it may have been lost
     recipients = [label for kind, label, _ in run.repository.recipients() if kind == AgeRecipient.kind]
     if recipients:
         run.report("recovery.known", recipients=recipients, key=run.spec["key"]["name"])
@@ -101,8 +108,8 @@ def scan(run: Run, request: Scan) -> Result:
 
 
 def _rows(run: Run, backup: Backup) -> int | None:
-    """Return how many rows a backup has; None if nobody knows."""
-    with suppress(Damaged):  # a check says so
+    """Return how many rows a backup has; None if that is unknown."""
+    with suppress(Damaged):  # a check reports it
         tables = (run.repository.fingerprint(backup.id) or {}).get("tables", {})
         return sum(int(table["rows"]) for table in tables.values()) if tables else None
     return None
@@ -137,7 +144,7 @@ def recall(run: Run, request: Recall) -> Result:
 
 
 def recovery_sheet(run: Run, request: RecoverySheet) -> Result:
-    """Wrap the root key for a new age identity. The identity is returned and kept nowhere."""
+    """Wrap the root key for a new age identity. The identity is returned and stored nowhere."""
     identity, recipient = new_identity()
     run.repository.add_recipient(AgeRecipient(recipient))
     run.report("recovery.added", recipient=recipient, key=run.spec["key"]["name"])
@@ -156,9 +163,9 @@ def recovery_test(run: Run, request: RecoveryTest) -> Result:
 
 
 def recovery_drop(run: Run, request: RecoveryDrop) -> Result:
-    """Take a recovery recipient away. Copies of the storage that were made before still open for it.
+    """Remove a recovery recipient. Copies of the storage made before still open for it.
 
-    Raises NotFound, Held (the policy names it, or nobody else was seen to open), ConfirmMissing (it is the last one).
+    Raises NotFound, Held (the policy names it, or no other key at hand opens), ConfirmMissing (it is the last one).
     """
     gone, key = request.recipient, run.spec["key"]
     known = [(kind, label) for kind, label, offline in run.repository.recipients() if offline]
@@ -182,7 +189,7 @@ def recovery_drop(run: Run, request: RecoveryDrop) -> Result:
 
 
 def recover(run: Run, request: Recover) -> Result:
-    """Wrap the root key for the key of the policy; a machine key that is not there is made. Nothing is taken away."""
+    """Wrap the root key for the key of the policy; a missing machine key is created. Nothing is removed."""
     key = run.spec["key"]
     try:
         wrappers = open_wrappers(key)

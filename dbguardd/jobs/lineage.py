@@ -1,4 +1,4 @@
-"""Where a backup comes from: whether it is of the same database as those before, and which log goes on from it."""
+"""The lineage of a backup: whether it is of the same database as earlier ones, and which log continues from it."""
 
 from __future__ import annotations
 
@@ -6,82 +6,82 @@ import shlex
 from contextlib import suppress
 
 from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
-from dbguardd.facts import BackupFacts, GoesOn, Place
-from dbguardd.jobs.base import Run, stored
+from dbguardd.facts import BackupFacts, LogPosition, LogStart
+from dbguardd.jobs.base import Run, log_view
 from dbguardd.repository import Backup, Saving
 from dbguardd.requests import UNDO_REASON
-from dbguardd.rules.chains import Stored, end_of
+from dbguardd.rules.chains import LogView, end_of
 from dbguardd.rules.moment import leads
 from dbguardd.rules.reliance import SAFETY_NOTE
 
 
-def check_same(run: Run, said: BackupFacts) -> None:
-    """Raise SourceReplaced if a backup is of another cluster than those before, or of one set back or left behind.
+def check_same_cluster(run: Run, facts: BackupFacts) -> None:
+    """Raise SourceReplaced if a backup is of another cluster than earlier ones, or of one set back or left behind.
 
-    An empty server where a lost one was would take its place in all that is restored, and its backups would expire; so
-    would one that was left behind when another took over. Only a person knows that it is right so, after pg_upgrade or
-    a new initdb.
+    An empty server at the place of a lost one would replace it in all restores, and its backups would expire; so would
+    a server that was left behind when another took over. Only a person can tell that this is intended, after pg_upgrade
+    or a new initdb.
     """
-    if not said.system:
-        return  # a file is none: see check_moved()
-    known = (backup.said for backup in run.repository.newest(run.name))
+    if not facts.system:
+        return  # files have no system identifier: see check_same_file()
+    known = (backup.facts for backup in run.repository.newest(run.name))
     before = next((known for known in known if known.system), BackupFacts())
-    if before.system and said.system != before.system:
+    if before.system and facts.system != before.system:
         url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
             f"{run.name}: is another cluster than the one whose backups there are",
-            detail=f"Its system identifier is {said.system}, that of the newest backup is {before.system}. "
+            detail=f"Its system identifier is {facts.system}, that of the newest backup is {before.system}. "
             "Nothing was stored: the backups of that one would in time make room for its own. Which of these is it?",
             hints=[
                 f"dbguardctl restore {run.name}  # that one was lost; RESTORE.txt says how it takes its place",
                 f"dbguardctl unprotect {run.name}  # this is another one; then the next line",
                 f"{shlex.join(['dbguardctl', 'protect', url])} --name {run.name}-2",
-                f"{successor(run)}  # this is what has become of that one: pg_upgrade, initdb",
+                f"{successor_command(run)}  # this is what has become of that one: pg_upgrade, initdb",
             ],
         )
-    if put_over(run):
+    if was_restored_in_place(run):
         return
-    if set_back(said, before):
+    if was_set_back(facts, before):
         raise SourceReplaced(
             f"{run.name}: its server was set back to before its newest backup",
             detail="Its log ends before the place that the newest backup is of: a snapshot of its disk was put back, "
-            f"or an older copy was started. If that is to go on: {successor(run)}",
-            hints=[successor(run)],
+            f"or an older copy was started. If that is to go on: {successor_command(run)}",
+            hints=[successor_command(run)],
         )
-    left = said.timeline is not None and before.timeline is not None and said.timeline < before.timeline
-    if left or not _goes_on(run, said):
+    left = facts.timeline is not None and before.timeline is not None and facts.timeline < before.timeline
+    if left or not _log_leads_to(run, facts):
         raise _left_behind(run)
 
 
-def check_moved(run: Run, saving: Saving) -> None:
-    """Raise SourceReplaced if a file has another path than that of the newest backup, and is mostly not what that was.
+def check_same_file(run: Run, saving: Saving) -> None:
+    """Raise SourceReplaced if a file has another path than in the newest backup, and most of it is not what that was.
 
-    What was moved, or restored to a new place, has most of its pages as they were. What was written anew on the way
-    (VACUUM INTO) has not, and neither has another database with the same tables: only a person knows which it is.
+    A file that was moved, or restored to a new place, has most of its pages unchanged. One that was rewritten on the
+    way (VACUUM INTO) has not, nor has another database with the same tables: only a person can tell which it is.
     """
-    before = elsewhere(run)
+    before = newest_at_other_path(run)
     if before is None or 2 * saving.kept_bytes(before.id) >= saving.written_bytes:
         return
     raise SourceReplaced(
         f"{run.name}: may be another database than the one whose backups there are",
         detail=f"The policy says that it is {run.database['settings']['path']}; when the newest backup was made it was "
-        f"{before.said.path}. Of its {saving.written_bytes} bytes {saving.kept_bytes(before.id)} are as they were "
+        f"{before.facts.path}. Of its {saving.written_bytes} bytes {saving.kept_bytes(before.id)} are as they were "
         "then. Nothing was stored: its backups would in time take the place of those of the other. If it is another "
         f"one, give {run.name} its path back in the policy, and this one a table of its own.",
-        hints=[f"{successor(run)}  # it is that one: moved, and written anew since"],
+        hints=[f"{successor_command(run)}  # it is that one: moved, and written anew since"],
     )
 
 
-def elsewhere(run: Run) -> Backup | None:
-    """Return the newest backup of a file, if the policy has another path of it now than when that was made."""
+def newest_at_other_path(run: Run) -> Backup | None:
+    """Return the newest backup of a file, if the policy gives the file another path now."""
     if (path := run.database["settings"].get("path")) is None:
         return None
-    before = next((made for made in run.repository.newest(run.name) if not _put_aside(run, made)), None)
-    return before if before and before.said.path not in ("", path) else None
+    before = next((made for made in run.repository.newest(run.name) if not _is_unused_safety_copy(run, made)), None)
+    return before if before and before.facts.path not in ("", path) else None
 
 
-def _put_aside(run: Run, backup: Backup) -> bool:
-    """Say if a backup is of what a restore was to replace, and did not."""
+def _is_unused_safety_copy(run: Run, backup: Backup) -> bool:
+    """Return whether a backup is the safety copy of a restore that then replaced nothing."""
     if backup.note != SAFETY_NOTE:
         return False
     return all(hold.reason != UNDO_REASON for hold in run.repository.holds().get(backup.id, ()))
@@ -93,100 +93,101 @@ def _left_behind(run: Run) -> SourceReplaced:
         detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
         "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
         "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
-        f"whatever was written to the other: {successor(run)}",
-        hints=[successor(run)],
+        f"whatever was written to the other: {successor_command(run)}",
+        hints=[successor_command(run)],
     )
 
 
-def set_back(said: BackupFacts, before: BackupFacts) -> bool:
-    """Say if the log of a server ends before what a backup of it has, in one round; a standby may lag."""
-    now, then = said.place, before.place
-    if said.standby or now is None or then is None:
+def was_set_back(facts: BackupFacts, before: BackupFacts) -> bool:
+    """Return whether the log of a server ends before that of a backup, in the same round; a standby may lag."""
+    now, then = facts.log_position, before.log_position
+    if facts.standby or now is None or then is None:
         return False
     return now.round == then.round and now.position < then.position
 
 
-def check_followed(run: Run, said: BackupFacts) -> None:
-    """Raise SourceReplaced if the stored log has gone on from the timeline that a server is on to a later one.
+def check_followed(run: Run, facts: BackupFacts) -> None:
+    """Raise SourceReplaced if the stored log has continued from the server's timeline to a later one.
 
-    Nothing of what the server writes from now on is in the history that is followed, also if it has written nothing.
+    What the server writes from now on is not in the history that is followed, even if it has written nothing yet.
     """
-    log = stored(run)
-    if said.place is None or not log.chains or put_over(run, log.chains[-1].id):
+    log = log_view(run)
+    if facts.log_position is None or not log.chains or was_restored_in_place(run, log.chains[-1].id):
         return
-    end = _followed_to(run, log)
-    if end is not None and end.round != said.place.round and end.left(said.place.round) is not None:
+    end = _log_end(run, log)
+    if end is not None and end.round != facts.log_position.round and end.left(facts.log_position.round) is not None:
         raise _left_behind(run)
 
 
-def put_over(run: Run, chain: str | None = None) -> bool:
-    """Say if a restore in place, or its undo, has replaced the cluster: then a person wants it to go on from the past.
+def was_restored_in_place(run: Run, chain: str | None = None) -> bool:
+    """Return whether a restore in place, or its undo, has replaced the cluster, which then continues from the past.
 
-    What was there is a backup since the last one of a running server (or, of a `chain`, one that it goes on from), and
-    is held for the undo. Who was refused, and has changed nothing, has let go of it.
+    That is intended. If so, there is a backup of what was replaced, newer than any of a running server (or, for a
+    `chain`, one from which the chain continues), and held for the undo. A restore that was refused and changed nothing
+    has released it.
     """
     holds = run.repository.holds()
     for backup in run.repository.newest(run.name):
-        said = backup.said
-        if said.resting and any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ())):
-            if chain is None or (said.goes_on is not None and said.goes_on.chain == chain):
+        facts = backup.facts
+        if facts.resting and any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ())):
+            if chain is None or (facts.log_start is not None and facts.log_start.chain == chain):
                 return True
-        elif chain is None and not said.resting:
+        elif chain is None and not facts.resting:
             return False
     return False
 
 
-def _goes_on(run: Run, said: BackupFacts) -> bool:
-    """Say if the stored log leads to a backup: it has not left the round that the backup is of before its place."""
-    end = None if said.timeline is None else _followed_to(run, stored(run))
-    return end is None or leads(said.place, end)
+def _log_leads_to(run: Run, facts: BackupFacts) -> bool:
+    """Return whether the stored log leads to a backup: it has not left the backup's round before its position."""
+    end = None if facts.timeline is None else _log_end(run, log_view(run))
+    return end is None or leads(facts.log_position, end)
 
 
-def _followed_to(run: Run, log: Stored) -> Place | None:
-    """Return where the stored log ends; None if that cannot be read, or a person has named a successor since."""
+def _log_end(run: Run, log: LogView) -> LogPosition | None:
+    """Return where the stored log ends; None if that is unreadable, or a successor was named since."""
     if not log.chains:
         return None
     backups = run.repository.backups(run.name)
-    if any(backup.said.successor and backup.created_at >= log.chains[-1].until for backup in backups):
+    if any(backup.facts.successor and backup.created_at >= log.chains[-1].until for backup in backups):
         return None
     with suppress(Damaged, ObjectMissing):
         return end_of(log.end(log.chains[-1]))
     return None
 
 
-def successor(run: Run) -> str:
-    """Return the command that says: this is what has become of the database that was backed up before."""
+def successor_command(run: Run) -> str:
+    """Return the command that declares this database the successor of the one backed up before."""
     return f"dbguardctl backup {run.name} --successor"
 
 
-def tip(run: Run) -> GoesOn | None:
-    """Return where the stored log of the database ends now: a backup that is made from now on contains all of that."""
-    chains = stored(run).chains
-    return GoesOn(chains[-1].id, chains[-1].last) if chains else None
+def log_tip(run: Run) -> LogStart | None:
+    """Return where the stored log of the database ends now: a backup begun from now on contains all of it."""
+    chains = log_view(run).chains
+    return LogStart(chains[-1].id, chains[-1].last) if chains else None
 
 
-def going_on(run: Run, before: GoesOn | None, place: Place | None) -> GoesOn | None:
-    """Return where the stored log goes on from a backup that is of `place`.
+def log_start(run: Run, before: LogStart | None, place: LogPosition | None) -> LogStart | None:
+    """Return where the stored log continues from a backup at `place`.
 
-    That is where the log ended `before` the backup began. If it was begun anew since, it is the beginning; but only if
-    that is not behind the place, so that nothing lies between.
+    That is the end of the log `before` the backup began. If a new log was begun since, it is that one's beginning, but
+    only if this is not after the place, so that nothing lies between.
     """
-    log = stored(run)
+    log = log_view(run)
     if place is not None and log.chains and (before is None or log.chains[-1].id != before.chain):
         with suppress(Damaged, ObjectMissing):
             link = log.open(log.chains[-1].pieces[0])[0]
             begin = end_of(link)
             if link.number == 0 and begin.round == place.round and begin.position <= place.position:
-                return GoesOn(log.chains[-1].id, 0)
+                return LogStart(log.chains[-1].id, 0)
     return before
 
 
-def tip_at(run: Run, place: Place) -> GoesOn | None:
-    """Return the last stored segment that a backup of a standby has: one that ends at `place` or before."""
-    log, end = stored(run), place.position if place.end is None else place.end
+def log_tip_at(run: Run, place: LogPosition) -> LogStart | None:
+    """Return the last stored segment that a backup of a standby contains: one that ends at or before `place`."""
+    log, end = log_view(run), place.position if place.end is None else place.end
     for piece in reversed(log.chains[-1].pieces if log.chains else ()):
         for link in reversed(log.open(piece)):
             until = end_of(link)
             if until.round == place.round and until.position <= end:
-                return GoesOn(piece.chain, link.number)
+                return LogStart(piece.chain, link.number)
     return None

@@ -1,4 +1,4 @@
-"""Which moment a restore reaches: a backup alone, or one with the log that was stored since put over it."""
+"""Finds the moment that a restore reaches: that of a backup alone, or of a backup with the log stored since."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.errors import NotFound, ObjectMissing, Usage
-from dbguardd.facts import Place, Target
+from dbguardd.facts import LogPosition, Target
 from dbguardd.flow import Tree
 from dbguardd.humanize import count, some, span
-from dbguardd.jobs.base import Run, excluded, instant, left_out, reading, stored
-from dbguardd.jobs.choose import choose, dated, existing, to_moment
-from dbguardd.repository import BYTES, Backup, Until
+from dbguardd.jobs.base import Run, excluded, instant, left_out, log_view, read_progress
+from dbguardd.jobs.choose import choose, existing, states_of, to_moment
+from dbguardd.repository import BYTES, Backup, LogRange
 from dbguardd.repository import Tree as Kept
 from dbguardd.rules import moment as rule
-from dbguardd.rules.chains import Chain, Stored, end_of
+from dbguardd.rules.chains import Chain, LogView, end_of
 from dbguardd.rules.coverage import Logged, logged
 from dbguardd.rules.moment import Base, Ending
 
 _NEAR = timedelta(seconds=2)
-_RECORD_BYTES = 256  # that of a restore point ends within, heads of pages included
-_DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
+_RECORD_BYTES = 256  # the record of a restore point ends within this, including page headers
+_DAY, _DRAWS = timedelta(days=1), 8  # a proof takes a moment of the last day, drawing this often to hit one
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,14 @@ class Moment:
 
     backup: Backup
     at: datetime
-    until: Until | None
+    until: LogRange | None
     warnings: list[str]
-    size: int = 0  # in bytes, where the log says it
-    sum: str = ""  # of its pages, where the log says it
-    place: Place | None = None  # where in the log of the database it is, where that says it
+    size: int = 0  # in bytes, if the log has it
+    sum: str = ""  # of its pages, if the log has it
+    place: LogPosition | None = None  # its place in the database's log, if known
 
     def plan(self) -> dict[str, Any]:
-        """Return what a plan says of it."""
+        """Return its part of a plan."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         log = self.size - self.backup.source_bytes if self.until is not None and self.until.form == BYTES else None
         target = Target() if self.until is None else self.until.target
@@ -54,13 +54,13 @@ class Moment:
 
     @property
     def grain(self) -> int:
-        """How fine the log is there: one moment in so many seconds; 0 where it has every one."""
+        """The grain of the log there: one moment per this many seconds; 0 if it has every moment."""
         pieces = self.until.chain.pieces if self.until is not None else ()
         last = self.until.last if self.until is not None else 0
         return next((piece.grain for piece in pieces if piece.first <= last <= piece.last), 0)
 
-    def said(self) -> str:
-        """Say what of the log is in it, and whether its sum showed that it is what the database was."""
+    def describe_log(self) -> str:
+        """Return how much of the log it includes, and whether a sum shows that it equals the database."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         shown = "the sum of its pages is that of the database" if self.compared else "no sum of its pages is known"
         if self.until is not None and self.until.form == BYTES:
@@ -69,39 +69,39 @@ class Moment:
 
     @property
     def compared(self) -> bool:
-        """Say if a restore compares what comes out with what was written down then."""
+        """Whether a restore compares the result with a sum recorded at that moment."""
         return bool(self.sum)
 
     @property
     def shown(self) -> datetime:
-        """The moment as it is shown in milliseconds, not before it: who asks for that gets this one."""
+        """The moment rounded up to milliseconds, as displayed: requesting the displayed time finds it again."""
         return self.at + timedelta(microseconds=999) if self.until else self.at
 
     @property
     def bytes(self) -> int:
-        """How large the database was."""
+        """The size of the database."""
         return self.size or self.backup.source_bytes
 
 
 def opened(run: Run, moment: Moment, there: Kept | None = None) -> AbstractContextManager[Tree]:
     """Open a moment for reading. `there` is a backup of what it is written over. Raises what the repository raises."""
     if moment.until is None:
-        return run.repository.tree(moment.backup, reading(run, moment.bytes), there=there)
+        return run.repository.tree(moment.backup, read_progress(run, moment.bytes), there=there)
     if moment.until.form == BYTES:
-        return run.repository.with_log(moment.backup, moment.until, reading(run, moment.bytes), there=there)
-    return run.repository.moment(moment.backup, moment.until, reading(run, moment.bytes))
+        return run.repository.with_log(moment.backup, moment.until, read_progress(run, moment.bytes), there=there)
+    return run.repository.moment(moment.backup, moment.until, read_progress(run, moment.bytes))
 
 
 def reach(run: Run, id: str = "", at: str = "") -> Moment:
-    """Return the backup with that id; or the newest moment to rely on, at or before `at` (RFC 3339).
+    """Return the backup with that id; or the newest reliable moment, at or before `at` (RFC 3339).
 
-    Raises what choose() raises. A moment that is earlier than the one asked for is said to be.
+    Raises what choose() raises. A moment much earlier than the requested one has a warning.
     """
     backup, warnings = choose(run, id, at)
     alone = Moment(backup, backup.created_at, None, [*warnings, *_left_out(backup)])
     if id:
         return alone
-    log, wanted = stored(run), to_moment(at) if at else None
+    log, wanted = log_view(run), to_moment(at) if at else None
     known = _sound(run) if log.chains else {}
     ending = rule.newest(log, [*map(base_of, known.values())], base_of(backup), wanted)
     if ending is None:
@@ -117,17 +117,17 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
 
 
 def base_of(backup: Backup) -> Base:
-    """Return what the rules need to know of a backup to find out what its log leads to."""
-    goes_on, place = backup.said.goes_on, backup.said.place
+    """Return what the rules need to know of a backup to find where its log leads."""
+    goes_on, place = backup.facts.log_start, backup.facts.log_position
     if goes_on is None:
         return Base(backup.id, backup.created_at, place=place)
     return Base(backup.id, backup.created_at, goes_on.chain, goes_on.after, place)
 
 
 def tell_log(run: Run, name: str, chains: Iterable[Chain], backups: Iterable[Backup]) -> None:
-    """Tell the catalog what is stored of the log of a database, in place of all that it knew of that.
+    """Tell the catalog what is stored of a database's log, replacing all that it knew of that.
 
-    `backups` are all of it, also those that have expired: one may be recalled.
+    `backups` are all of the database, including expired ones: one may be recalled.
     """
     bases = [base_of(backup) for backup in backups]
     told = [_told(chain.id, logged(chain, bases)) for chain in chains]
@@ -140,14 +140,14 @@ def _told(chain: str, log: Logged) -> dict[str, Any]:
 
 
 def _sound(run: Run) -> dict[str, Backup]:
-    """Return the backups to rely on by their ids, newest first."""
+    """Return the reliable backups by id, newest first."""
     backups = existing(run)
-    sound = {b.id for b in dated(run, backups) if not b.failed and not b.safety}
+    sound = {b.id for b in states_of(run, backups) if not b.failed and not b.safety}
     return {backup.id: backup for backup in backups if backup.id in sound}
 
 
-def _doubts(log: Stored, ending: Ending, wanted: datetime | None) -> Iterator[str]:
-    """Say what the log has of later moments, or does not have."""
+def _doubts(log: LogView, ending: Ending, wanted: datetime | None) -> Iterator[str]:
+    """Yield warnings about later moments in the log, or missing ones."""
     if (lacks := rule.hole(log, ending.chain, wanted)) is not None:
         lost = f"the log lacks its segments {lacks[0]} to {lacks[1]}"
         yield f"{lost}: what it has after {instant(ending.chain.until)} cannot be restored"
@@ -157,17 +157,17 @@ def _doubts(log: Stored, ending: Ending, wanted: datetime | None) -> Iterator[st
 
 
 def _early(moment: Moment) -> str:
-    """Say why nothing nearer to what was asked for can be restored; nothing if it is as it was then, too."""
+    """Return why nothing closer to the requested time can be restored; "" if nothing changed until then."""
     if moment.grain:
         return f"nothing nearer can be restored, where the log has one moment in {span(moment.grain)}"
     if moment.until is None:
-        return "nothing nearer can be restored" if moment.backup.said.goes_on is not None else ""
-    whole = moment.until.last < moment.until.chain.last  # what comes next was committed later
+        return "nothing nearer can be restored" if moment.backup.facts.log_start is not None else ""
+    whole = moment.until.last < moment.until.chain.last  # the next segment was committed later
     return "" if whole else "nothing that may have been committed since is stored"
 
 
 def _left_out(backup: Backup) -> Iterator[str]:
-    """Say which rows the policy has left out of a backup, and what else is not in it."""
+    """Yield which rows the policy has left out of a backup, and what else is not in it."""
     if names := left_out(backup):
         yield f"nothing of {some(names)} is in it: it was not read"
     names, tables = excluded(backup)
@@ -176,13 +176,13 @@ def _left_out(backup: Backup) -> Iterator[str]:
 
 
 def at_lsn(run: Run, lsn: str) -> Moment:
-    """Return the moment that is a place in the log of a cluster ("16/B374D848"). Raises Usage, NotFound."""
+    """Return the moment at a place in the log of a cluster ("16/B374D848"). Raises Usage, NotFound."""
     try:
         high, low = (int(part, 16) for part in lsn.split("/"))
         position = high << 32 | low
     except ValueError:
         raise Usage(f"{lsn!r} is no place in a log", detail="Write it as PostgreSQL does: 16/B374D848.") from None
-    log = stored(run)
+    log = log_view(run)
     known = _sound(run) if log.chains else {}
     ending = rule.at_position(log, [*map(base_of, known.values())], position)
     if ending is None:
@@ -191,23 +191,26 @@ def at_lsn(run: Run, lsn: str) -> Moment:
 
 
 def at_restore_point(run: Run, name: str) -> Moment:
-    """Return the moment of the last restore point of that name; of the newest log first. Raises as at_lsn()."""
-    log = stored(run)
+    """Return the moment of the last restore point with that name; the newest log is searched first.
+
+    Raises like at_lsn().
+    """
+    log = log_view(run)
     known = _sound(run) if log.chains else {}
     for chain in reversed(log.chains):
         last = chain.last
         for base in rule.bases_of(chain, map(base_of, known.values())):
-            if base.after >= last or base.place is None or run.find is None:
+            if base.after >= last or base.place is None or run.find_restore_point is None:
                 continue
-            backup, until = known[base.id], Until(chain, base.after, last, BYTES)
+            backup, until = known[base.id], LogRange(chain, base.after, last, BYTES)
             with run.repository.with_log(backup, until) as tree:
-                position, at = run.find(tree, name, run.progress) or (-1, None)
+                position, at = run.find_restore_point(tree, name, run.progress) or (-1, None)
             if position >= base.place.position:
                 link = rule.reaching(log, chain, base, position + _RECORD_BYTES) or log.end(chain)
                 if rule.leads(base.place, end_of(link)):
                     found = Ending(base, chain, link, at or link.at)
                     return _moment(backup, found, Target(position=position, name=name))
-            last = min(last, base.after + 1)  # one more: it may lie across the two
+            last = min(last, base.after + 1)  # one more: the record may span both
     raise _not_covered(run, f"no log of a backup has a restore point {name!r}")
 
 
@@ -220,18 +223,18 @@ def _not_covered(run: Run, what: str) -> NotFound:
 
 
 def random_moment(run: Run) -> Moment | None:
-    """Return a random moment of the last day that only the log has, one with a sum if a few draws find one; or None.
+    """Return a random moment of the last day that only the log has, preferably one with a sum; None if there is none.
 
-    A log of bytes has no sums: of its moments only those of backups can be compared with anything.
+    A log of bytes has no sums: only those of its moments that are a backup's can be compared with anything.
     """
     day = run.now() - _DAY
-    chains = [chain for chain in stored(run).chains if chain.until > day]
+    chains = [chain for chain in log_view(run).chains if chain.until > day]
     if not chains:
         return None
     start, end = max(day, min(chain.begun_at for chain in chains)), max(chain.until for chain in chains)
     found: Moment | None = None
     for _ in range(_DRAWS):
-        with suppress(NotFound):  # of before the first backup
+        with suppress(NotFound):  # before the first backup
             moment = reach(run, at=(start + (end - start) * run.chance()).isoformat())
             if moment.until is not None and moment.until.form == BYTES:
                 return None
@@ -243,27 +246,27 @@ def random_moment(run: Run) -> Moment | None:
 
 
 def read_log(run: Run, moment: Moment | None) -> None:
-    """Read all of the log up to a moment, which shows that it is there, authentic and in a row. Raises if not."""
+    """Read the whole log up to a moment, which shows that it is complete and authentic. Raises if not."""
     log, until = run.repository.log(run.name), None if moment is None else moment.until
     for link in () if log is None or until is None else log.links(until.chain, until.after + 1, until.last):
         run.progress("log", link.number, None)
 
 
 def backup_at(run: Run, moment: Moment) -> Backup | None:
-    """Return a backup that was made at the very place in the log at which a moment ends, if there is one."""
+    """Return a backup made at exactly the place in the log where a moment ends, if there is one."""
     place = moment.place
     if place is None or not place.position:
         return None
-    made = ((backup, backup.said.place) for backup in existing(run))
+    made = ((backup, backup.facts.log_position) for backup in existing(run))
     return next((b for b, at in made if at and (at.round, at.position) == (place.round, place.position)), None)
 
 
-def between(run: Run, backup: Backup) -> Moment | None:
-    """Return the end of the log that led from an earlier backup to `backup`: restored, it comes to what that has.
+def log_leading_to(run: Run, backup: Backup) -> Moment | None:
+    """Return the end of the log from an earlier backup to `backup`: restored, it equals that backup.
 
-    None if there is no such log. Raises ObjectMissing if it has a hole.
+    None if there is no such log. Raises ObjectMissing if it has a gap.
     """
-    log, later = stored(run), base_of(backup)
+    log, later = log_view(run), base_of(backup)
     known = _sound(run) if log.chains else {}
     older = [other for other in map(base_of, known.values()) if rule.before(other, later)]
     for chain in reversed([chain for chain in log.chains if chain.id == later.chain]):
@@ -274,15 +277,15 @@ def between(run: Run, backup: Backup) -> Moment | None:
             ending = rule.up_to(log, chain, bases, later)
             if ending is None or later.place is None or later.place.end is None:
                 return None if ending is None else _moment(known[ending.base.id], ending)
-            moment = _moment(known[ending.base.id], ending, Target(backup=backup.facts))
+            moment = _moment(known[ending.base.id], ending, Target(backup=backup.raw_facts))
             return replace(moment, place=later.place)
     return None
 
 
 def _moment(backup: Backup, ending: Ending, target: Target | None = None) -> Moment:
-    """Return the moment at the end of a log over a backup, or at a target within its last segment."""
+    """Return the moment at the end of a log applied to a backup, or at a target within its last segment."""
     base, link, end, size = ending.base, ending.link, end_of(ending.link), ending.link.size
     if link.form == BYTES and base.place is not None:
         size = backup.source_bytes + end.position - base.place.position
-    until = Until(ending.chain, base.after, link.number, link.form, target or Target())
+    until = LogRange(ending.chain, base.after, link.number, link.form, target or Target())
     return Moment(backup, ending.at, until, [], size, link.sum, None if target else end)

@@ -1,7 +1,7 @@
-"""Plain copies: verified files beside the repository that anyone can restore with `cp`.
+"""Plain copies: verified files beside the repository that can be restored with `cp`.
 
 A copy is NAME_YYYYMMDDTHHMMSSZ.EXT with a checksum file beside it (sha256sum format). NAME_latest.EXT is a link that
-only ever points to the newest copy of a proven backup whose bytes were read back. The newest `count` copies stay.
+only ever points to the newest copy of a proven backup whose bytes were read back. The newest `count` copies are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dbguardd.durable import sync_directory
 from dbguardd.errors import NoSpace, Unreachable
-from dbguardd.jobs.base import Run, reading
+from dbguardd.jobs.base import Run, read_progress
 from dbguardd.repository import Backup
 
 _WHEN = r"\d{8}T\d{6}Z"
@@ -23,9 +23,8 @@ _WHEN = r"\d{8}T\d{6}Z"
 def keep_plain(run: Run, backup: Backup) -> str | None:
     """Write a plain copy of a proven backup if the policy asks for it; return its path.
 
-    None too if the policy wants `count` copies and there are that many of newer backups. A copy that is there already
-    is written again if it is not what its checksum says. Raises NoSpace and Unreachable; a failure leaves the older
-    copies and the link as they were.
+    Return None also if `count` copies of newer backups exist. An existing copy is written again if it does not match
+    its checksum. Raises NoSpace and Unreachable; a failure leaves the older copies and the link as they were.
     """
     wanted, count = run.database["keep_plain"], int(run.database["keep_plain"]["count"])
     if not count:
@@ -61,10 +60,10 @@ def _name(backup: Backup, stem: str, suffix: str) -> str:
 
 
 def _copies(place: Path, stem: str, suffix: str, made: Mapping[str, str]) -> list[Path]:
-    """Return the copies of one database, oldest first; only files whose names this module makes.
+    """Return the copies of one database, oldest first; only files with names made by this module.
 
-    Oldest is what was made first, by the ids in `made`: the time in a name may be that of a clock that was ahead. What
-    is of no backup any more comes before.
+    Their order is that of the ids in `made`: the time in a name may come from a clock that was ahead. Copies whose
+    backup no longer exists come first.
     """
     pattern = re.compile(rf"{re.escape(stem)}_{_WHEN}{re.escape(suffix)}")
     found = (path for path in place.iterdir() if pattern.fullmatch(path.name))
@@ -72,7 +71,7 @@ def _copies(place: Path, stem: str, suffix: str, made: Mapping[str, str]) -> lis
 
 
 def _intact(copy: Path) -> bool:
-    """Say if a copy is there and has the digest that its checksum file names."""
+    """Return whether a copy exists and has the digest in its checksum file."""
     try:
         said = copy.with_name(f"{copy.name}.sha256").read_text().partition(" ")[0]
         file = os.open(copy, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -83,12 +82,12 @@ def _intact(copy: Path) -> bool:
 
 
 def _write(run: Run, backup: Backup, copy: Path) -> None:
-    """Write, read back, make durable, then give it its name."""
+    """Write, read back, make durable, then rename to its final name."""
     name = backup.streams[0].name
     temporary = copy.with_name(f".tmp-{copy.name}")
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with run.repository.tree(backup, reading(run, backup.source_bytes)) as tree:
+        with run.repository.tree(backup, read_progress(run, backup.source_bytes)) as tree:
             tree.deliver(name, file)
         os.fsync(file)
         os.lseek(file, 0, os.SEEK_SET)
@@ -105,7 +104,7 @@ def _write(run: Run, backup: Backup, copy: Path) -> None:
 
 
 def _point(link: Path, name: str) -> None:
-    """Let `link` point to `name` in one step, for good."""
+    """Let `link` point to `name` in one durable step."""
     temporary = link.with_name(f".tmp-{link.name}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
@@ -121,7 +120,7 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 def _sweep_temporary(place: Path, stem: str) -> None:
-    """Remove what a killed worker left; one job a database runs at a time, so nobody else writes these names."""
+    """Delete what a killed worker left; only one job per database runs, so no other process writes these names."""
     pattern = re.compile(rf"\.tmp-{re.escape(stem)}_({_WHEN}|latest)(\..*)?")
     for path in place.iterdir():
         if pattern.fullmatch(path.name):

@@ -1,8 +1,8 @@
 """Questions to the past: query, get, diff, undelete. The backup is chosen as for a restore.
 
-It is read where it lies; or, where only a server can read it, brought back into the private directory of the job, and
-gone with that. What is found is the answer, which goes beside the job to whoever asked. The result of the job has no
-row in it: it is kept, logged and shown to all who may read.
+It is read in place; or, if only a server can read it, restored into the private directory of the job, and deleted with
+that. The findings are the answer, which goes past the job to whoever asked. The result of the job contains no rows: it
+is stored, logged and shown to all who may read.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Bounds, Revived, Reviving
+from dbguardd.engines.base import Bounds, ScratchRestore, ServerQuestions
 from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
 from dbguardd.flow import LOG, NO_TABLE, Pages
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import check_staging
-from dbguardd.jobs.verify import DAMAGE, condemn
+from dbguardd.jobs.verify import DAMAGE, record_damage
 from dbguardd.repository import Backup, Tree
 from dbguardd.requests import Diff, Get, Query, Undelete
 from dbguardd.states import Grade
-from dbguardd.verbs import opens
+from dbguardd.verbs import has_engine_half
 
 _ANSWER_BYTES = 64 << 20
-_PART = 2  # a table may take one part of so many of what is free where answers are kept
+_PART = 2  # a table may take 1/this of the free space where answers are kept
 _MOST_ROWS, _MOST_SECONDS = 1_000_000, 86_400
 _STREAM = "database"
-_LOOKED_AT = 100  # backups, for a table that another one lacks
+_LOOKED_AT = 100  # backups that are searched for a table that another one lacks
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """The answer in the file that the daemon has opened for it, which has no name; flow of bytes, no record."""
+    """The answer in the unnamed file that the daemon has opened for it; a stream of bytes, not a record."""
 
     run: Run
     file: int
@@ -53,7 +53,7 @@ class _Written:
             raise of_file(f"{self.run.name}: the answer cannot be kept", error) from error
 
     def beat(self) -> None:
-        """Show life."""
+        """Report life."""
         self.run.progress("answer", 0, None)
 
 
@@ -67,7 +67,7 @@ def query(run: Run, request: Query) -> Result:
 
 
 def get(run: Run, request: Get) -> Result:
-    """Take one table out. Raises what query does."""
+    """Extract one table. Raises like query()."""
     if not request.table:
         raise Usage(f"{run.name}: which table?", hints=[f"dbguardctl get {run.name} --table TABLE"])
     bounds = _bounds(run, 1, request.seconds, _room(run))
@@ -78,7 +78,7 @@ def get(run: Run, request: Get) -> Result:
 
 
 def diff(run: Run, request: Diff) -> Result:
-    """Compare two backups. Raises what query does."""
+    """Compare two backups. Raises like query()."""
     if not request.older:
         raise Usage(f"{run.name}: compared with which backup?", hints=[f"dbguardctl diff {run.name} --from TIME"])
     bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
@@ -90,7 +90,7 @@ def diff(run: Run, request: Diff) -> Result:
 
 
 def undelete(run: Run, request: Undelete) -> Result:
-    """Find rows that the newest backup has no more, or not as they were. Nothing is put back. Raises as query()."""
+    """Find rows that are missing or changed in the newest backup. Nothing is put back. Raises like query()."""
     if not request.table:
         raise Usage(f"{run.name}: of which table?", hints=[f"dbguardctl undelete {run.name} --table TABLE"])
     if not (request.backup or request.at):
@@ -109,7 +109,7 @@ def undelete(run: Run, request: Undelete) -> Result:
 
 @contextmanager
 def _offering(run: Run, moment: Moment, database: str) -> Iterator[None]:
-    """Add to an error about a table that is not in a backup which earlier one had it, by the fingerprints."""
+    """Add to an error about a table missing from a backup which earlier backup had it, judging by fingerprints."""
     try:
         yield
     except Usage as error:
@@ -126,7 +126,7 @@ def _offering(run: Run, moment: Moment, database: str) -> Iterator[None]:
 
 
 def _has(fingerprint: Mapping[str, Any], table: str, database: str) -> bool:
-    """Say if a table is in a fingerprint, whose names may have a database and a schema before them, and quotes."""
+    """Return whether a table is in a fingerprint, whose names may be quoted and include a database and a schema."""
     names = [str(name).replace('"', "").lower() for name in fingerprint.get("tables", ())]
     asked = table.replace('"', "").lower()
     return any(
@@ -136,29 +136,29 @@ def _has(fingerprint: Mapping[str, Any], table: str, database: str) -> bool:
 
 
 def _room(run: Run) -> int:
-    """Return how many bytes an answer may have that has to be whole."""
+    """Return how many bytes an answer that must be complete may have."""
     room = os.fstatvfs(int(run.spec["answer"]))
     return room.f_bavail * room.f_frsize // _PART
 
 
 def _both(run: Run, older: Moment, newer: Moment) -> str:
-    if older.backup.id == newer.backup.id:  # with its log, up to two moments
+    if older.backup.id == newer.backup.id:  # the same backup, with its log up to two moments
         return f"{run.name}, backup {older.backup.id} at {instant(older.shown)} and at {instant(newer.shown)}"
     return f"{run.name}, backups {older.backup.id} and {newer.backup.id}"
 
 
 def _said(which: str) -> tuple[str, str]:
-    """Return the id and the moment that a text says; one of them is empty."""
+    """Return the id and the moment that a text means; one of them is empty."""
     return ("", which) if ":" in which else (which, "")
 
 
 def chosen(run: Run, id: str, at: str) -> Moment:
-    """Return the moment that is asked, as a restore would choose it."""
+    """Return the requested moment, as a restore would choose it."""
     if id and at:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
     moment = reach(run, id, at)
     backup = moment.backup
-    if backup.method == "dump" and not _revives(run):
+    if backup.method == "dump" and not _asked_in_server(run):
         raise Unsupported(
             f"{run.name}: backup {backup.id} is a text (method dump), which cannot be asked where it lies",
             detail="Restore it to a new place and ask that copy.",
@@ -167,11 +167,11 @@ def chosen(run: Run, id: str, at: str) -> Moment:
     return moment
 
 
-def past(run: Run) -> Reviving[Pages | Revived]:
-    """Return what answers questions."""
-    if run.past is None:
+def past(run: Run) -> ServerQuestions[Pages | ScratchRestore]:
+    """Return the engine's capability to answer questions."""
+    if run.questions is None:
         raise Unsupported(f"{run.name}: {run.database['engine']} backups cannot be asked anything")
-    return run.past
+    return run.questions
 
 
 def answer(run: Run) -> _Written:
@@ -180,10 +180,10 @@ def answer(run: Run) -> _Written:
 
 
 def source(run: Run, moment: Moment) -> dict[str, Any]:
-    """Return what an answer comes from: it is worth as much as that backup, and as the log that was put over it.
+    """Return the source of an answer, which is as reliable as that backup and the log applied to it.
 
-    Each page that is read of both is authentic. But what all pages sum up to only a restore compares: a question reads
-    a few of many. What a server recovers has no such sum: it looks itself what its log is.
+    Each page that is read of both is authentic. But only a restore compares the sum of all pages: a question reads a
+    few of many. A recovered server has no such sum: it verifies its log itself.
     """
     proof = newest_proofs(run).get(moment.backup.id)
     return {
@@ -191,7 +191,7 @@ def source(run: Run, moment: Moment) -> dict[str, Any]:
         "grade": proof.grade if proof else str(Grade.STORED),
         "failure": failure_of(proof) if proof else None,
         "warnings": moment.warnings,
-        "sum_compared": None if moment.until is None or _revives(run) else False,
+        "sum_compared": None if moment.until is None or _asked_in_server(run) else False,
     }
 
 
@@ -207,7 +207,7 @@ def _about(bounds: Bounds, run: Run, moment: Moment) -> Bounds:
 
 
 class _Noted:
-    """Pages that note the damage that is met in them: another backup may be read beside."""
+    """Pages that note the damage found in them: another backup may be read at the same time."""
 
     def __init__(self, tree: Tree, pages: Pages) -> None:
         self.tree, self._pages = tree, pages
@@ -223,18 +223,18 @@ class _Noted:
             raise
 
 
-def _revives(run: Run) -> bool:
-    """Say if backups are brought back to be asked."""
-    return opens("query", run.database["engine"])
+def _asked_in_server(run: Run) -> bool:
+    """Return whether backups of this engine are restored for questions."""
+    return has_engine_half("query", run.database["engine"])
 
 
 @contextmanager
-def _asking(run: Run, moments: Sequence[Moment], database: str) -> Iterator[Sequence[Pages | Revived]]:
-    """Make moments ready to be asked, in this order."""
-    if database and not _revives(run):
+def _asking(run: Run, moments: Sequence[Moment], database: str) -> Iterator[Sequence[Pages | ScratchRestore]]:
+    """Prepare moments for questions, in this order."""
+    if database and not _asked_in_server(run):
         raise Usage(f"{run.name}: is one database, so --database names none in it")
     with ExitStack() as stack:
-        if _revives(run):
+        if _asked_in_server(run):
             yield _brought_back(run, moments, database)
             return
         asked = list[_Noted]()
@@ -243,8 +243,8 @@ def _asking(run: Run, moments: Sequence[Moment], database: str) -> Iterator[Sequ
         yield asked
 
 
-def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequence[Revived]:
-    """Bring moments back into the private directory of the job: what it takes is said, and looked at, before."""
+def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequence[ScratchRestore]:
+    """Restore moments into the private directory of the job, after reporting and checking what that needs."""
     backups = [moment.backup for moment in moments]
     proofs = newest_proofs(run)
     known = [proofs[one.id].restore_seconds for one in backups if one.id in proofs]
@@ -258,12 +258,12 @@ def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequenc
         try:
             with opened(run, moment) as tree:
                 place = Path(run.staging) / f"past{number}"
-                found.append(past(run).revive(tree, place, database, run.progress))
+                found.append(past(run).scratch_restore(tree, place, database, run.progress))
         except DAMAGE as error:
             raise _condemned(run, moment.backup, error) from None
         except (Usage, Unsupported, SourceDamaged) as error:
             error.message = f"{run.name}, backup {moment.backup.id}: {error.message}"
-            if isinstance(error, SourceDamaged):  # a proof says so of the backup
+            if isinstance(error, SourceDamaged):  # a proof would say so of the backup
                 error.hints = (f"dbguardctl verify {moment.backup.id}", *error.hints)
             raise
     return found
@@ -271,7 +271,7 @@ def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequenc
 
 @contextmanager
 def _reading(run: Run, moment: Moment, beside: _Noted | None = None) -> Iterator[_Noted]:
-    """Open the pages of a moment. Damage that is met is recorded of its backup, as a restore does."""
+    """Open the pages of a moment. Damage found is recorded for its backup, as by a restore."""
     backup, until, shared = moment.backup, moment.until, beside.tree if beside else None
     with ExitStack() as stack:
         try:
@@ -293,7 +293,7 @@ def _reading(run: Run, moment: Moment, beside: _Noted | None = None) -> Iterator
 
 def _condemned(run: Run, backup: Backup, error: GuardError) -> GuardError:
     if LOG not in error.facts:
-        condemn(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+        record_damage(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
     error.hints = (f"dbguardctl check {run.name} --data", *error.hints)
     return error
 

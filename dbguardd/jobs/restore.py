@@ -1,4 +1,4 @@
-"""Restore a database: to a new place, or in place with a safety copy and a way back."""
+"""Restores a database: to a new place, or in place with a safety copy and a way back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dbguardd.errors import (
     Usage,
     WorkerDied,
 )
-from dbguardd.jobs.backup import Dump, take
+from dbguardd.jobs.backup import Dump, make_backup
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
 from dbguardd.jobs.moment import Moment, at_lsn, at_restore_point, reach
@@ -36,13 +36,13 @@ from dbguardd.jobs.target import (
     check_space,
     check_target,
     free_bytes,
-    left_beside,
-    live,
+    is_server,
+    leftovers_beside,
+    live_path,
     new_place,
     owner_of,
-    places,
-    served,
-    spaces,
+    tablespace_targets,
+    tablespaces,
 )
 from dbguardd.repository import Backup, Hold
 from dbguardd.requests import UNDO_REASON, Restore, Undo
@@ -52,12 +52,12 @@ from dbguardd.states import Grade
 
 
 def restore(run: Run, request: Restore) -> Result:
-    """Restore one backup. A dry run returns the plan; otherwise what was restored where, compared with the snapshot."""
+    """Restore one backup. A dry run returns the plan; otherwise the target and the result of comparing it."""
     if request.in_place and request.to:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
         raise Usage(f"{run.name}: give one of --id, --at, --lsn and --name")
-    if (request.lsn or request.name) and not served(run):
+    if (request.lsn or request.name) and not is_server(run):
         raise Unsupported(
             f"{run.name}: only the log of a PostgreSQL cluster has places and restore points",
             hints=[f"dbguardctl restore {run.name} --at TIME"],
@@ -70,13 +70,13 @@ def restore(run: Run, request: Restore) -> Result:
         moment = reach(run, request.backup, request.at)
     if request.in_place:
         check_in_place(run, moment.backup)
-    target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
+    target = live_path(run) if request.in_place else Path(request.to or new_place(run, moment))
     check_target(run, target, request, moment)
     check_directory(moment.backup, target)
-    others = places(run, moment.backup, request)
-    aside = left_beside(run, target) if request.in_place else []
+    others = tablespace_targets(run, moment.backup, request)
+    aside = leftovers_beside(run, target) if request.in_place else []
     plan = {**_plan(run, moment, target, request.in_place), "warnings": [*moment.warnings, *aside]}
-    plan["tablespaces"] = spaces(moment.backup, target, others, in_place=request.in_place)
+    plan["tablespaces"] = tablespaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
         users = _in_the_way(run, moment.backup) if request.in_place else []
         return {"plan": {**plan, "warnings": [*plan["warnings"], *users], "in_use": bool(users)}}
@@ -95,12 +95,12 @@ def restore(run: Run, request: Restore) -> Result:
     seconds = round(run.monotonic() - started, 3)
     of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
     run.report("restore.done", **of, target=str(target), seconds=seconds)
-    found = [*to_json(findings), *([] if served(run) else [_rights(moment.backup, target, lost)])]
+    found = [*to_json(findings), *([] if is_server(run) else [_rights(moment.backup, target, lost)])]
     return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
 
 
 def undo(run: Run, request: Undo) -> Result:
-    """Put back the state that the last in-place restore replaced. It can itself be undone."""
+    """Restore the state that the last in-place restore replaced. This can itself be undone."""
     held = _held(run)
     if not held:
         raise NotFound(f"{run.name}: there is no restore to undo", hints=[f"dbguardctl list {run.name}"])
@@ -111,22 +111,22 @@ def undo(run: Run, request: Undo) -> Result:
             hints=[f"dbguardctl restore undo {run.name} --confirm {run.name}"],
         )
     moment = Moment(held[0], held[0].created_at, None, [])
-    plan, half = _plan(run, moment, live(run), in_place=True), _is_half(run, moment.backup)
+    plan, half = _plan(run, moment, live_path(run), in_place=True), _is_half(run, moment.backup)
     check_space(run, plan)
     result = _in_place(run, moment, plan)
-    if half:  # what is there now is what was there before: the next undo is of the restore before
+    if half:  # what is there now is what was there before: the next undo concerns the restore before
         _nothing_to_undo(run, held[0].id)
         result |= {"safety_copy": None, "undo": None}
     return result
 
 
 def _is_half(run: Run, backup: Backup) -> bool:
-    """Say if a restore in place was cut short that the next one has to go on with."""
-    return served(run) and delta_restore(run).present(live(run), backup.facts).begun
+    """Return whether an interrupted restore in place has to be continued."""
+    return is_server(run) and delta_restore(run).inspect(live_path(run), backup.raw_facts).begun
 
 
 def _held(run: Run) -> list[Backup]:
-    """Return the safety copies that an undo would put back, newest first."""
+    """Return the safety copies that an undo would restore, newest first."""
     holds = run.repository.holds()
     return [
         backup
@@ -136,7 +136,7 @@ def _held(run: Run) -> list[Backup]:
 
 
 def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime) -> list[str]:
-    """Return the ids of the safety copies whose time for an undo is over: only that hold of theirs has ended."""
+    """Return the ids of the safety copies whose time for an undo is over: only their hold for that ends."""
     start = now - timedelta(days=UNDO_DAYS)
     return [
         backup.id
@@ -146,10 +146,10 @@ def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], no
 
 
 def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
-    """Restore over the live database, with a way back. None of it while somebody uses it."""
+    """Restore over the live database, with a way back. Nothing is done while it is in use."""
     _check_unused(run, moment.backup)
     started = run.monotonic()
-    findings, safety = (_by_delta if served(run) else _by_swap)(run, moment, plan)
+    findings, safety = (_by_delta if is_server(run) else _by_swap)(run, moment, plan)
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
     of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
@@ -168,8 +168,8 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
 def _by_swap(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
     """Stage and compare first; then the safety copy; then one atomic step.
 
-    Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
-    The safety copy comes last: what the application commits while the staged copy is made is in it.
+    Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable. The
+    safety copy comes last, so it includes what the application commits while the staged copy is made.
     """
     staged = Path(run.staging) / "restored"
     elsewhere = f"dbguardctl restore {run.name} {_which(moment)} --to NEWPLACE"
@@ -184,13 +184,13 @@ def _by_swap(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Fi
 
 
 def _by_delta(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
-    """The safety copy first; then only what differs is written, at a place where nobody starts it; then it is compared.
+    """The safety copy first; then write only what differs, where no server finds it; then compare.
 
-    Until it is known to be right, it is not where its users look for it. The safety copy takes the state before: it is
-    the one that a restore began with which was cut short, if one was.
+    Until it is known to be right, it is not where its users look for it. If an interrupted restore is continued, the
+    safety copy is the one with which that began.
     """
-    place, delta, facts = live(run), delta_restore(run), moment.backup.facts
-    safety = _safety_copy(run, lambda sink, progress: delta.keep(place, facts, sink, progress))
+    place, delta, facts = live_path(run), delta_restore(run), moment.backup.raw_facts
+    safety = _safety_copy(run, lambda sink, progress: delta.save(place, facts, sink, progress))
     there = run.repository.backup(safety) if safety else None
     half = safety is None and _is_half(run, moment.backup)
     if half:
@@ -198,21 +198,21 @@ def _by_delta(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[F
     with _replacing(run, plan, safety, half=half):
         findings, _ = restore_and_compare(run, moment, place, (), in_staging=True, over=True, there=there)
         with replaced(run):
-            delta.put(place)
+            delta.publish(place)
     return findings, safety
 
 
 @contextmanager
 def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: bool = False) -> Iterator[None]:
-    """Replace the live database inside the block; if nothing was changed by it, there is nothing to undo.
+    """Replace the live database inside the block; if nothing was changed, there is nothing to undo.
 
-    But where one that was cut short has left `half` of it, its way back stays, whatever refuses to go on.
+    But if an interrupted restore has left `half` of it, its way back stays, whatever refuses to continue.
     """
-    run.report("restore.replacing", database=run.name, target=plan["to"], over=served(run))
+    run.report("restore.replacing", database=run.name, target=plan["to"], over=is_server(run))
     try:
         yield
     except (Cancelled, WorkerDied):
-        raise  # nobody knows how far it came: the way back stays
+        raise  # how far it got is unknown, so the way back stays
     except GuardError as error:
         if not half and not error.facts.get(REPLACED):
             _nothing_to_undo(run, safety)
@@ -221,24 +221,28 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
 
 
 def _check_unused(run: Run, backup: Backup) -> None:
-    """Raise TargetInUse if somebody uses the live database."""
-    if served(run):
-        delta_restore(run).check_unused(live(run), backup.facts)
+    """Raise TargetInUse if a process uses the live database."""
+    if is_server(run):
+        delta_restore(run).check_unused(live_path(run), backup.raw_facts)
     else:
         run.snapshots.check_unused()
 
 
 def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
-    """Back up the live database and hold that backup; None if there is no live database to lose.
+    """Back up the live database and hold that backup; return None if there is no live database to lose.
 
     Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
     """
     try:
-        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump or partial(run.snapshots.dump, compared=False))
+        made = make_backup(
+            run, note=SAFETY_NOTE, fingerprint=False, dump=dump or partial(run.snapshots.dump, compared=False)
+        )
     except SourceMissing:
         return None
     except (SourceInvalid, SourceEncrypted, SourceDamaged) as error:
-        error.hints = (f"move {live(run)} away by hand (nothing of it can be kept by a backup), then restore again",)
+        error.hints = (
+            f"move {live_path(run)} away by hand (nothing of it can be kept by a backup), then restore again",
+        )
         raise
     now = run.now()
     run.repository.hold(made.id, UNDO_REASON, run.actor, now)
@@ -247,14 +251,14 @@ def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
 
 
 def _nothing_to_undo(run: Run, safety: str | None) -> None:
-    """Let go of the safety copy of a restore that replaced nothing: the next undo is of the one before."""
+    """Release the safety copy of a restore that replaced nothing: the next undo concerns the restore before."""
     if safety is not None:
         run.repository.release(safety, run.actor, run.now(), UNDO_REASON)
         run.report("backup.released", id=safety, reason=UNDO_REASON, reasons=[UNDO_REASON])
 
 
 def _which(moment: Moment) -> str:
-    """Return the options that ask for the same moment again."""
+    """Return the options that request the same moment again."""
     if moment.until is None:
         return f"--id {moment.backup.id}"
     target = moment.until.target
@@ -264,11 +268,11 @@ def _which(moment: Moment) -> str:
 
 
 def _in_the_way(run: Run, backup: Backup) -> list[str]:
-    """Say who uses the live database and would have to stop first."""
+    """Return which processes use the live database and would have to stop first."""
     try:
         _check_unused(run, backup)
     except TargetInUse as error:
-        stop = f" ({error.hints[0]})" if served(run) and error.hints else ""
+        stop = f" ({error.hints[0]})" if is_server(run) and error.hints else ""
         return [f"{error.message}: it would be refused until that is stopped{stop}"]
     return []
 
@@ -277,8 +281,8 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
     backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
     needs, free = moment.bytes * (3 if in_place else 1), free_bytes(target.parent)
-    if in_place and served(run):  # what is there is written over
-        there = delta_restore(run).present(target, backup.facts)
+    if in_place and is_server(run):  # the space of the present database is reused
+        there = delta_restore(run).inspect(target, backup.raw_facts)
         needs, free = max(0, moment.bytes - there.bytes), there.free_bytes
     elif in_place:
         free = free_bytes(Path(run.staging).parent)
@@ -290,7 +294,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
         "to": str(target),
         "in_place": in_place,
         "undo_days": UNDO_DAYS if in_place else None,
-        "replaceable": not served(run) or backup.method == "pages",
+        "replaceable": not is_server(run) or backup.method == "pages",
         "needs_bytes": needs,
         "free_bytes": free,
         "takes_seconds": newest.restore_seconds if newest else None,
@@ -298,9 +302,9 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
 
 
 def _rights(backup: Backup, target: Path, lost: Sequence[str]) -> dict[str, Any]:
-    """Return what came of owner and rights as a finding, with the command that gives them."""
+    """Return the result for owner and permissions as a finding, with the command that sets them."""
     found: dict[str, Any] = to_json(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
-    owner, group = backup.said.owner, backup.said.group
+    owner, group = backup.facts.owner, backup.facts.group
     if owner and any(line.startswith(("owner ", "group ")) for line in lost):
         known = owner_of(backup)
         command = shlex.join(["chown", f"{owner}:{group}", str(target)])

@@ -1,4 +1,4 @@
-"""Writes a backup, or a moment, to a place, and reads it through its engine: it has to be what was backed up."""
+"""Writes a backup, or a moment, to a place, and reads it through its engine: it must equal what was backed up."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dbguardd.engines.base import REPLACED, DeltaRestore, Examination, Finding
 from dbguardd.errors import GuardError, PlaceDenied, ProofFailed, ToolMissing, Unsupported
 from dbguardd.flow import LOG
 from dbguardd.humanize import OVERWRITING
-from dbguardd.jobs.base import Run, brief
+from dbguardd.jobs.base import Run, shortened
 from dbguardd.jobs.moment import Moment, opened
-from dbguardd.jobs.target import mkdir_elsewhere_command, owner_of, served
-from dbguardd.jobs.verify import DAMAGE, condemn, same_content
+from dbguardd.jobs.target import is_server, mkdir_elsewhere_command, owner_of
+from dbguardd.jobs.verify import DAMAGE, record_damage, same_content
 from dbguardd.repository import Backup, Tree
 from dbguardd.rules.reliance import SAFETY_NOTE
 
 
 def delta_restore(run: Run) -> DeltaRestore:
-    """Return how the live database is written over. Raises Unsupported."""
+    """Return the engine's capability to write over the live database. Raises Unsupported."""
     if run.delta_restore is None:
         raise Unsupported(f"{run.name}: is not restored in place")
     return run.delta_restore
@@ -27,7 +27,7 @@ def delta_restore(run: Run) -> DeltaRestore:
 
 @contextmanager
 def replaced(run: Run) -> Iterator[None]:
-    """Say of every error inside the block that the live database was written over before, and what brings it back."""
+    """Add to every error inside the block that the live database was overwritten, and what restores it."""
     try:
         yield
     except GuardError as error:
@@ -48,11 +48,11 @@ def restore_and_compare(
     over: bool = False,
     there: Backup | None = None,
 ) -> tuple[list[Finding], Sequence[str]]:
-    """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
+    """Restore to `target` and read it once through the engine; return the findings, and the permissions that it lacks.
 
-    Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
-    fingerprint and keeps its bytes whatever they are. With `over` that is the live database, which is written over;
-    `there` is a backup that was made of that just now.
+    Raises ProofFailed if it is not what was backed up, or was already damaged then: a safety copy has no fingerprint
+    and keeps its bytes whatever they are. With `over`, `target` is the live database, which is overwritten; `there` is
+    a backup of it made just now.
     """
     target, lost = _write(run, moment, target, others, in_staging=in_staging, over=over, there=there)
     with replaced(run) if over else nullcontext():
@@ -60,10 +60,10 @@ def restore_and_compare(
 
 
 def _found(run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_staging: bool) -> list[Finding]:
-    """Return what is found of the copy. Raises ProofFailed."""
+    """Return the findings about the copy. Raises ProofFailed."""
     examined, compared = _compare(run, moment, target, in_staging=in_staging)
     then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
-    findings = brief([*examined.findings, compared, *then])
+    findings = shortened([*examined.findings, compared, *then])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         compares = run.repository.fingerprint(moment.backup.id) is not None
@@ -86,7 +86,7 @@ def _write(
     over: bool,
     there: Backup | None,
 ) -> tuple[Path, Sequence[str]]:
-    """Write the copy, durable; return where it is, and which rights of the original it lacks."""
+    """Write the copy, durably; return where it is, and which permissions of the original it lacks."""
     started, backup = run.monotonic(), moment.backup
     try:
         with _known(run, there) as known, opened(run, moment, known) as tree:
@@ -99,11 +99,11 @@ def _write(
         if LOG in error.facts:
             error.hints = (f"dbguardctl restore {run.name} --id {backup.id}  # the backup alone", *error.hints)
             raise
-        condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+        record_damage(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
         error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
         raise
     except PlaceDenied as error:
-        if not in_staging and owner_of(backup):  # made for him, it is the place where the job acts as he
+        if not in_staging and owner_of(backup):  # made for the owner: in that place the job acts as the owner
             error.hints = (mkdir_elsewhere_command(backup, target),)
         raise
     seconds = round(run.monotonic() - started, 3)
@@ -113,7 +113,7 @@ def _write(
 
 @contextmanager
 def _known(run: Run, there: Backup | None) -> Iterator[Tree | None]:
-    """Open the backup that was made just now of what is written over; what of that cannot be read is told."""
+    """Open the backup, made just now, of what is overwritten; report what cannot be read of it."""
     if there is None:
         yield None
         return
@@ -126,21 +126,21 @@ def _known(run: Run, there: Backup | None) -> Iterator[Tree | None]:
 
 
 def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tuple[Examination, Finding]:
-    """Read the copy through the engine; return what that found, and whether it is what was backed up."""
+    """Read the copy through the engine; return what that found, and whether it equals what was backed up."""
 
     def comparing(step: str, done_bytes: int, total_bytes: int | None) -> None:
-        # Who cannot wait may begin with a file; in a directory a server of ours is at work until this is over.
-        there = step if in_staging or served(run) else f"written to {target}, compare"
+        # An impatient user may use a file already; in a directory our server works until this is over.
+        there = step if in_staging or is_server(run) else f"written to {target}, compare"
         run.progress(there, done_bytes, total_bytes)
 
     try:
         examined = run.snapshots.examine(target, (), comparing)
-    except (ToolMissing, Unsupported) as error:  # a new machine lacks what reads it: what was written is whole
+    except (ToolMissing, Unsupported) as error:  # a new machine lacks what reads it; the files are whole
         if in_staging:
             raise
         examined = _unread(run, target, error)
     if moment.until is not None:
-        return examined, Finding("log since the backup", "ok", moment.said())
+        return examined, Finding("log since the backup", "ok", moment.describe_log())
     expected = run.repository.fingerprint(moment.backup.id)
     compared = same_content(examined, expected, moment.backup)
     if in_staging and expected is None and moment.backup.note == SAFETY_NOTE:  # there is nothing to compare
@@ -149,7 +149,7 @@ def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tup
 
 
 def _unread(run: Run, target: Path, error: GuardError) -> Examination:
-    """Return what is said of a restored database that nothing on this machine can read."""
+    """Return the examination of a restored database that nothing on this machine can read."""
     lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
     then = {"next": f"{target} has all that was backed up, and a text with the commands that bring it into a server"}
-    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if served(run) else {})
+    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if is_server(run) else {})

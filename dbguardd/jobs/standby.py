@@ -1,7 +1,7 @@
-"""Keep a copy of a database up to date from the repository alone, and end that: standby and promote.
+"""Keeps a copy of a database up to date from the repository alone, and ends that: standby and promote.
 
-The copy is made from the newest moment, then each segment of the log is put over it as it appears. It needs storage and
-key, and nothing of the machine that the database lives on.
+The copy is made from the newest moment, then each segment of the log is applied to it as it appears. This needs storage
+and key, and nothing of the machine that the database is on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Query, Standby
+from dbguardd.engines.base import ProofQuery, Standby
 from dbguardd.errors import (
     Cancelled,
     Damaged,
@@ -27,11 +27,11 @@ from dbguardd.errors import (
     Usage,
     WorkerDied,
 )
-from dbguardd.facts import Place
-from dbguardd.jobs.base import Job, Result, Run, brief, instant
+from dbguardd.facts import LogPosition
+from dbguardd.jobs.base import Job, Result, Run, instant, shortened
 from dbguardd.jobs.moment import Moment, opened, reach
-from dbguardd.jobs.target import live
-from dbguardd.repository import Chain, Link, Log, Until
+from dbguardd.jobs.target import live_path
+from dbguardd.repository import Chain, Link, LogRange, StoredLog
 from dbguardd.requests import NOWHERE
 from dbguardd.rules.moment import holds
 from dbguardd.serialize import to_json
@@ -39,15 +39,15 @@ from dbguardd.verbs import Promote
 from dbguardd.verbs import Standby as Keep
 
 _LOOK_SECONDS = 1.0
-_AGAIN_SECONDS = 10.0  # between two looks for a backup to go on from: each reads all manifests
+_AGAIN_SECONDS = 10.0  # between two searches for a newer backup: each reads all manifests
 _STEP_BYTES = 32 << 20  # of pages that become one change of the copy, or one transaction if that is larger
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is in a copy: the log `chain` up to `segment`, as it was at `at`.
+    """The content of a copy: the log `chain` up to `segment`, as it was at `at`.
 
-    A copy of a backup alone is ahead of that segment: it is of `place`, and what brings it on has to reach that.
+    A copy of a backup alone is ahead of that segment: it is of `place`, which the next change has to reach.
     """
 
     repository: str
@@ -55,10 +55,10 @@ class Mark:
     chain: str
     segment: int
     at: str
-    place: Place | None = None
+    place: LogPosition | None = None
 
     def reached(self, link: Link) -> bool:
-        """Say if a segment holds all that is in the copy."""
+        """Return whether a segment includes everything in the copy."""
         return self.place is None or holds(link, self.place, datetime.fromisoformat(self.at))
 
 
@@ -78,11 +78,11 @@ class Keeping:
 
     @property
     def standby(self) -> Standby:
-        """The engine's side of it."""
+        """The engine's part."""
         return self._copy
 
     def open(self, *, make: bool) -> bool:
-        """Open the copy, or `make` it; return True if its promotion was begun. Raises NotFound if it is not there."""
+        """Open the copy, or `make` it; return whether its promotion was begun. Raises NotFound if it does not exist."""
         found = self._copy.found(self.target, self._run.progress)
         if found is not None:
             self.mark = _read(found, self.target)
@@ -105,8 +105,8 @@ class Keeping:
         return False
 
     def _mark_of(self, moment: Moment) -> Mark:
-        """Return what a copy of that moment is. Raises Unsupported if no log goes on from it."""
-        run, goes_on, place = self._run, moment.backup.said.goes_on, moment.backup.said.place
+        """Return the mark of a copy of that moment. Raises Unsupported if no log continues from it."""
+        run, goes_on, place = self._run, moment.backup.facts.log_start, moment.backup.facts.log_position
         if moment.until is not None:
             chain, segment, place = moment.until.chain.id, moment.until.last, None
         elif goes_on is not None and place is not None:
@@ -119,12 +119,12 @@ class Keeping:
             )
         return Mark(run.repository.id, run.name, chain, segment, moment.at.isoformat(), place)
 
-    # ------------------------------------------------------------------------------------------ on and on
+    # ------------------------------------------------------------------------------------------ keeping up
 
     def catch_up(self) -> int:
-        """Bring the copy to the end of the log; return how many segments were put over it.
+        """Bring the copy to the end of the log; return how many segments were applied.
 
-        Raises LogBroken, Damaged, ObjectMissing where it does not go on and no newer backup leads past that.
+        Raises LogBroken, Damaged, ObjectMissing if the log does not continue and no newer backup leads past that.
         """
         before, log = self.mark.segment, self._run.repository.log(self._run.name)
         if log is None:
@@ -136,7 +136,7 @@ class Keeping:
             self._past(error)
         return self.mark.segment - before
 
-    def _goes_on(self, log: Log) -> Chain | None:
+    def _goes_on(self, log: StoredLog) -> Chain | None:
         """Return the chain that has the next segment; None if there is none yet."""
         chains = log.chains()
         following, mark = self.mark.segment + 1, self.mark
@@ -150,8 +150,8 @@ class Keeping:
             self._past(LogBroken(f"{self._run.name}: its log began anew", detail=because))
         return None
 
-    def _step(self, log: Log, chain: Chain) -> bool:
-        """Put one stretch of the log over the copy; False if it has no further moment yet."""
+    def _step(self, log: StoredLog, chain: Chain) -> bool:
+        """Apply the next part of the log to the copy; return False if the log has no further moment yet."""
         mark, size, last, reached = self.mark, 0, None, False
         try:
             for link in log.links(chain, mark.segment + 1, chain.last):
@@ -162,20 +162,20 @@ class Keeping:
                 if last is not None and size > _STEP_BYTES:
                     break
         except (Damaged, ObjectMissing):
-            if last is None:  # what comes before it is good
+            if last is None:  # the part before it is good
                 raise
         if last is None:
             return False
         new = replace(mark, segment=last.number, at=last.at.isoformat(), place=None)
-        tree = log.stretch(Until(chain, mark.segment, last.number), last)
+        tree = log.stretch(LogRange(chain, mark.segment, last.number), last)
         self._copy.advance(tree, self.target, to_json(new), self._run.progress)
         self.mark = new
         return True
 
     def _past(self, error: GuardError) -> None:
-        """Go on from a newer backup, if there is one: all between is left out, and told. Else raises what it was.
+        """Continue from a newer backup, if there is one; what is skipped is reported. Otherwise raise `error`.
 
-        A log that began anew is waited for: its backup is under way.
+        If a new log was begun, wait: its backup is being made.
         """
         run, now = self._run, self._run.monotonic()
         if now >= self._next_look:
@@ -194,10 +194,10 @@ class Keeping:
             raise error
         self.waits(f"{error.message} ({error.detail}): the backup that it begins with is waited for")
 
-    # ------------------------------------------------------------------------------------------ telling
+    # ------------------------------------------------------------------------------------------ reporting
 
     def tell(self) -> None:
-        """Say how far the copy is, when that has changed, and show life. Raises Cancelled."""
+        """Report how far the copy is, if that has changed, and report life. Raises Cancelled."""
         mark = self.mark
         if self._told != (mark.chain, mark.segment):
             self._told = mark.chain, mark.segment
@@ -205,13 +205,16 @@ class Keeping:
         self._run.progress(f"as of {mark.at}", mark.segment, None)
 
     def waits(self, why: str) -> None:
-        """Say once what keeps the copy from going on."""
+        """Report once what keeps the copy from advancing."""
         if why and why != self.waiting:
             self._run.report("standby", state="waiting", why=why, at=self.mark.at)
         self.waiting = why
 
     def facts(self) -> dict[str, Any]:
-        """Return how far the copy is. The lag counts from the last commit that is stored: nobody tells of a rest."""
+        """Return how far the copy is.
+
+        The lag counts from the last stored commit: an idle database is not recognized.
+        """
         mark, now = self.mark, self._run.now()
         at = datetime.fromisoformat(mark.at)
         lag = round((now - at).total_seconds(), 3)
@@ -220,7 +223,7 @@ class Keeping:
 
 
 def standby(run: Run, request: Keep) -> Result:
-    """Keep the copy up to date until the job is told to end: that is no failure."""
+    """Keep the copy up to date until the job is told to end, which is no failure."""
     keeping = Keeping(run, request.to)
     try:
         if keeping.open(make=True):
@@ -244,7 +247,7 @@ def standby(run: Run, request: Keep) -> Result:
 
 
 def promote(run: Run, request: Promote) -> Result:
-    """Bring the copy to the end of the log, check it, and let go of it. What the log lacks does not keep it."""
+    """Bring the copy to the end of the log, check it, and release it. A gap in the log does not prevent that."""
     keeping = Keeping(run, request.to)
     warnings = []
     if not keeping.open(make=False):
@@ -253,15 +256,15 @@ def promote(run: Run, request: Promote) -> Result:
         except (Damaged, ObjectMissing) as error:
             warnings.append(f"{error.message}: what the log has after that is not in the copy")
         warnings += [keeping.waiting] if keeping.waiting else []
-    queries = [Query(**query) for query in run.database.get("queries", ())]
-    findings = brief(keeping.standby.promote(keeping.target, queries, run.progress))
+    queries = [ProofQuery(**query) for query in run.database.get("queries", ())]
+    findings = shortened(keeping.standby.promote(keeping.target, queries, run.progress))
     facts = keeping.facts()
     run.report("standby", state="promoted", **facts)
     return {**facts, "findings": to_json(findings), "warnings": warnings}
 
 
 def _target(run: Run, to: str) -> Path:
-    path = live(run)
+    path = live_path(run)
     if not to and str(path) == NOWHERE:
         raise Usage(f"{run.name}: say with --to where the copy is")
     target = Path(to) if to else path.with_name(f"{path.stem}_standby{path.suffix}")
@@ -273,7 +276,7 @@ def _target(run: Run, to: str) -> Path:
 
 
 def _read(found: Mapping[str, Any], target: Path) -> Mark:
-    """Read a mark that lay beside the copy. Raises TargetExists for what is none."""
+    """Parse a mark stored beside the copy. Raises TargetExists if it is none."""
     try:
         mark = Mark(
             str(found["repository"]),
@@ -281,7 +284,7 @@ def _read(found: Mapping[str, Any], target: Path) -> Mark:
             str(found["chain"]),
             segment=int(found["segment"]),
             at=datetime.fromisoformat(found["at"]).astimezone(UTC).isoformat(),
-            place=Place.read(found["place"]),
+            place=LogPosition.read(found["place"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise TargetExists(f"{target}: its mark is none that a standby has", detail=repr(error)) from error

@@ -1,4 +1,4 @@
-"""Prove a backup: restore it into a private place and compare it with the fingerprint of its own snapshot."""
+"""Proves a backup: restores it into a private place and compares it with the fingerprint of its own snapshot."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd import __version__
-from dbguardd.engines.base import Examination, Finding, Query
+from dbguardd.engines.base import Examination, Finding, ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
-from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
+from dbguardd.jobs.base import Job, Result, Run, instant, read_progress, shortened
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
-from dbguardd.jobs.lineage import successor
-from dbguardd.jobs.moment import Moment, backup_at, between, opened, random_moment, read_log
+from dbguardd.jobs.lineage import successor_command
+from dbguardd.jobs.moment import Moment, backup_at, log_leading_to, opened, random_moment, read_log
 from dbguardd.jobs.plain_copies import keep_plain
 from dbguardd.jobs.target import check_staging
 from dbguardd.repository import Backup, Proof
@@ -25,52 +25,52 @@ from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)
-"""What says something about the stored bytes, wherever it is met."""
+"""Errors that concern the stored bytes, wherever they occur."""
 _VERDICTS = (*DAMAGE, ProofFailed)
 _NAMED = 5  # tables
 
 
 def verify(run: Run, request: Verify) -> Result:
-    """Restore one backup, examine it, record the proof. Raises ProofFailed when it is not what was backed up."""
+    """Restore one backup, examine it, record the proof. Raises ProofFailed if it is not what was backed up."""
     backup = named(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
-    log = _try_log(run, backup) if run.database.get("continuous") else None
-    return {"proof": graded(proof), "plain_copy": plain, "log": None if log is None else to_json(log)}
+    log = _prove_log(run, backup) if run.database.get("continuous") else None
+    return {"proof": proof_row(proof), "plain_copy": plain, "log": None if log is None else to_json(log)}
 
 
-def _try_log(run: Run, backup: Backup) -> Finding | None:
-    """Restore a random moment of the last day into the staging directory; None if no log reaches one.
+def _prove_log(run: Run, backup: Backup) -> Finding | None:
+    """Restore a random moment of the last day into the staging directory; return None if no log reaches one.
 
-    What this proof answers for is the log that led up to `backup`: all of that is read, and a hole in it fails it.
-    If a moment that lies elsewhere cannot be restored, that is told, and the end of this log is tried instead.
+    This proof is responsible for the log that led up to `backup`: all of that is read, and a gap in it fails the proof.
+    If a moment elsewhere cannot be restored, that is reported, and the end of this log is tried instead.
     """
     moment: Moment | None = None
     try:
-        whole = between(run, backup)
+        whole = log_leading_to(run, backup)
         read_log(run, whole)
     except _VERDICTS as error:
-        raise _refuted(run, _told(run, None, "", [_line(error)])) from None
+        raise _log_proof_failed(run, _report_log_proof(run, None, "", [_line(error)])) from None
     try:
         moment = random_moment(run) or whole
-        tried = None if moment is None else _tried(run, moment, "log")
+        tried = None if moment is None else _restore_moment(run, moment, "log")
     except _VERDICTS as error:
-        tried = _told(run, None, "", [_line(error)])
+        tried = _report_log_proof(run, None, "", [_line(error)])
     if tried is None or tried.outcome != "failed" or whole is None:
         return tried
     if moment is None or (moment.backup.id, moment.at) != (whole.backup.id, whole.at):
-        tried = _tried(run, whole, "log-again")
+        tried = _restore_moment(run, whole, "log-again")
     if tried.outcome == "failed":
-        raise _refuted(run, tried)
+        raise _log_proof_failed(run, tried)
     return tried
 
 
-def _tried(run: Run, moment: Moment, name: str) -> Finding:
-    """Restore a moment, and compare it with what was written down then.
+def _restore_moment(run: Run, moment: Moment, name: str) -> Finding:
+    """Restore a moment, and compare it with what was recorded then.
 
-    That is the sum of all pages; and the fingerprint of a backup, if one was made just there.
+    That is the sum of all pages; and the fingerprint of a backup, if one was made exactly there.
     """
-    target, said, bad, unsure = Path(run.staging) / name, moment.said(), list[str](), not moment.compared
+    target, said, bad, unsure = Path(run.staging) / name, moment.describe_log(), list[str](), not moment.compared
     try:
         check_staging(run, moment.backup, moment.bytes)
         with opened(run, moment) as tree:
@@ -89,11 +89,11 @@ def _tried(run: Run, moment: Moment, name: str) -> Finding:
     finally:
         with suppress(GuardError):
             run.snapshots.release()
-    return _told(run, moment, said, bad, "inconclusive" if unsure else "ok")
+    return _report_log_proof(run, moment, said, bad, "inconclusive" if unsure else "ok")
 
 
-def _told(run: Run, moment: Moment | None, said: str, bad: Sequence[str], outcome: str = "ok") -> Finding:
-    """Report how the trial of a log ended, and return it as a finding."""
+def _report_log_proof(run: Run, moment: Moment | None, said: str, bad: Sequence[str], outcome: str = "ok") -> Finding:
+    """Report the result of testing a log, and return it as a finding."""
     at = None if moment is None else instant(moment.shown)
     outcome, detail = "failed" if bad else outcome, "; ".join(bad or [said])
     run.report("log.tried", database=run.name, outcome=outcome, detail=detail, moment_at=at)
@@ -104,7 +104,7 @@ def _line(error: GuardError) -> str:
     return f"{error.code} {error.message}. {error.detail}".strip()
 
 
-def _refuted(run: Run, tried: Finding) -> ProofFailed:
+def _log_proof_failed(run: Run, tried: Finding) -> ProofFailed:
     return ProofFailed(
         f"{run.name}: its log did not pass a test restore; the backups are not affected",
         detail=tried.detail,
@@ -123,10 +123,10 @@ def newest_with_content(run: Run) -> Backup:
 
 
 def prove(run: Run, backup: Backup) -> Proof:
-    """Restore `backup` into the staging directory and grade it; the record is kept whatever comes out.
+    """Restore `backup` into the staging directory and grade it; the result is stored whatever it is.
 
-    Damage and differences are a verdict. All other trouble (no space, no storage, no permission, a bug) is not one on
-    the backup: it is raised as it is and nothing is recorded, because a backup that failed counts for nothing and goes.
+    Damage and differences are a verdict. Any other problem (no space, no storage, no permission, a bug) is none about
+    the backup: it is raised as it is and nothing is stored, because a failed backup counts for nothing and is deleted.
     """
     target = Path(run.staging) / "proof"
     started = run.monotonic()
@@ -135,14 +135,14 @@ def prove(run: Run, backup: Backup) -> Proof:
     seconds: float | None = None
     check_staging(run, backup, backup.source_bytes)
     try:
-        with run.repository.tree(backup, reading(run, backup.source_bytes)) as tree:
+        with run.repository.tree(backup, read_progress(run, backup.source_bytes)) as tree:
             run.snapshots.restore(tree, target, run.progress)
         grade = Grade.CHECKED
         findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
-        seconds = run.monotonic() - started  # a restore compares as well before it says that it is done
+        seconds = run.monotonic() - started  # a restore, too, compares before it reports success
         same = same_content(examined, run.repository.fingerprint(backup.id), backup)
-        findings += brief([*examined.findings, same, *_emptied(run, backup, examined)])
+        findings += shortened([*examined.findings, same, *_lost_content(run, backup, examined)])
         grade = _grade(examined, findings)
     except _VERDICTS as error:
         findings.append(Finding("restore", "failed", _line(error)))
@@ -151,7 +151,7 @@ def prove(run: Run, backup: Backup) -> Proof:
             run.snapshots.release()
     proof = Proof(backup.id, run.now(), grade, seconds, tuple(to_json(findings)), __version__)
     run.repository.add_proof(proof)
-    run.report("backup.graded", **graded(proof))
+    run.report("backup.graded", **proof_row(proof))
     if failure := failure_of(proof):
         raise ProofFailed(
             f"{run.name}: backup {backup.id} did not pass its test restore",
@@ -162,38 +162,41 @@ def prove(run: Run, backup: Backup) -> Proof:
     return proof
 
 
-def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:
-    """Yield what is said of a database in which no table has a row any more that had one when it was proven last.
+def _lost_content(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:
+    """Yield a finding if no table has a row any more that had one when the database was last proven.
 
-    A full disk, a new installation, another database in its place or a slip of the hand leaves one, and it passes every
-    check. It is kept as it is, but what is not proven takes the place of no proven backup: those stay (`min_proven`),
-    and are what is restored. Unless a person has said since that it is right so.
+    A full disk, a new installation, another database in its place or a mistake can leave such a database, and it passes
+    every check. The backup is kept, but an unproven backup does not replace proven ones: those stay (`min_proven`), and
+    are what is restored. No finding if a person has declared since that it is right.
     """
     if examined.fingerprint is None:
         return
     proven = {id for id, proof in newest_proofs(run).items() if proof.grade == Grade.PROVEN}
     before, right = None, False
-    for one in run.repository.newest(run.name):  # no further than need be: each is an object to read
+    for one in run.repository.newest(run.name):  # only as far as necessary: each is an object to read
         if one.id < backup.id and one.id in proven:
             before = one
             break
-        right = right or (one.id <= backup.id and one.said.successor)
+        right = right or (one.id <= backup.id and one.facts.successor)
     if before is None or right:
         return
     try:
         known = run.repository.fingerprint(before.id) or {}
-    except GuardError as error:  # which says nothing of this one
+    except GuardError as error:  # this says nothing about the present backup
         if not examined.fingerprint.rows:
             yield Finding("content is not lost", "inconclusive", f"what was in the backup before: {_line(error)}")
         return
     had = Fingerprint.read(known)
-    if gone := emptied(had, examined.fingerprint, alike=before.method == backup.method):
+    if gone := lost_content(had, examined.fingerprint, alike=before.method == backup.method):
         said = f"{gone}; {before.id}, the last proven backup before, has {had.rows} rows"
-        yield Finding("content is not lost", "inconclusive", f"{said}. If that is right: {successor(run)}")
+        yield Finding("content is not lost", "inconclusive", f"{said}. If that is right: {successor_command(run)}")
 
 
-def emptied(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
-    """Say that no table which had rows has one now; nothing if one has. `alike`: both name their tables in one way."""
+def lost_content(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
+    """Return that no table which had rows has any now; "" if one has.
+
+    `alike`: both use the same form of table names.
+    """
     had = {name for name, table in before.tables.items() if table.rows}
     if had and not now.rows:
         return "no table has a row any more"
@@ -204,32 +207,32 @@ def emptied(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
     return f"of the tables that had rows none is there with a row any more ({named})"
 
 
-def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:
-    """Record of backups (by id) what was found damaged of them, as a proof that failed; a later one can acquit them.
+def record_damage(run: Run, source: str, damage: Mapping[str, str]) -> None:
+    """Record damage of backups (by id) as failed proofs; a later proof can clear them.
 
-    Not again where the newest proof says as much, and not in the repository where a manifest is gone or has expired.
-    All are reported before the first is stored: a full storage keeps nobody from hearing of damage.
+    Not if the newest proof already failed, and not in the repository if the manifest is gone or has expired. All are
+    reported before the first is stored, so a full storage keeps nobody from learning of damage.
     """
     known, newest = {backup.id: backup for backup in run.repository.backups()}, newest_proofs(run)
     proofs: list[Proof] = []
     for id, detail in damage.items():
         if id in newest and failure_of(newest[id]) is not None:
             continue
-        (finding,) = brief([Finding(source, "failed", detail)])
+        (finding,) = shortened([Finding(source, "failed", detail)])
         proof = Proof(id, run.now(), Grade.STORED, None, (to_json(finding),), __version__)
         proofs += [proof] if id in known else []
         whose = {"database": known[id].database} if id in known else {}
-        run.report("backup.graded", **graded(proof), **whose)
+        run.report("backup.graded", **proof_row(proof), **whose)
     for proof in proofs:
         run.repository.add_proof(proof)
 
 
 def same_content(examined: Examination, expected: Mapping[str, Any] | None, backup: Backup) -> Finding:
-    """Compare a restored database with the fingerprint that was taken inside the backup's own snapshot."""
+    """Compare a restored database with the fingerprint taken inside the backup's own snapshot."""
     name = "content equals the snapshot"
     if expected is None:
         later = f"dbguardctl log has the cause. Make another backup: dbguardctl backup {backup.database}"
-        more = backup.said.no_fingerprint or later
+        more = backup.facts.no_fingerprint or later
         said = "a safety copy has none" if backup.note == SAFETY_NOTE else more
         return Finding(name, "inconclusive", f"the backup has no fingerprint: {said}")
     if examined.fingerprint is None:
@@ -243,7 +246,7 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None, back
 
 
 def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Sequence[str]:
-    """Say in words what differs, worst first, at most five."""
+    """Return in words what differs, worst first, at most five."""
     said = [] if expected["schema_digest"] == found["schema_digest"] else ["the schema differs"]
     wanted, got = expected["tables"], found["tables"]
     said += [f"table {name} is missing" for name in wanted if name not in got]
@@ -262,11 +265,11 @@ def _grade(examined: Examination, findings: Sequence[Finding]) -> Grade:
     return Grade.PROVEN if known else Grade.RESTORED
 
 
-def _queries(database: Mapping[str, Any]) -> list[Query]:
-    return [Query(**query) for query in database.get("queries", ())]
+def _queries(database: Mapping[str, Any]) -> list[ProofQuery]:
+    return [ProofQuery(**query) for query in database.get("queries", ())]
 
 
-def graded(proof: Proof) -> dict[str, Any]:
+def proof_row(proof: Proof) -> dict[str, Any]:
     """Return what the catalog keeps of a proof."""
     return {
         "id": proof.backup,

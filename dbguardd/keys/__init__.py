@@ -1,6 +1,6 @@
-"""Who may open a repository: the machine's key, a passphrase, an age recipient whose identity lies elsewhere.
+"""The keys that may open a repository: the machine's key, a passphrase, an age recipient with its identity elsewhere.
 
-KEYS is the table of kinds; open_wrappers opens what a policy names. pyrage and segno are imported where they are used.
+KEYS is the table of kinds; open_wrappers opens the keys of a policy. pyrage and segno are imported where they are used.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ KEYS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], KeyWrapper]]
     "machine": _machine,
     "passphrase": _passphrase,
 }
-"""Every kind of key that a policy can name: its type, and what opens it. Recipients stand under `recovery`."""
+"""Every kind of key that a policy can name, and the function that opens it. Recipients are listed in `recovery`."""
 
 
 def open_wrappers(settings: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> list[KeyWrapper]:
@@ -66,7 +66,7 @@ def open_wrappers(settings: Mapping[str, Any], environ: Mapping[str, str] = os.e
 
 
 def make_key(settings: Mapping[str, Any], missing: KeyMissing) -> None:
-    """Make the key file of a fresh installation. Raises `missing` for what only a person can bring."""
+    """Create the key file of a fresh installation. Raises `missing` for a key that only a user can provide."""
     if settings["type"] != "machine" or "path" not in settings:
         raise missing
     MachineKey.create(Path(settings["path"]))

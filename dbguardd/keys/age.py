@@ -1,7 +1,7 @@
-"""A recovery key that does not live on the machine: an age recipient; its identity lies in a drawer.
+"""A recovery key that is kept off the machine: an age recipient, whose identity is printed and put away.
 
-The wrap is an ordinary age file (age-encryption.org/v1), so stock age opens it without dbguard. Inside is one line of
-JSON: {"context": hex, "secret": hex}. pyrage is imported when something is wrapped or opened.
+The wrapped key is an ordinary age file (age-encryption.org/v1), so stock age opens it without dbguard. It contains one
+line of JSON: {"context": hex, "secret": hex}. pyrage is imported when something is wrapped or opened.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Self
 from dbguardd.errors import Damaged, KeyMissing, KeyRefused, KeyUnsafe, Unsupported
 from dbguardd.keys.secret import Secret
 
-_MOST = 64 << 10  # bytes of a wrap
+_MOST = 64 << 10  # bytes of a wrapped key
 _BEGIN, _LENGTH = "AGE-SECRET-KEY-1", 74
-_LETTERS = frozenset("QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L")  # of bech32: none that is easily taken for another
+_LETTERS = frozenset("QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L")  # of bech32, which leaves out easily confused characters
 
 
 class AgeRecipient:
-    """Wraps for whoever has the identity of `recipient` ("age1..."); unwraps only if it is given."""
+    """Wraps for the holder of the identity of `recipient` ("age1..."); unwraps only if the identity is given."""
 
     kind = "age"
     offline = True
@@ -30,10 +30,10 @@ class AgeRecipient:
 
     @classmethod
     def from_identity(cls, text: Secret) -> Self:
-        """Open from an identity as people have it. Raises KeyUnsafe if it is none.
+        """Open from an identity in the form in which people have it. Raises KeyUnsafe if it is invalid.
 
-        That is a file of age-keygen with its comments, or what was typed from a recovery sheet: spaces, line breaks
-        and small letters do not matter.
+        That is a file of age-keygen with its comments, or text typed from a recovery sheet: spaces, line breaks and
+        case do not matter.
         """
         lines = text.reveal().decode("ascii", errors="replace").splitlines()
         identity = "".join("".join(line.split()) for line in lines if not line.lstrip().startswith("#")).upper()
@@ -49,7 +49,7 @@ class AgeRecipient:
         return cls(recipient, Secret(identity.encode()))
 
     def check(self) -> None:
-        """Raise KeyUnsafe unless something can be wrapped for this recipient."""
+        """Raise KeyUnsafe unless this recipient is valid."""
         self._recipient()
 
     def wrap(self, secret: bytes, context: bytes) -> bytes:
@@ -71,7 +71,7 @@ class AgeRecipient:
             if "No matching keys" in str(error):
                 raise KeyRefused(f"{self.label}: wrapped for another recipient") from error
             raise Damaged(f"{self.label}: the wrapped key is damaged", detail=str(error).splitlines()[0]) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise Damaged(f"{self.label}: something else is wrapped") from error
         if found != context:
             raise KeyRefused(f"{self.label}: wrapped for another repository", detail=f"{found.hex()[:64]}")
@@ -86,13 +86,13 @@ class AgeRecipient:
 
 
 def new_identity() -> tuple[Secret, str]:
-    """Make a recovery key: the identity to write down, and the recipient ("age1...") that wraps for it."""
+    """Create a recovery key: the identity to write down, and the recipient ("age1...") that wraps for it."""
     identity = _age().x25519.Identity.generate()
     return Secret(str(identity).encode()), str(identity.to_public())
 
 
 def _mistyped(identity: str) -> str:
-    """Say what keeps a text from being an identity; of the text, no more than a character that none has."""
+    """Return why a text is not an identity, quoting at most one character, which no identity contains."""
     if not identity.startswith(_BEGIN) or len(identity) != _LENGTH:
         return f"{len(identity)} characters, should be {_LENGTH}, starting with {_BEGIN}"
     for place, letter in enumerate(identity[len(_BEGIN) :], 1):
@@ -103,7 +103,7 @@ def _mistyped(identity: str) -> str:
 
 def _age() -> ModuleType:
     try:
-        import pyrage  # noqa: PLC0415  # takes long to import, and only recovery needs it
+        import pyrage  # noqa: PLC0415  # slow to import, and needed only for recovery
     except ImportError as error:
         raise Unsupported("recovery key: pyrage is not installed", detail=str(error)) from error
     module: ModuleType = pyrage

@@ -1,4 +1,4 @@
-"""Runs a command that prints a secret: no shell, hardly any environment, bounded output, a deadline."""
+"""Runs a command that prints a secret: without a shell, with a minimal environment, bounded output and a deadline."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _HANDED_ON = ("HOME", "CREDENTIALS_DIRECTORY")
 
 
 def output_of(command: Sequence[str], environ: Mapping[str, str], timeout_seconds: float) -> bytes:
-    """Return what the command prints. When it fails, hangs or prints too much, it is killed with its children.
+    """Return the output of the command. If it fails, hangs or prints too much, it is killed with its children.
 
-    Raises SecretMissing, which quotes neither its arguments nor its output.
+    Raises SecretMissing, which quotes neither arguments nor output.
     """
     program = command[0]
     environment = {"PATH": _PATH, "LANG": "C.UTF-8", **{key: environ[key] for key in _HANDED_ON if key in environ}}
@@ -55,7 +55,7 @@ def output_of(command: Sequence[str], environ: Mapping[str, str], timeout_second
 
 
 def _read_all(program: str, pipe: IO[bytes], deadline: float) -> bytes:
-    """Read until the end. Raises TimeoutError; SecretMissing if it becomes too much."""
+    """Read to the end. Raises TimeoutError; SecretMissing if there is too much."""
     output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)

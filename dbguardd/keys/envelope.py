@@ -1,10 +1,10 @@
-"""A secret sealed under a key: AES-256-GCM that commits to its key, so that a wrong key is not taken for damage.
+"""Seals a secret under a key: AES-256-GCM that commits to its key, so that a wrong key does not look like damage.
 
 Bytes: magic "dbgwrap1" | u16 length of header | header | salt 32 | commitment 32 | ciphertext and tag | SHA-256 32.
 encryption key || commitment = HKDF-SHA256(key, salt, "dbguard/v1/wrap" || u16 length of header || header || context).
-The header is in clear: what is needed to find the key (a kind, parameters). The salt is fresh for each seal, hence also
-the encryption key, so the nonce is constant. The final SHA-256 is no protection, only the difference between "damaged"
-and "sealed with another key or for another repository".
+The header is plaintext: what is needed to find the key (a kind, parameters). Each seal has a fresh salt and so a fresh
+encryption key; therefore the nonce is constant. The final SHA-256 does not protect; it only distinguishes "damaged"
+from "sealed with another key or for another repository".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dbguardd.errors import Damaged, KeyRefused
 
 _MAGIC = b"dbgwrap1"
 _NONCE = bytes(12)
-_MOST = 64 << 10  # bytes of a wrapped secret; bounds what is parsed
+_MOST = 64 << 10  # bytes of a wrapped secret; bounds the parsing
 
 
 def seal(
@@ -43,7 +43,7 @@ def header_of(sealed: bytes, what: str) -> bytes:
 
 
 def unseal(key: bytes, sealed: bytes, context: bytes, what: str) -> bytes:
-    """Return the secret. Raises KeyRefused if key or context are others, Damaged if the bytes are not those sealed."""
+    """Return the secret. Raises KeyRefused if key or context differ, Damaged if the bytes are not those sealed."""
     header, salt, commitment, front, ciphertext = _parse(sealed, what)
     encryption, expected = _derive(key, salt, header, context)
     if not hmac.compare_digest(commitment, expected):

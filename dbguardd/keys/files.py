@@ -1,4 +1,4 @@
-"""Files that hold secrets: read only when nobody else can, written so that nobody else ever could."""
+"""Files that hold secrets: read only if they are private, and written so that they always were."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dbguardd.errors import GuardError, TargetExists, Unreachable
 from dbguardd.keys.secret import Secret
 
 MOST_BYTES = 64 << 10
-"""No secret is larger."""
+"""The largest size of a secret."""
 
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}", re.ASCII)
 
 
 def credential_path(name: str, environ: Mapping[str, str]) -> Path:
-    """Return where systemd puts a credential of this service. Raises FileNotFoundError if it gives none."""
+    """Return the path of a systemd credential of this service. Raises FileNotFoundError if there is none."""
     folder = environ.get("CREDENTIALS_DIRECTORY", "")
     path = Path(folder, name)
     if not folder or not _CREDENTIAL.fullmatch(name) or not path.exists():
@@ -29,10 +29,10 @@ def credential_path(name: str, environ: Mapping[str, str]) -> Path:
 
 
 def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, credential: bool = False) -> Secret:
-    """Return the content of a secret file. Raises what `refuse(message, detail)` makes if others can get at it.
+    """Return the content of a secret file. Raises what `refuse(message, detail)` returns if it is not private.
 
     It must be a regular file of this process's user or of root, not readable by group or others
-    (`credential`: systemd shows the access list of a credential as group bits). OSError passes.
+    (`credential`: systemd shows the access list of a credential as group bits). Raises OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -51,7 +51,7 @@ def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, creden
 
 
 def write_private(path: Path, secret: Secret, random: Callable[[int], bytes] = os.urandom) -> None:
-    """Create a secret file (0600), whole and durable or not at all. Raises TargetExists, Unreachable."""
+    """Create a secret file (0600), complete and durable or not at all. Raises TargetExists, Unreachable."""
     temporary = path.with_name(f".tmp-{path.name[:100]}-{random(8).hex()}")
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

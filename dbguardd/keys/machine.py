@@ -1,4 +1,4 @@
-"""The machine's own key: 32 random bytes in a file that only the daemon reads, or a systemd credential."""
+"""The machine's own key: 32 random bytes in a file that only the daemon can read, or in a systemd credential."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEADER = b"machine"
 
 
 class MachineKey:
-    """Opens the repository without anybody being there; lost together with the machine."""
+    """Opens the repository unattended; it is lost together with the machine."""
 
     kind = "machine"
     offline = False
@@ -31,7 +31,7 @@ class MachineKey:
 
     @classmethod
     def create(cls, path: Path, random: Callable[[int], bytes] = os.urandom) -> Self:
-        """Make a new key file (0600), durably. Raises TargetExists: a key is never overwritten."""
+        """Create a key file (0600), durable on return. Raises TargetExists: a key is never overwritten."""
         key = Secret(random(KEY_BYTES))
         write_private(path, key, random)
         return cls(key, str(path))

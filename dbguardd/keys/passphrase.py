@@ -1,4 +1,4 @@
-"""A passphrase that people know: Argon2id makes a key of it, which wraps the root key."""
+"""A passphrase: Argon2id derives from it the key that wraps the root key."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dbguardd.keys.envelope import header_of, seal, unseal
 from dbguardd.keys.secret import Secret
 
 SHORTEST = 12
-"""Characters of a passphrase that may wrap a key. Whoever has the storage can guess as long as they like."""
+"""The least number of characters in a passphrase: an attacker who has the storage can guess without limit."""
 
 _MAGIC = b"passphrase1"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one guess costs. The default is the second recommendation of RFC 9106: 64 MiB, about 0.2 s."""
+    """The cost of one guess. The default is the second recommendation of RFC 9106: 64 MiB, about 0.2 s."""
 
     memory_kib: int = 64 << 10
     iterations: int = 3
@@ -34,7 +34,7 @@ class Cost:
 
     @classmethod
     def decode(cls, data: bytes, what: str) -> Self:
-        """Read them back. Raises Damaged if they would cost more than anyone would have asked for."""
+        """Parse these 12 bytes. Raises Damaged if the cost is unreasonably high."""
         cost = cls(*(int.from_bytes(data[place : place + 4]) for place in (0, 4, 8)))
         if not (1 <= cost.lanes <= 16 and 1 <= cost.iterations <= 16 and 8 * cost.lanes <= cost.memory_kib <= 1 << 20):
             raise Damaged(f"{what}: the parameters of the passphrase are out of bounds", detail=str(cost))
@@ -42,7 +42,7 @@ class Cost:
 
 
 class Passphrase:
-    """Opens the repository wherever somebody knows the words. Wrapping costs `cost`, unwrapping what was stored."""
+    """Opens the repository anywhere. Wrapping has the cost `cost`, unwrapping the stored one."""
 
     kind = "passphrase"
     label = "passphrase"
@@ -77,7 +77,7 @@ class Passphrase:
 
 
 def _normal(passphrase: Secret) -> Secret:
-    # The same words typed on another system may come as other code points; bytes that are no text stay as they are.
+    # The same text typed on another system may use other code points; bytes that are not UTF-8 stay unchanged.
     try:
         return Secret(unicodedata.normalize("NFC", passphrase.reveal().decode()).encode())
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Secret bytes that do not show themselves: not in a repr, a log line, a traceback of locals or a pickle."""
+"""Secret bytes that do not appear in a repr, a log line, a traceback with locals or a pickle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 class Secret:
-    """Bytes that only reveal() hands out. Equality takes the same time wherever the difference is."""
+    """Bytes that only reveal() returns. Comparison takes constant time."""
 
     __slots__ = ("_value",)
 
@@ -15,7 +15,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> bytes:
-        """Return the bytes. Whoever calls this keeps them out of messages."""
+        """Return the bytes. The caller must keep them out of messages."""
         return self._value
 
     def __repr__(self) -> str:

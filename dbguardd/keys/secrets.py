@@ -15,10 +15,10 @@ from dbguardd.keys.secret import Secret
 def read_secret(
     reference: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, timeout_seconds: float = 30.0
 ) -> Secret:
-    """Return the secret that `reference` names, without the line break at its end.
+    """Return the secret that `reference` names, without a final line break.
 
-    A file must be private (0600). A command is an argument list with an absolute program, run without a shell, with
-    hardly any environment; it must print the secret within `timeout_seconds` and end with 0.
+    A file must be private (0600). A command is an argument list with an absolute program path; it runs without a shell
+    and with a minimal environment, and must print the secret and exit with 0 within `timeout_seconds`.
     Raises SecretMissing, PolicyUnsafe, PolicyInvalid.
     """
     named = {kind: value for kind, value in reference.items() if value is not None}
@@ -28,7 +28,7 @@ def read_secret(
         case {"file": str(path), **rest} if not rest:
             return _from_file(Path(path))
         case {"command": [str(program), *arguments], **rest} if not rest and program.startswith("/"):
-            from dbguardd.keys.command import output_of  # noqa: PLC0415  # subprocess costs time that few need
+            from dbguardd.keys.command import output_of  # noqa: PLC0415  # subprocess is slow to load and rarely needed
 
             return _trimmed(program, Secret(output_of([program, *map(str, arguments)], environ, timeout_seconds)))
     raise PolicyInvalid(

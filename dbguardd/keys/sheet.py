@@ -1,4 +1,4 @@
-"""The recovery sheet: one page to print and put away, with which the backups can be opened after everything is lost."""
+"""The recovery sheet: one page to print and put away, which opens the backups after everything else is lost."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def recovery_sheet(
     reader: str = "",
     recover: str = "python3 recover/recover.py --identity identity.txt .",
 ) -> str:
-    """Return the sheet as text of at most 80 columns, the identity in groups of four and as a QR code for paper.
+    """Return the sheet as text of at most 80 columns, with the identity in groups of four and as a QR code.
 
     `repositories` maps a place (a storage's url) to a repository's id; `recover` begins the commands of step 3; `mark`
-    and `reader` (see Repository.marks) tell the repository and the program from forged ones.
+    and `reader` (see Repository.marks) distinguish the repository and the program from forgeries.
     """
     pairs = [(("storage", place[:64]), ("repository", id)) for place, id in repositories.items()]
     places = [f"  {name:<12}{said}" for pair in pairs for name, said in pair]
@@ -92,7 +92,7 @@ def recovery_sheet(
 
 
 def qr_text(identity: Secret, *, dark_screen: bool = False) -> str:
-    """Return the identity as a QR code of block characters, 41 columns: dark on paper, or light on a dark screen."""
+    """Return the identity as a QR code of block characters, 41 columns wide, for paper or for a dark screen."""
     rows = [[bool(module) != dark_screen for module in row] for row in _code(identity).matrix_iter(border=4)]
     rows += [[dark_screen] * len(rows[0])] * (len(rows) % 2)
     pairs = zip(rows[::2], rows[1::2], strict=True)
@@ -100,7 +100,7 @@ def qr_text(identity: Secret, *, dark_screen: bool = False) -> str:
 
 
 def qr_svg(identity: Secret) -> str:
-    """Return the identity as a QR code: an SVG element with nothing but one path."""
+    """Return the identity as a QR code: an SVG element that contains a single path."""
     out = io.BytesIO()
     _code(identity).save(out, kind="svg", xmldecl=False, scale=4, light="#fff")
     return out.getvalue().decode("ascii").strip()

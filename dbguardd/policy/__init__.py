@@ -1,4 +1,4 @@
-"""The policy: what is protected, how often, where, for how long. It is read once and never changes."""
+"""The policy: what is protected, how often, where, for how long. It is immutable once loaded."""
 
 from dbguardd.policy.load import Host, Loaded, check, check_text, load
 from dbguardd.policy.policy import Guarded, Policy

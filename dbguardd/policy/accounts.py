@@ -1,4 +1,4 @@
-"""Users and groups as the account database of this host knows them."""
+"""Users and groups in the account database of this host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The addresses of PostgreSQL servers: what is one, what must not be in it, and where it leads."""
+"""The addresses of PostgreSQL servers: which are valid, and which sockets they lead to."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PORT = "5432"
 
 
 def server_url(value: str) -> str:
-    """Return the address of a server as it is written. Refuses what is none, and a password in it."""
+    """Return the address of a server unchanged. Refuses an invalid one, and one that contains a password."""
     if wrong := wrong_with(value):
         raise refuse(wrong)
     return value
 
 
 def wrong_with(url: str) -> str:
-    """Return what is wrong with the address of a server, in words; nothing if it is one."""
+    """Return what is wrong with the address of a server, in words; an empty text if it is valid."""
     if not _URL.fullmatch(url):
         return 'must be the address of a server, such as "postgresql:///" or "postgresql://user@host/dbname"'
     try:
@@ -36,12 +36,12 @@ def wrong_with(url: str) -> str:
 
 
 def _servers(parts: SplitResult) -> list[tuple[str, str]]:
-    """Return host and port of each server that an address names, as it has them. Raises ValueError for what is none."""
+    """Return host and port of each server that an address names, as written. Raises ValueError if it is invalid."""
     found = []
     for named in parts.netloc.rpartition("@")[2].split(","):
         if (match := _SERVER.fullmatch(named)) is None or int(match[2] or 0) >= 1 << 16:
             raise ValueError(named)
-        found.append((unquote(match[1].strip("[]")), match[2] or ""))  # hostname would be in small letters
+        found.append((unquote(match[1].strip("[]")), match[2] or ""))  # parts.hostname would be in lower case
     return found
 
 
@@ -51,7 +51,7 @@ def whole(url: str) -> str:
 
 
 def named_in(url: str) -> str:
-    """Return the database that an address names; empty: all that the server has."""
+    """Return the database that an address names; empty for all databases of the server."""
     if url.startswith("service="):
         return ""
     parts = urlsplit(url)
@@ -59,15 +59,15 @@ def named_in(url: str) -> str:
 
 
 def socket_of(url: str) -> str | None:
-    """Return the path of the socket that an address leads to; None if it leads over the network, or to a service.
+    """Return the path of the socket that an address leads to; None for a network address or a service.
 
-    Of several servers it is the first of this host.
+    If it names several servers, the first one on this host counts.
     """
     return next(iter(sockets_of(url)), None)
 
 
 def sockets_of(url: str) -> list[str]:
-    """Return the paths of the sockets of the servers of this host that an address names."""
+    """Return the socket paths of the servers on this host that an address names."""
     if url.startswith("service="):
         return []
     parts = urlsplit(url)
@@ -77,7 +77,7 @@ def sockets_of(url: str) -> list[str]:
     named = _servers(parts)
     hosts = asked["host"].split(",") if "host" in asked else [host or POSTGRESQL_SOCKETS for host, _ in named]
     ports = asked["port"].split(",") if "port" in asked else [port for _, port in named]
-    several = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)  # one is that of all
+    several = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)  # a single port applies to all
     return [
         f"{host.rstrip('/')}/.s.PGSQL.{port or _PORT}"
         for host, port in zip(hosts, several, strict=True)

@@ -1,4 +1,4 @@
-"""What keys say together: references that lead nowhere, guards that guard nothing, promises that cannot be kept."""
+"""Checks settings against each other: references that lead nowhere, guards without effect, goals that cannot be met."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALMOST_NEVER = timedelta(days=400)
 
 
 def judge(policy: Policy, state: str, uid_of: Callable[[str], int], gid_of: Callable[[str], int]) -> Iterator[Mistake]:
-    """Yield every error and warning about keys that are right by themselves; `state` is the state directory."""
+    """Yield every error and warning about settings that are valid by themselves; `state` is the state directory."""
     yield from _layers(policy)
     yield from _keys(policy)
     yield from _accounts(policy, uid_of, gid_of)
@@ -40,7 +40,7 @@ def _warning(code: str, message: str, *path: str | int, hint: str = "") -> Mista
 
 
 def _layers(policy: Policy) -> Iterator[Mistake]:
-    """References of [defaults], classes and databases, each where it stands."""
+    """Yield mistakes in the references of [defaults], classes and databases, each at its place."""
     layers: list[tuple[str, Path, Settings]] = [("defaults", ("defaults",), policy.defaults)]
     layers += [(f'class "{name}"', ("class", name), settings) for name, settings in policy.class_.items()]
     layers += [(f'database "{name}"', ("database", name), own) for name, own in policy.database.items()]
@@ -144,7 +144,7 @@ def _accounts(policy: Policy, uid_of: Callable[[str], int], gid_of: Callable[[st
 
 
 def _kinds(policy: Policy) -> Iterator[Mistake]:
-    """What each kind of database needs, and what it has not."""
+    """Yield settings that a kind of database needs and lacks, or has and cannot use."""
     for name, own in policy.database.items():
         kind = KINDS[own.engine]
         if getattr(own, kind.where) is None:
@@ -168,7 +168,7 @@ def _kinds(policy: Policy) -> Iterator[Mistake]:
 
 
 def _whole_clusters(name: str, own: Database) -> Iterator[Mistake]:
-    """What the pages of a cluster cannot be asked for: they are all of it, and on this host."""
+    """Yield mistakes of a cluster backed up by pages: it must be a whole cluster, and on this host."""
     if own.exclude:
         what = f'database "{name}": exclude needs method = "dump": pages are of the whole cluster'
         yield _error("bad-value", what, "database", name, "exclude")
@@ -221,7 +221,7 @@ def _paths(policy: Policy, state: str) -> Iterator[Mistake]:
 
 
 def _beside_state(storages: dict[str, Storage], state: str) -> Iterator[Mistake]:
-    """A storage may lie in the state directory, but not be it, nor lie where anybody may write."""
+    """Yield storages that are or contain the state directory, or are where any user may write."""
     for name, storage in storages.items():
         what = ""
         if _inside(state, storage.path):
@@ -262,7 +262,7 @@ def _inside(path: str, directory: str) -> bool:
 
 
 def _where(policy: Policy, name: str, key: str) -> Path:
-    """Return where the setting stands that is in force for a database: its own table, its class, [defaults]."""
+    """Return where the setting in force for a database is written: its own table, its class, or [defaults]."""
     own = policy.database[name]
     layers: list[tuple[Path, Settings]] = [(("database", name), own)]
     if own.class_ is not None:
@@ -306,7 +306,7 @@ def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistak
 
 
 def _log(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistake]:
-    """Yield what is wrong with what is said of a log."""
+    """Yield mistakes in the settings of a log."""
     name, kind, keep_log = guarded.name, KINDS[guarded.engine], guarded.keep_log
     if guarded.continuous and guarded.way not in kind.followed:
         what = f'database "{name}": continuous needs method = "pages": a log goes on from the pages of a backup'

@@ -1,11 +1,10 @@
-"""Reading the policy: the main file, then conf.d/*.toml beside it in name order, checked as a whole.
+"""Loads the policy: the main file, then conf.d/*.toml beside it in name order, checked as a whole.
 
-1. Nothing is believed that somebody else could have written: each file is a regular one that belongs to root or the
-   daemon's user and that no one else may write, and so is its directory. It is opened once and judged by what was
-   opened.
+1. No content is trusted that another user could have written: each file must be regular, belong to root or the daemon's
+   user, and be writable by no one else; so must its directory. A file is opened once, and the opened file is checked.
 2. Tables that are keyed by a name (database, class, storage, key) merge by name; in every table a later file wins key
    by key. Values that are tables themselves (keep, retry, ...) are replaced as a whole.
-3. All mistakes of all files are found at once.
+3. All mistakes in all files are found at once.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file as it was read."""
+    """One file, with its text and values."""
 
     path: str
     text: str
@@ -53,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the check asks of the host: the directory of the daemon's state, and who has an account."""
+    """What the check needs from the host: the state directory, and its accounts."""
 
     state: str = "/var/lib/dbguard"
     uid_of: Callable[[str], int] = uid_of_user
@@ -62,17 +61,17 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A policy in force: what it says, where each key came from, and what is odd but allowed."""
+    """A valid policy, the origin of each key, and its warnings."""
 
     policy: Policy
     origins: Mapping[str, str]
-    """for every key that stands in a file, dotted: the file and line, "/etc/dbguard/policy.toml:9" """
+    """by dotted key, for each key in a file: the file and line, "/etc/dbguard/policy.toml:9" """
     warnings: tuple[Mistake, ...]
     files: tuple[str, ...]
 
 
 def load(path: Path, owner: int = 0, host: Host | None = None) -> Loaded:
-    """Return the policy in `path` and its drop-ins; `owner` is the uid that is trusted beside root.
+    """Return the policy in `path` and its drop-ins; `owner` is the uid that is trusted besides root.
 
     Raises PolicyInvalid with every mistake (text in `detail`, objects in the fact `mistakes`), PolicyUnsafe.
     """
@@ -86,19 +85,19 @@ def load(path: Path, owner: int = 0, host: Host | None = None) -> Loaded:
 def check(
     path: Path, owner: int = 0, host: Host | None = None
 ) -> tuple[Policy | None, Sequence[Source], list[Mistake]]:
-    """Return the policy (None if it cannot be one), the files that were read, and every mistake in them.
+    """Return the policy (None if it is invalid), the files that were read, and every mistake in them.
 
-    Raises PolicyUnsafe; PolicyInvalid only if there is no file at all.
+    Raises PolicyUnsafe; PolicyInvalid only if there is no file.
     """
     found: list[Mistake] = []
     sources = [parse(str(file), read(file, owner), found) for file in policy_files(path, owner)]
     if any(mistake.code == "config/syntax" for mistake in found):
-        return None, sources, found  # half a policy would only produce mistakes that are none
+        return None, sources, found  # checking half a policy would only produce false mistakes
     return _check_sources(sources, found, host or Host())
 
 
 def check_text(files: Mapping[str, str], host: Host | None = None) -> tuple[Policy | None, list[Mistake]]:
-    """Like check(), for texts by file name that are not in place yet."""
+    """Like check(), for texts by file name that are not written yet."""
     found: list[Mistake] = []
     sources = [parse(name, text.encode(), found) for name, text in files.items()]
     if any(mistake.code == "config/syntax" for mistake in found):
@@ -135,9 +134,10 @@ def _check_sources(
 
 
 def _beside(merged: Json, error: ValidationError, host: Host) -> list[Mistake]:
-    """Return what is wrong beside values that are: errors that what is right makes, without what is not.
+    """Return the errors that judge() finds when the invalid values are left out.
 
-    What lacks something that it needs is left out as a whole, and no key that has a mistake is judged by the rest.
+    A table that lacks something it needs is left out as a whole, and errors that only follow from an omission are
+    dropped.
     """
     wrong = [mistake.path for mistake, _ in translate(error, merged)]
     rest = {**copy.deepcopy(merged), "version": 1}
@@ -160,7 +160,7 @@ def _beside(merged: Json, error: ValidationError, host: Host) -> list[Mistake]:
 
 
 def _leave_out(values: Json, path: mistakes.Path) -> None:
-    """Take the setting that a path leads to out of a policy; if it is not there, the table that lacks it."""
+    """Remove the setting at a path from a policy; if it is not there, the table that lacks it."""
     for end in range(min(len(path), 3 if path[:1] and path[0] in NAMED else 2), 0, -1):
         table: Any = values
         for part in path[: end - 1]:
@@ -171,7 +171,7 @@ def _leave_out(values: Json, path: mistakes.Path) -> None:
 
 
 def _follows(mistake: Mistake, merged: Json, wrong: Sequence[mistakes.Path]) -> bool:
-    """Say if a mistake only comes of another one: a name of what was left out, a key that was only judged in part."""
+    """Return whether a mistake only follows from another: it names an omitted table, or a key checked in part."""
     if mistake.code == "config/missing-key" and mistake.path in wrong:
         return True
     if mistake.path[:1] == ("key",):
@@ -186,9 +186,9 @@ def _follows(mistake: Mistake, merged: Json, wrong: Sequence[mistakes.Path]) -> 
 
 
 def policy_files(path: Path, owner: int) -> list[Path]:
-    """Return the main file and its drop-ins in the order in which they count.
+    """Return the main file and its drop-ins in the order in which they apply.
 
-    Raises PolicyUnsafe if others could have put one there, PolicyInvalid if the directories cannot be read.
+    Raises PolicyUnsafe if another user could have put one there, PolicyInvalid if the directories cannot be read.
     """
     drop_ins = path.parent / "conf.d"
     files = [path]
@@ -204,12 +204,12 @@ def policy_files(path: Path, owner: int) -> list[Path]:
 
 
 def read(file: Path, owner: int) -> bytes:
-    """Return the bytes of one file of the policy, at most one more than allowed.
+    """Return the content of one file of the policy, up to one byte more than the limit.
 
-    Raises PolicyUnsafe if others could have written it, PolicyInvalid if it cannot be read.
+    Raises PolicyUnsafe if another user could have written it, PolicyInvalid if it cannot be read.
     """
     try:
-        _trust(file, file.stat(), owner, regular=True)  # before opening: opening a pipe would wait
+        _trust(file, file.stat(), owner, regular=True)  # before opening: opening a pipe would block
         with file.open("rb") as opened:
             _trust(file, Path(f"/proc/self/fd/{opened.fileno()}").stat(), owner, regular=True)  # what was opened
             return opened.read(MAX_BYTES + 1)
@@ -244,7 +244,7 @@ def _trust(file: Path, status: Any, owner: int, *, regular: bool = False) -> Non
 
 
 def parse(name: str, data: bytes, found: list[Mistake]) -> Source:
-    """Return one file with its values; adds what is wrong with it as TOML to `found`."""
+    """Return one file with its values; add what is wrong with its TOML to `found`."""
     if len(data) > MAX_BYTES:
         found.append(Mistake("error", "config/syntax", f"the file is larger than {MAX_BYTES // 1024} KiB", file=name))
         return Source(name, "")
@@ -265,7 +265,7 @@ def parse(name: str, data: bytes, found: list[Mistake]) -> Source:
         return Source(name, text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         found.append(_syntax(name, text, str(error)))
-    except (RecursionError, ValueError) as error:  # a number of 5,000 digits
+    except (RecursionError, ValueError) as error:  # such as a number of 5,000 digits
         found.append(Mistake("error", "config/syntax", f"not TOML: {error}", file=name))
     return Source(name, text)
 
@@ -289,7 +289,7 @@ def _syntax(name: str, text: str, message: str) -> Mistake:
 
 
 def merge(sources: Sequence[Source]) -> tuple[Json, Mapping[mistakes.Path, int]]:
-    """Return the values of all files together, and for each key that was merged the index of the file it is from."""
+    """Return the combined values of all files, and for each merged key the index of the file that it comes from."""
     merged: Json = {}
     owners: dict[mistakes.Path, int] = {}
     for index, source in enumerate(sources):
@@ -332,7 +332,7 @@ def _locate(
 
 
 def origins(sources: Sequence[Source]) -> Mapping[str, str]:
-    """Return for every key that stands in a file, dotted: the file and line that decide it."""
+    """Return the file and line that decide each key in the files, by dotted key."""
     _, owners = merge(sources)
     spans = [mistakes.find_spans(source.text) for source in sources]
     ends = [[match.start() for match in re.finditer("\n", source.text)] for source in sources]

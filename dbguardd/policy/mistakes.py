@@ -1,4 +1,4 @@
-"""Mistakes in the policy, and how they are shown: what, where, the line itself, and what may have been meant."""
+"""Mistakes in the policy, and how they are shown: what, where, the source line, and a suggestion."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Path = tuple[str | int, ...]
 MAX_SHOWN = 100
 _HIDDEN_NAME = r"(?:pass(?:word|wd|phrase)?|pwd|secret|token)"
 _SHY = re.compile(rf"(?i).*{_HIDDEN_NAME}s?$")
-_LITERAL = re.compile(rf"(?i)({_HIDDEN_NAME}[\"']?\s*=\s*)(?!\{{)\S.*")  # a table names a secret, and may be shown
-_BROKEN = re.compile(rf"(?i)({_HIDDEN_NAME}[\w\"'.\s]*=\s*)\S.*")  # what is not TOML may be anything
+_LITERAL = re.compile(rf"(?i)({_HIDDEN_NAME}[\"']?\s*=\s*)(?!\{{)\S.*")  # a table only refers to a secret: show it
+_BROKEN = re.compile(rf"(?i)({_HIDDEN_NAME}[\w\"'.\s]*=\s*)\S.*")  # in invalid TOML the value may be the secret
 _HARMLESS = ("type", "path", "credential", "recovery")
 _IN_ADDRESS = re.compile(r"(://[^\s/@:\"']*:)[^\s/@\"']+(?=@)")
 _IDENTITY = re.compile(r"(?i)(AGE-SECRET-KEY-)[A-Z0-9-]+")
@@ -27,7 +27,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One error or warning. Lines and columns count from 1; line 0: the place is not known."""
+    """One error or warning. Lines and columns count from 1; line 0 means that the place is unknown."""
 
     severity: str  # error | warning
     code: str  # config/unknown-key, config/bad-value, ...
@@ -56,7 +56,7 @@ class Mistake:
         }
 
     def to_text(self) -> str:
-        """Return it as a person reads it, with the source line and carets."""
+        """Return it as text for people, with the source line and carets."""
         head = f"{self.severity}[{self.code}]: {self.message}"
         if not self.line:
             place = f"\n --> {self.file}" if self.file else ""
@@ -71,7 +71,7 @@ class Mistake:
 
 
 def dotted(path: Path) -> str:
-    """Return a path as TOML writes a key: database.app.proof.queries[0].sql."""
+    """Return a path as a dotted TOML key: database.app.proof.queries[0].sql."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -84,17 +84,17 @@ def dotted(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Where the key and the value of a path stand in a text."""
+    """The positions of the key and the value of a path in a text."""
 
     key: slice | None = None
     value: slice | None = None
 
 
 def find_spans(text: str) -> Mapping[Path, Spans]:
-    """Return where every key and value of a TOML text stands; empty if that parser cannot read what tomllib can."""
+    """Return the positions of every key and value in a TOML text; empty if this parser cannot read it."""
     try:
         values = loads_with_spans(text)
-    except Exception:  # noqa: BLE001 - it only serves to point at a mistake; without it the path is named
+    except Exception:  # noqa: BLE001 - it only helps to point at a mistake; without it the dotted key is shown
         return {}
     found: dict[Path, Spans] = {}
     _walk(values, (), found)
@@ -115,7 +115,7 @@ def _walk(value: Any, path: Path, found: dict[Path, Spans]) -> None:
 
 
 def span_of(spans: Mapping[Path, Spans], path: Path, *, of_key: bool) -> slice | None:
-    """Return where the key or the value of a path stands, or the nearest table around it."""
+    """Return the position of the key or the value of a path, or of the nearest table around it."""
     for end in range(len(path), 0, -1):
         here = spans.get(path[:end])
         if here is None:
@@ -137,9 +137,9 @@ def _real(item: Any) -> slice | None:
 
 
 def place(text: str, start: int, end: int, path: Path = ()) -> dict[str, Any]:
-    """Return the members line, column, length and source of a Mistake for a stretch of text, which has this path.
+    """Return line, column, length and source of a Mistake for the text from `start` to `end`, which has this path.
 
-    What looks like a secret is masked: mistakes are printed, logged and sent.
+    Anything that looks like a secret is masked: mistakes are printed, logged and sent.
     """
     begin = text.rfind("\n", 0, start) + 1
     stop = text.find("\n", start)
@@ -153,7 +153,7 @@ def place(text: str, start: int, end: int, path: Path = ()) -> dict[str, Any]:
 
 
 def _masked(line: str, path: Path) -> str:
-    """Return a line without what is, or was meant to be, a secret: a mistake with one is made in many ways."""
+    """Return a line without anything that is, or could have been meant as, a secret."""
     within_key = path[:1] == ("key",) and len(path) > 2 and path[2] not in _HARMLESS
     if within_key or any(_SHY.fullmatch(str(part)) for part in path[:-1]):
         line = re.sub(r"=.*", "= ***", line)
@@ -162,13 +162,13 @@ def _masked(line: str, path: Path) -> str:
 
 
 def report(mistakes: Sequence[Mistake], *, running: str = "") -> str:
-    """Return all mistakes as `config check` prints them, with a last line that counts them."""
+    """Return all mistakes as `config check` prints them, followed by a line that counts them."""
     shown = "\n\n".join(mistake.to_text() for mistake in mistakes[:MAX_SHOWN])
     return f"{shown}\n\n{summary(mistakes, running=running)}" if mistakes else summary(mistakes, running=running)
 
 
 def summary(mistakes: Sequence[Mistake], *, running: str = "") -> str:
-    """Return one line: "3 errors in /etc/dbguard/policy.toml." `running` is a sentence to add to it."""
+    """Return one line: "3 errors in /etc/dbguard/policy.toml."; `running` is a sentence to append."""
     counts = [
         f"{number} {kind}{'' if number == 1 else 's'}"
         for kind in ("error", "warning")
@@ -181,12 +181,12 @@ def summary(mistakes: Sequence[Mistake], *, running: str = "") -> str:
 
 
 def checking(policy: str) -> str:
-    """Return the command that checks a policy: the daemon's, as far as one can know, or one that lies elsewhere."""
+    """Return the command that checks a policy: the daemon's default one, or one at another path."""
     return "dbguardd --check-config" if policy == POLICY else f"dbguardd --policy {shlex.quote(policy)} --check-config"
 
 
 def refusal(policy: str, mistakes: Sequence[Mistake], facts: Mapping[str, Any] | None = None) -> PolicyInvalid:
-    """Return the error of a policy with mistakes: text for people in `detail`, objects in the fact `mistakes`."""
+    """Return the error for a policy with mistakes: text for people in `detail`, objects in the fact `mistakes`."""
     count = summary(mistakes).removesuffix(".").removesuffix(f" in {policy}")
     return PolicyInvalid(
         f"{policy}: {count}",

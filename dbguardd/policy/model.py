@@ -1,8 +1,8 @@
-"""The policy: every table and key, its default, and one line that says what it does.
+"""The policy: every table and key, its default, and one line that describes it.
 
-The line under a key is its documentation everywhere: `config explain`, the JSON schema, dbguard.toml(5). A key that is
-not here is an error. Tables given for a database replace those of its class, and those replace [defaults], key by key;
-a value that is a table itself (keep, retry, objective, proof, keep_plain) is replaced as a whole.
+The line under a key is its documentation: `config explain` and the JSON schema use it. A key that is not here is an
+error. Tables given for a database override those of its class, and those override [defaults], key by key; a value that
+is a table itself (keep, retry, objective, proof, keep_plain) is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dbguardd.policy.units import Duration, Room, Size, refuse
 from dbguardd.states import Role
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-"""What databases, classes, storages and keys may be called."""
+"""The pattern for names of databases, classes, storages and keys."""
 
 _ACCOUNT = r"^(group:)?[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?$"
 _TABLE = r"^[^.]+(\.[^.]+){1,2}$"
@@ -116,7 +116,7 @@ When = Annotated[
 
 
 class Table(BaseModel):
-    """A table of the policy: strict types, no unknown keys, no changes."""
+    """A table of the policy: strict types, no unknown keys, immutable."""
 
     model_config = ConfigDict(
         strict=True,
@@ -130,70 +130,70 @@ class Table(BaseModel):
 
 
 class Keep(Table):
-    """Which backups stay; a backup stays if any of these asks for it."""
+    """Which backups stay: each that at least one of these asks for."""
 
     last: Count = 0
-    """the newest ones, so many"""
+    """the newest N backups"""
     hourly: Count = 0
-    """one for each of the last hours that have a backup, so many hours"""
+    """one backup for each of the newest N hours that have a backup"""
     daily: Count = 0
-    """one for each of the last days that have a backup, so many days"""
+    """one backup for each of the newest N days that have a backup"""
     weekly: Count = 0
-    """one for each of the last weeks (from Monday) that have a backup, so many weeks"""
+    """one backup for each of the newest N weeks (from Monday) that have a backup"""
     monthly: Count = 0
-    """one for each of the last months that have a backup, so many months"""
+    """one backup for each of the newest N months that have a backup"""
     yearly: Count = 0
-    """one for each of the last years that have a backup, so many years"""
+    """one backup for each of the newest N years that have a backup"""
     within: Length | None = None
-    """every backup that is at most so much older than the newest one"""
+    """every backup that is at most this much older than the newest one"""
 
     @property
     def empty(self) -> bool:
-        """True if it asks for no backup at all."""
+        """True if it asks for no backup."""
         return self.within is None and not any(
             (self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly)
         )
 
 
 class ThinLog(Table):
-    """How coarse a log becomes as it gets older."""
+    """How coarse a log becomes with age."""
 
     minute: Length | None = None
-    """of what is older than this, one moment a minute stays"""
+    """of log older than this, one moment a minute stays"""
     hour: Length | None = None
-    """of what is older than this, one moment an hour stays"""
+    """of log older than this, one moment an hour stays"""
     day: Length | None = None
-    """of what is older than this, one moment a day stays"""
+    """of log older than this, one moment a day stays"""
 
     @property
     def grains(self) -> tuple[tuple[str, timedelta, timedelta], ...]:
-        """The levels that are asked for, finest first: name, length, and the age from which on."""
+        """The levels that are set, finest first: name, length, and the age from which it applies."""
         lengths = {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}
         return tuple((name, one, age) for name, one in lengths.items() if (age := getattr(self, name)) is not None)
 
 
 class Retry(Table):
-    """What happens after a failure that may pass by itself."""
+    """What happens after a transient failure."""
 
     times: Annotated[int, Field(ge=0, le=20)] = 3
-    """how often a failed job is tried again before it is given up until its next time"""
+    """how often a failed job is tried again before it waits for its next scheduled time"""
     wait: Length = timedelta(minutes=2)
-    """how long to wait before the first of these tries"""
+    """how long to wait before the first retry"""
     backoff: Annotated[float, Field(ge=1, le=10)] = 2.0
-    """by how much each wait is longer than the one before"""
+    """the factor by which each wait is longer than the one before"""
 
 
 class Objective(Table):
-    """What must hold for this database; compared with reality all the time."""
+    """The goals for this database; `status` compares them with reality."""
 
     rpo: Length | None = None
-    """how much of the newest data may be lost at most: the age of the newest proven backup"""
+    """the goal for data loss: the greatest age of the newest proven backup"""
     rto: Length | None = None
-    """how long a restore may take at most, as measured by the last proof"""
+    """the goal for the restore time, as measured by the last proof"""
 
 
 class KeepPlain(Table):
-    """Plain copies beside the repository: complete, verified files that can be restored with cp."""
+    """Plain copies outside the repository: complete, verified files that can be restored with cp."""
 
     count: Annotated[int, Field(ge=1, le=1000)]
     """how many of the newest plain copies stay"""
@@ -201,19 +201,19 @@ class KeepPlain(Table):
     """the directory for them; they are named NAME_YYYYMMDDTHHMMSSZ, and `latest` points to a checked one"""
 
 
-class Query(Table):
-    """One question to a restored database; its single value must lie in [min, max], or equal `equals`."""
+class ProofQuery(Table):
+    """A question to a restored database; its single value must be within [min, max], or equal `equals`."""
 
     sql: Annotated[str, Field(min_length=1, max_length=65536)]
     """the query; it runs read-only in the restored copy, never in the live database"""
     min: int | float | None = None
-    """the smallest value that is right"""
+    """the smallest correct value"""
     max: int | float | None = None
-    """the largest value that is right"""
+    """the largest correct value"""
     equals: StrictStr | int | float | None = None
-    """the only value that is right"""
+    """the only correct value"""
     database: StrictStr = ""
-    """of a server with several databases: the one that is asked; without it the one in url, or the only one"""
+    """the database to query on a server with several; by default the one in url, or the only one"""
     why: str = ""
     """what the query proves, for people"""
 
@@ -221,23 +221,23 @@ class Query(Table):
 class Proof(Table):
     """What "restored correctly" means for this database, beyond the engine's checks and equal content."""
 
-    queries: Annotated[tuple[Query, ...], Field(strict=False, max_length=100)] = ()
-    """questions to the restored copy, each with its right answer"""
+    queries: Annotated[tuple[ProofQuery, ...], Field(strict=False, max_length=100)] = ()
+    """questions to the restored copy, each with its correct answer"""
 
 
 class Settings(Table):
-    """What [defaults], [class.NAME] and [database.NAME] can say."""
+    """The settings of [defaults], [class.NAME] and [database.NAME]."""
 
     timezone: Zone = ZoneInfo("UTC")
-    """the zone of all schedules, and of the days, weeks and months of `keep`"""
+    """the time zone of all schedules, and of the days, weeks and months of `keep`"""
     backup: Timetable = parse_schedule("daily 01:00")
     """when to back up: "daily 01:00", "every 15min", "mon..fri 02:30", "first sun 05:00" or five cron fields"""
     window: Length = timedelta(hours=4)
-    """how much later than planned a run may start; after that it is overdue"""
+    """how late a run may start; after that it is overdue"""
     missed: Literal["run-once", "skip"] = "run-once"
     """what to do about runs that were missed for longer than `window`: make up for all of them once, or skip them"""
     jitter: Duration = timedelta(minutes=5)
-    """runs are later than planned by up to so much (at most a tenth of the interval), always the same for a database"""
+    """delays runs by up to this much (at most a tenth of the interval); the delay of a database is always the same"""
     verify: When = "after-backup"
     """when to prove the newest backup by a test restore: "after-backup", a schedule, or "off" """
     expire: When = "after-backup"
@@ -245,31 +245,31 @@ class Settings(Table):
     keep: Keep = Keep(last=3, daily=7, weekly=4, monthly=12)
     """which backups stay: counts of last, hourly, daily, weekly, monthly, yearly; or all `within` a duration"""
     min_proven: Annotated[int, Field(ge=1, le=100)] = 2
-    """so many of the newest proven backups are never deleted, whatever `keep` says"""
+    """how many of the newest proven backups are never deleted, whatever `keep` says"""
     continuous: bool | Literal["archive"] = False
     """follow its log, so that any second can be restored: true, within a second; "archive", a file at a time"""
     keep_log: Length = timedelta(days=7)
-    """for how long that log stays, and each backup in it; of what is older, the backups that `keep` asks for"""
+    """how long the log stays, and each backup in it; of older backups, those that `keep` asks for"""
     thin_log: ThinLog = ThinLog()
-    """how coarse it becomes: `minute`, `hour`, `day`, each an age; from the first on one backup a day stays in it"""
+    """how coarse the log becomes: `minute`, `hour`, `day`, each an age; beyond the first, one backup a day stays"""
     full_every: Length | None = None
-    """store every page again when the newest full backup is older than this; without it, as the repository sees fit"""
+    """store every page again if the newest full backup is older than this; by default, the repository decides"""
     fingerprint_every: Length | None = None
-    """read every row for comparison when the newest backup with a fingerprint is older; without it, at each backup"""
+    """read every row for comparison if the newest backup with a fingerprint is older; by default, at each backup"""
     storage: Names = ("local",)
     """the storage for the backups; exactly one in this version"""
     compress: Annotated[str, Field(pattern=r"^zstd:([1-9]|1[0-9])$")] = "zstd:1"
     """the compression, "zstd:1" (fast) to "zstd:19" (small)"""
     key: Name = "main"
-    """the key that the backups are sealed with"""
+    """the key that seals the backups"""
     retry: Retry = Retry()
-    """tries after a failure that may pass by itself: times, wait, backoff"""
+    """retries after a transient failure: times, wait, backoff"""
     stall_timeout: Length = timedelta(minutes=10)
-    """a job that makes no progress for so long is stopped"""
+    """a job without progress for this long is stopped"""
     job_timeout: Length = timedelta(days=1)
-    """a job that runs for so long is stopped, whatever progress it makes"""
+    """a job that runs for this long is stopped, whatever its progress"""
     objective: Objective = Objective()
-    """what must hold: rpo, rto; `status` says when it does not"""
+    """the goals: rpo, rto; `status` reports when one is missed"""
     proof: Proof = Proof()
     """what a test restore must show beyond the engine's checks and equal content"""
 
@@ -285,42 +285,42 @@ class Database(Settings):
     engine: Literal["sqlite", "postgresql"]
     """the kind of database: "sqlite" or "postgresql" """
     path: AbsolutePath | None = None
-    """the database file (SQLite, which needs it)"""
+    """the database file (required for SQLite)"""
     url: ServerUrl | None = None
-    """the server (PostgreSQL, which needs it): "postgresql:///" is the local one with all its databases"""
+    """the server (required for PostgreSQL): "postgresql:///" is the local one with all its databases"""
     class_: Name | None = Field(default=None, alias="class")
-    """the class whose settings it takes before those of [defaults]"""
+    """the class whose settings override those of [defaults]"""
     method: Literal["pages", "dump"] | None = None
-    """how it is read: "pages" (if nothing is said, of SQLite) stores only changed pages, "dump" (of PostgreSQL) text"""
+    """how it is read: "pages" (the default for SQLite) stores only changed pages, "dump" (for PostgreSQL) text"""
     exclude: Tables = ()
     """tables whose rows are left out of a dump (PostgreSQL): "schema.table" or "database.schema.table", * for any"""
     max_block: Length = timedelta(milliseconds=100)
-    """for how long the application may be kept from writing at most (SQLite); longer if a log has over 32,000 frames"""
+    """how long the application may be kept from writing (SQLite); longer if a WAL has over 32,000 frames"""
     lock_timeout: Duration = timedelta(seconds=5)
     """how long to wait for a lock that the application holds"""
     run_as: Annotated[str, Field(pattern=_ACCOUNT)] | None = None
-    """the user who reads the database; without it the owner of the file, or of the server's socket"""
+    """the user who reads the database; by default the owner of the file, or of the server's socket"""
     keep_plain: KeepPlain | None = None
     """plain copies beside the repository (SQLite): count and path"""
 
     @property
     def way(self) -> str:
-        """The method: the one that is said, or the usual one."""
+        """The method: the configured one, or the default of the engine."""
         return self.method or KINDS[self.engine].methods[0]
 
     @property
     def source(self) -> str:
-        """Where it is, as the policy says it."""
+        """The path or the address, as written in the policy."""
         return getattr(self, KINDS[self.engine].where) or ""
 
     @property
     def place(self) -> str | None:
-        """The path of the file or of the socket, whose owner opens it; None if it is reached over the network."""
+        """The path of the file or the socket, whose owner opens it; None if it is reached over the network."""
         return self.path if self.url is None or KINDS[self.engine].where == "path" else socket_of(self.url)
 
     @property
     def places(self) -> list[str]:
-        """Return where it may be on this host: a primary and its standbys have a socket each, and one is enough."""
+        """The paths where it may be on this host: a primary and its standbys each have a socket, and one suffices."""
         if self.url is not None and KINDS[self.engine].where == "url":
             return sockets_of(self.url)
         return [self.path] if self.path else []
@@ -338,13 +338,13 @@ class Storage(Table):
     max_size: Size | None = None
     """backups stop before the storage holds more than this"""
     grace: Duration = timedelta(hours=24)
-    """how long the bytes of deleted backups stay, so that a deletion can be taken back"""
+    """how long the bytes of deleted backups stay, so that a deletion can be undone"""
     sweep: Timetable = parse_schedule("daily 05:00")
     """when to free the space of deleted backups whose grace is over, in the zone of [defaults]"""
 
 
 class Secret(Table):
-    """Where a secret is: exactly one of these."""
+    """Where a secret is: set exactly one of these."""
 
     credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")] | None = None
     """the name of a systemd credential"""
@@ -360,7 +360,7 @@ class Key(Table):
     type: Literal["machine", "passphrase"]
     """"machine": a key that lives on this host; "passphrase": a secret that people know"""
     path: AbsolutePath | None = None
-    """the machine key's file; without it machine.key in the state directory"""
+    """the machine key's file; by default machine.key in the state directory"""
     credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")] | None = None
     """the systemd credential that is the machine key, instead of a file"""
     secret: Secret | None = None
@@ -370,17 +370,17 @@ class Key(Table):
 
 
 class Access(Table):
-    """Who may ask what: lists of "USER" and "group:NAME", as the kernel knows them."""
+    """The roles: lists of "USER" and "group:NAME", as the kernel knows them."""
 
     read: Accounts = ("group:adm",)
-    """may see status, backups, jobs, events and the audit log; of questions to backups not what was looked for"""
+    """may see status, backups, jobs, events and the audit log, but not what questions to backups looked for"""
     operate: Accounts = ("group:dbguard",)
     """may also start backups, verifications and restores to new places"""
     admin: Accounts = ("root",)
     """may also restore in place, delete, hold, reload, and use keys"""
 
     def role(self, user: str, groups: Collection[str]) -> Role | None:
-        """Return the highest role of a user who is in these groups; None: not even reading."""
+        """Return the highest role of a user who is in these groups; None if the user may not even read."""
         names = {user.removeprefix("group:"), *(f"group:{group}" for group in groups)}
         for role, accounts in ((Role.ADMIN, self.admin), (Role.OPERATE, self.operate), (Role.READ, self.read)):
             if names & set(accounts):

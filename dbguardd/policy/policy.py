@@ -1,4 +1,4 @@
-"""A whole policy, and what it says of one database."""
+"""A whole policy, and the settings of one database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 class Guarded(Database):
-    """One database with everything that its class and [defaults] say about it."""
+    """One database with all settings that apply to it, including those of its class and [defaults]."""
 
     _name: str = PrivateAttr(default="")
 
@@ -60,7 +60,7 @@ class Policy(Table):
 
         Raises NotFound.
         """
-        if name in self._guarded:  # asked for every database, several times for each status
+        if name in self._guarded:  # cached: each status asks for every database several times
             return self._guarded[name]
         try:
             own = self.database[name]
@@ -80,7 +80,7 @@ class Policy(Table):
     def with_only(self, name: str, own: Database) -> Policy:
         """Return this policy with one database instead of all."""
         policy = self.model_copy(update={"database": {name: own}})
-        policy._guarded = {}  # it was copied, too
+        policy._guarded = {}  # model_copy copied the cache, too
         return policy
 
     def storage_of(self, name: str, state: str) -> Storage:
@@ -104,9 +104,9 @@ class Policy(Table):
         return key
 
     def spec(self, name: str, state: str, uid_of: Callable[[str], int] = uid_of_user) -> Json:
-        """Return the members `database`, `storage` and `key` of a job's spec: plain JSON, units in the names.
+        """Return the members `database`, `storage` and `key` of a job's spec: plain JSON, with units in the names.
 
-        Raises NotFound, PolicyInvalid (run_as names nobody).
+        Raises NotFound, PolicyInvalid (run_as names no user).
         """
         guarded = self.guarded(name)
         return {
@@ -140,7 +140,7 @@ class Policy(Table):
         return {"name": name, "type": key.type, **where, "recovery": list(key.recovery)}
 
     def fingerprint(self) -> str:
-        """Return 64 hex digits that are equal exactly when two policies say the same."""
+        """Return 64 hex digits that are equal exactly if two policies are equal."""
         said = self.model_dump(mode="json", exclude_unset=True)
         return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -172,7 +172,7 @@ def database_spec(guarded: Guarded, uid_of: Callable[[str], int]) -> Json:
 
 
 def _engine_settings(guarded: Guarded) -> Json:
-    """Return what the engine is told: the settings that every kind of database has, and its own."""
+    """Return the settings for the engine: those that every kind of database has, and its own."""
     told: Json = {"method": guarded.way}
     for setting in (*KINDS[guarded.engine].engine, "lock_timeout", "continuous"):
         value = getattr(guarded, setting)

@@ -1,4 +1,4 @@
-"""The language of the policy itself: every key with its text, the JSON schema, and what tells two policies apart."""
+"""The language of the policy: every key with its description, the JSON schema, and the difference of two policies."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _NAMED: Mapping[str, type[Table]] = {"class": Settings, "database": Database, "s
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """One key of the language. `key` is dotted, with NAME for names and [] for entries of a list."""
+    """One key of the language. `key` is dotted, with NAME for names and [] for list entries."""
 
     key: str
     text: str
     kind: str
-    default: Any  # a JSON value; None: there is none
+    default: Any  # a JSON value, or None
     required: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One key whose effective value differs between two policies; None: it was or is not there."""
+    """One key whose effective value differs between two policies; None where the key is absent."""
 
     key: str
     old: Any
@@ -50,7 +50,7 @@ def json_schema() -> Json:
         own = schema if model is Policy else schema["$defs"][model.__name__]
         defaults = _defaults(model)
         for key, described in own["properties"].items():
-            described.pop("default", None)  # pydantic writes durations and schedules as no policy does
+            described.pop("default", None)  # pydantic does not write durations and schedules as a policy does
             if defaults.get(key) not in (None, {}, []):
                 described["default"] = defaults[key]
     return {
@@ -72,7 +72,7 @@ def _defaults(model: type[BaseModel]) -> Json:
 
 
 def documented() -> Iterator[Documented]:
-    """Yield every key of the language, in its order; keys of [class.NAME] and [database.NAME] once, as [defaults]."""
+    """Yield every key of the language in order; keys that classes and databases inherit appear once, as [defaults]."""
     schema = json_schema()
     for name, field in Policy.model_fields.items():
         table = field.alias or name
@@ -137,7 +137,7 @@ def _quoted(value: Any) -> str:
 def explain(key: str, policy: Policy | None = None) -> Json:
     """Return what a key means: "keep", "keep.daily", "database.app.keep", "storage.local.path".
 
-    With a policy, `value` is what is in force there, null if the key does not name one place. Raises NotFound.
+    With a policy, `value` is the value in force, null if the key does not name one place. Raises NotFound.
     """
     parts = key.replace("[", ".[").split(".")
     parts = [part for part in parts if not part.startswith("[")]
@@ -170,7 +170,7 @@ def explain(key: str, policy: Policy | None = None) -> Json:
 
 
 def _pattern(parts: list[str]) -> str:
-    """Return the documented key of a concrete one: database.app.keep is defaults.keep."""
+    """Return the documented form of a concrete key: database.app.keep is defaults.keep."""
     if len(parts) < 2 or parts[0] not in _NAMED:
         return ".".join(parts)
     table, _, *rest = parts
@@ -195,7 +195,7 @@ def _value(policy: Policy, parts: list[str]) -> Any:
 def effective(policy: Policy, state: str = "", storages: Sequence[str] = ()) -> Json:
     """Return the policy as JSON with every default filled in and every class applied.
 
-    Of `storages`, those that no file names are there with what stands for them, below the directory `state`.
+    Each of `storages` that no file names is included with its implicit settings, below the directory `state`.
     """
     values = policy.model_dump(mode="json")
     for name in storages:
@@ -205,7 +205,7 @@ def effective(policy: Policy, state: str = "", storages: Sequence[str] = ()) -> 
 
 
 def diff(old: Policy, new: Policy) -> list[Change]:
-    """Return every key whose effect differs, by name; databases, storages and keys that come or go as a whole."""
+    """Return every key whose effect differs, by name; databases, storages and keys that appear or vanish as a whole."""
     before, after = _told(old, new), _told(new, old)
     changes: list[Change] = []
     for table in ("database", "storage", "key"):
@@ -218,7 +218,7 @@ def diff(old: Policy, new: Policy) -> list[Change]:
 
 
 def _told(policy: Policy, other: Policy) -> Json:
-    """Return what is in force by a policy; of a table that the other one lacks, only what stands in the files."""
+    """Return the settings in force; for a table that `other` lacks, only what is written in the files."""
     values = effective(policy)
     for table in ("database", "storage", "key"):
         mine, theirs = getattr(policy, table), getattr(other, table)

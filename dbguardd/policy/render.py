@@ -1,4 +1,4 @@
-"""Writing policy: the drop-in that `protect` makes. It reads like one that a person wrote."""
+"""Writes policy: the drop-in of `protect`, in the form in which a person would write it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dbguardd.policy.translate import translate
 def render_database(name: str, settings: Mapping[str, Any], now: datetime, reason: str = "") -> str:
     """Return the text of conf.d/NAME.toml for one database.
 
-    `settings` are keys of [database.NAME] as TOML has them (durations and sizes as text); `reason` is the command that
-    asked for it. Raises PolicyInvalid.
+    `settings` are keys of [database.NAME] in their TOML form (durations and sizes as text); `reason` is the command
+    that asked for it. Raises PolicyInvalid.
     """
     values = {"version": 1, "database": {name: dict(settings)}}
     try:

@@ -1,7 +1,7 @@
-"""What a file of the policy may contain at all, found before it is parsed.
+"""Finds text that a policy file must not contain, before it is parsed.
 
-tomllib accepts NUL in strings, inf and nan, and text that looks to a person like something else (bidirectional
-overrides); it fails on deep nesting with a RecursionError, and 20,000 dots in a key take it seconds.
+tomllib accepts NUL in strings, inf and nan, and text that displays as something else (bidirectional overrides); it
+fails on deep nesting with a RecursionError, and takes seconds for a key with 20,000 dots.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
 
 _OPAQUE = re.compile(
-    r'"""(?:\\.|[^\\])*?"""'  # strings of four kinds, and comments: what stands in them nests nothing
+    r'"""(?:\\.|[^\\])*?"""'  # the four kinds of strings, and comments: brackets in them do not nest
     r"|'''.*?'''"
     r'|"(?:\\.|[^"\\\n])*"'
     r"|'[^'\n]*'"
@@ -41,7 +41,7 @@ def forbidden(char: str) -> str:
 
 
 def scan_text(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield (start, end, what is wrong) for everything that no parser should see; at most one of a kind."""
+    """Yield (start, end, what is wrong) for text that no parser should see; at most one of each kind."""
     for at, char in enumerate(text):
         if what := forbidden(char):
             yield at, at + 1, f"the file contains {what}"
@@ -58,7 +58,7 @@ def scan_text(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def scan_values(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield (path, what is wrong) for parsed values that came in by an escape or a keyword: NUL, inf, nan."""
+    """Yield (path, what is wrong) for parsed values that an escape or a keyword produced: NUL, inf, nan."""
     if isinstance(value, dict):
         for key, item in value.items():
             if what := next(filter(None, map(forbidden, key)), ""):

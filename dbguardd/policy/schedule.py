@@ -1,11 +1,11 @@
-"""When something runs: "daily 01:00", "every 15min", "sun 02:00", "first sun 05:00" or five cron fields.
+"""Parses schedules: "daily 01:00", "every 15min", "sun 02:00", "first sun 05:00" or five cron fields.
 
-1. Clock times are wall times of a zone. One that does not exist (spring) is the first instant after the gap; one that
-   exists twice (autumn) is the first of the two. Cron lines that run in every hour follow elapsed time instead: they
-   run in both hours.
-2. Intervals ("every", "hourly") are multiples of themselves since 1970-01-01 00:00 UTC: no change of clocks, restart
-   or long job moves them.
-3. All results are UTC, strictly growing.
+1. Clock times are wall times of a zone. A time that does not exist (spring) means the first instant after the gap; a
+   time that exists twice (autumn) means the first of the two. Cron lines that run in every hour follow elapsed time
+   instead: they run in both hours.
+2. Intervals ("every", "hourly") are counted from 1970-01-01 00:00 UTC: a clock change, a restart or a long job does
+   not shift them.
+3. All results are in UTC, strictly increasing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WORDS = ("hourly", "daily", "weekly", "monthly", "every", *_ORDINALS, *_DAYS)
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SOME_DAY = datetime(2024, 1, 1, tzinfo=UTC)
-_LONGEST_SHIFT = timedelta(hours=25)  # Samoa once left out a whole day
+_LONGEST_SHIFT = timedelta(hours=25)  # Samoa once skipped a whole day
 _SHORTEST_INTERVAL = timedelta(minutes=1)
 _SAMPLE_DAYS = 366
 _LONGEST_TEXT = 200
@@ -49,7 +49,7 @@ class Schedule:
     cron: str = ""
 
     def after(self, moment: datetime, zone: tzinfo) -> Iterator[datetime]:
-        """Yield every time strictly after `moment`, in UTC; ends when nothing comes for 50 years."""
+        """Yield every time strictly after `moment`, in UTC; end if none follows within 50 years."""
         if self.every is not None:
             count = (moment - _EPOCH) // self.every
             while True:
@@ -70,7 +70,7 @@ class Schedule:
                 yield instant
 
     def latest(self, moment: datetime, zone: tzinfo) -> datetime | None:
-        """Return the last time that is not after `moment`, in UTC; None if there is none in the 50 years before."""
+        """Return the last time at or before `moment`, in UTC; None if there is none in the 50 years before."""
         if self.every is not None:
             return _EPOCH + (moment - _EPOCH) // self.every * self.every
         local = moment.astimezone(zone)
@@ -82,9 +82,9 @@ class Schedule:
         return next((instant for wall in walls if (instant := first_instant(wall, zone)) <= moment), None)
 
     def gaps(self) -> tuple[timedelta, timedelta] | None:
-        """Return the shortest and the longest time between two runs (in a zone without DST); None: runs at most once.
+        """Return the shortest and longest time between two runs, in a zone without DST; None if it runs only once.
 
-        Cron lines are judged by a year of runs, rarer ones by their next runs.
+        For a cron line they are those of a year of runs, or of its next runs if it runs more rarely.
         """
         return _gaps(self)
 
@@ -95,7 +95,7 @@ class Schedule:
         return str(CronSim(self.cron, _SOME_DAY).explain())
 
 
-@lru_cache(maxsize=1024)  # a year of days for each question, and status asks for every database
+@lru_cache(maxsize=1024)  # it looks at each day of a year, and status needs it for every database
 def _gaps(schedule: Schedule) -> tuple[timedelta, timedelta] | None:
     if schedule.every is not None:
         return schedule.every, schedule.every
@@ -117,11 +117,11 @@ def _matches(line: CronSim, day: datetime) -> bool:
 
 
 def first_instant(wall: datetime, zone: tzinfo) -> datetime:
-    """Return the UTC instant of a naive wall time: the first of two, or the end of the gap that swallows it."""
+    """Return the UTC instant of a naive wall time: the first of two, or the end of the gap that it falls into."""
     early = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if early.astimezone(zone).replace(tzinfo=None) == wall:
         return early
-    after, before = early, wall.replace(tzinfo=zone, fold=1).astimezone(UTC)  # the change of clocks lies between
+    after, before = early, wall.replace(tzinfo=zone, fold=1).astimezone(UTC)  # the clock change is between them
     offset = after.astimezone(zone).utcoffset()
     while after - before > timedelta(seconds=1):
         middle = before + (after - before) // 2
@@ -134,7 +134,7 @@ def first_instant(wall: datetime, zone: tzinfo) -> datetime:
 
 
 def parse_schedule(value: Any) -> Schedule:
-    """Return the schedule that a text names. Raises ValueError, also for one that never comes."""
+    """Return the schedule that a text names. Raises ValueError, also for one that never occurs."""
     if isinstance(value, Schedule):
         return value
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""From pydantic's errors to sentences about the policy: which table, which key, what it must be, what was meant."""
+"""Translates pydantic's errors into sentences about the policy: the key, what it must be, what may be meant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ALIASES: Mapping[str, str] = {
     "storages": "storage",
     "keys": "key",
 }
-"""What other programs call these settings."""
+"""Names that other programs use for these settings."""
 _TABLES: Mapping[str, type[BaseModel]] = {
     "[defaults]": Settings,
     "[class.NAME]": Settings,
@@ -67,18 +67,18 @@ _PATTERNS: Mapping[str, str] = {
 
 
 def translate(error: ValidationError, values: Mapping[str, Any]) -> Iterator[tuple[Mistake, bool]]:
-    """Yield each mistake of a ValidationError once, and whether its key (not its value) is to be pointed at."""
+    """Yield each mistake of a ValidationError once, and whether to point at its key instead of its value."""
     seen: set[tuple[Path, str]] = set()
     for item in error.errors(include_url=False)[: 4 * MAX_SHOWN]:
         path = _path(item["loc"], values)
         mistake, of_key = _translate(item["type"], path, item)
-        if (path, mistake.code) not in seen:  # a union complains once for each of its members
+        if (path, mistake.code) not in seen:  # a union reports the error once for each member
             seen.add((path, mistake.code))
             yield mistake, of_key
 
 
 def owner_of(path: Path) -> str:
-    """Return how a person calls the table that a path starts with: database "app"."""
+    """Return the name of the table that a path begins with, for people: database "app"."""
     head = path[0] if path else ""
     if head in ("database", "class", "storage", "key") and len(path) > 1:
         return f'{head} "{path[1]}"'
@@ -86,7 +86,7 @@ def owner_of(path: Path) -> str:
 
 
 def rest_of(path: Path) -> str:
-    """Return the part of a path after its table, as a person would write it."""
+    """Return the part of a path after its table, as people write it."""
     named = path[:1] and path[0] in ("database", "class", "storage", "key")
     rest = path[2:] if named else path[1:]
     text = ""
@@ -96,7 +96,7 @@ def rest_of(path: Path) -> str:
 
 
 def _path(loc: Sequence[str | int], values: Any) -> Path:
-    """Return pydantic's `loc` without the parts that are not keys of the file (members of a union, "[key]")."""
+    """Return pydantic's `loc` without parts that are not keys in the file (union members, "[key]")."""
     path: list[str | int] = []
     here = values
     for number, part in enumerate(loc):
@@ -171,7 +171,7 @@ def _names(model: type[BaseModel]) -> list[str]:
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the table class inside an annotation: of `X | None`, `tuple[X, ...]`, `dict[str, X]` it is X."""
+    """Return the table class inside an annotation: X for `X | None`, `tuple[X, ...]` and `dict[str, X]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := model_in(part))), None)

@@ -1,7 +1,7 @@
-"""Durations, sizes and shares as the policy writes them: "1h30m", "200GiB", "10%".
+"""Durations, sizes and shares in the form of the policy: "1h30m", "200GiB", "10%".
 
 The units are those of systemd.time(7), so a year is 365.25 days and a month a twelfth of that. Numbers without a unit
-are refused: nobody remembers whether a timeout of 5 means seconds.
+are refused: a timeout of 5 does not show whether it means seconds.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]{1,3})")
 _SHARE = re.compile(r"(\d{1,2})%")
 
 CENTURY = timedelta(days=36525)
-"""No duration is longer: what asks for more is a slip of the pen."""
+"""The longest duration: a longer one is a mistake."""
 
 
 def refuse(reason: str, *, hint: str = "") -> PydanticCustomError:
-    """Return the error of a value that a setting cannot have; `hint` is what may have been meant."""
+    """Return the error for a value that a setting cannot have; `hint` is what may have been meant."""
     return PydanticCustomError("policy", "{reason}", {"reason": reason, "hint": hint})
 
 
@@ -80,7 +80,7 @@ def parse_duration(value: Any) -> timedelta:
 
 
 def _with_unit(number: int | str) -> str:
-    """Return what a bare number may mean. Only its writer knows: seconds for max_block would be a calamity."""
+    """Return what a bare number may mean. The unit cannot be guessed: seconds for max_block would be a disaster."""
     return f'"{number}ms", "{number}s" or "{number}min"'
 
 
@@ -118,7 +118,7 @@ def format_size(value: int) -> str:
 
 
 def parse_room(value: Any) -> str | int:
-    """Return a share of a file system ("10%", as it stands) or a size in bytes. Raises ValueError."""
+    """Return a share of a file system ("10%", unchanged) or a size in bytes. Raises ValueError."""
     if isinstance(value, str) and _SHARE.fullmatch(value.strip()):
         return value.strip()
     try:

@@ -1,9 +1,9 @@
-"""A repository: the encrypted, deduplicated backups in one storage. Only what is here is used from outside.
+"""A repository: the encrypted, deduplicated backups in one storage. Other packages use only what is exported here.
 
-Where to read on: seal.py (keys and envelopes), records.py, ledger.py and notes.py (the books), saving.py and tree.py
-(backups in and out), log.py and moment.py (what lies between them), packs.py and frames.py (bytes), tombs.py and
-sweep.py (giving space back), check.py (damage). The format is described byte by byte in dbguard-repository(5);
-recover.py reads it without anything else of dbguard.
+Where to read on: seal.py (keys and envelopes), records.py, ledger.py and notes.py (what is known of backups), saving.py
+and tree.py (writing and reading backups), log.py and moment.py (the log between backups), packs.py and frames.py
+(bytes), tombstones.py and sweep.py (freeing space), check.py (damage). The format is described byte by byte in
+dbguard-repository(5); recover.py reads it without the rest of dbguard.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time
 from dbguardd.repository.ledger import Ledger
-from dbguardd.repository.log import Link, Log, Until
+from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
 from dbguardd.repository.saving import Saving
 from dbguardd.repository.seal import Domain, Keyring, Randomness
-from dbguardd.repository.tombs import pack_of, rely_on
-from dbguardd.repository.tree import Told, Tree, packs_of, untold
-from dbguardd.rules.chains import BYTES, Chain, Piece
+from dbguardd.repository.tombstones import check_packs_stay, pack_of
+from dbguardd.repository.tree import BytesDone, Tree, ignore, packs_of
+from dbguardd.rules.chains import BYTES, Chain, LogRange, Piece
 from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
 from dbguardd.ulids import ulid
@@ -49,28 +49,28 @@ __all__ = [
     "Finding",
     "Hold",
     "Link",
-    "Log",
+    "LogRange",
     "Piece",
     "Proof",
     "Recipient",
     "Repository",
     "Saving",
+    "StoredLog",
     "Stream",
     "Swept",
     "Tree",
-    "Until",
     "recallable_until",
 ]
 
 _QUOTES = '"""'
-_PARENTS = 3  # backups that are tried as a parent before a full one is made
+_PARENTS = 3  # backups that are tried as a parent before a full backup is made
 
 
 class Repository:
     """One open repository. Any number of processes may use it at once; nothing is ever edited in place."""
 
     PRELUDE = ("keys/", "recover/")
-    """What create() writes before repo.json: all that one that was killed can leave, and the next one goes past."""
+    """What create() writes before repo.json: if it is killed it leaves only these, which the next create() ignores."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Repository:
         randomness: Randomness = os.urandom,
         pulses: Pulses = pulse,
     ) -> Repository:
-        """Make a new repository, with recover.py in it. Raises Conflict if there is one, or the remains of one."""
+        """Make a new repository that contains recover.py. Raises Conflict if one exists, or remains of one."""
         reader = Path(__file__).with_name("recover.py").read_text(encoding="utf-8")
         plain = {
             "recover/RECOVER.txt": f"This directory is a repository of dbguard. recover.py {reader.split(_QUOTES)[1]}",
@@ -120,7 +120,7 @@ class Repository:
         randomness: Randomness = os.urandom,
         pulses: Pulses = pulse,
     ) -> Repository:
-        """Open with whichever wrapper can. Raises NotARepository, FormatTooNew, KeyRefused, KeyMissing, Damaged."""
+        """Open with any of the wrappers. Raises NotARepository, FormatTooNew, KeyRefused, KeyMissing, Damaged."""
         return cls(storage, opening.unlock(storage, wrappers), wrappers, randomness=randomness, pulses=pulses)
 
     @property
@@ -129,10 +129,10 @@ class Repository:
         return self._records.keyring.root.repo_id.hex()
 
     def marks(self) -> tuple[str, str]:
-        """Return what a recovery sheet says of the repository: its mark, and the SHA-256 of recover.py.
+        """Return what identifies the repository on a recovery sheet: its mark, and the SHA-256 of recover.py.
 
-        Anybody can make a repository that the identity of an age recipient opens, with the same id and other backups.
-        Only the right root key gives the mark, and the mark tells nothing of the key. Raises Damaged.
+        Anybody can make a repository with the same id and other backups that an age recipient's identity opens. Only
+        the right root key yields the mark, and the mark reveals nothing about the key. Raises Damaged.
         """
         root = self._records.keyring.root
         mark = root.derive(b"sheet")[:10].hex()
@@ -140,7 +140,7 @@ class Repository:
         return "-".join(mark[at : at + 4] for at in range(0, len(mark), 4)), str(reader)
 
     def recipients(self) -> list[tuple[str, str, bool]]:
-        """Return kind, label and offline of everyone who can open the repository."""
+        """Return kind, label and offline of each recipient that can open the repository."""
         return [(found.kind, found.label, found.offline) for found in self.wrapped()]
 
     def wrapped(self) -> list[Recipient]:
@@ -148,12 +148,12 @@ class Repository:
         return opening.recipients(self._storage, self._records.keyring.root.repo_id)
 
     def add_recipient(self, wrapper: KeyWrapper) -> None:
-        """Let one more key open the repository; the new object was read back and, where possible, unwrapped."""
+        """Let one more key open the repository. The new object is read back and, where possible, unwrapped."""
         opening.add(self._storage, self._records.keyring.root, wrapper)
         self._wrappers += (wrapper,)
 
     def drop_recipient(self, label: str) -> None:
-        """Let a key no longer open the repository. Raises NotFound, Held if no other key was seen to open it."""
+        """Remove a key. Raises NotFound, and Held if no other key at hand opens the repository."""
         opening.drop(self._storage, self._records.keyring.root, self._wrappers, label)
 
     # ------------------------------------------------------------------------------------------ backups in and out
@@ -170,12 +170,12 @@ class Repository:
         note: str = "",
         level: int = 1,
         cancelled: Callable[[], bool] = lambda: False,
-        progress: Told = untold,
+        progress: BytesDone = ignore,
     ) -> Iterator[Saving]:
-        """Open a sink for one new backup; it exists once its seal() has returned, and not before.
+        """Open a sink for one new backup, which exists only once its seal() has returned.
 
-        It builds on the newest backup of the same database that has not expired and lacks nothing, unless `full`; on
-        none if the last test restore of the newest met damage.
+        Unless `full`, it builds on the newest unexpired backup of the database that lacks nothing; on none if the last
+        test restore of the newest one met damage.
         """
         last, domain = next(self._ledger.newest(database, expired=True), (None, None))
         domain = domain or self._make_domain(database, now)
@@ -188,7 +188,7 @@ class Repository:
             kind="full",
             created_at=now,
             parent=None,
-            facts={},
+            raw_facts={},
             note=note,
             streams=(),
             source_bytes=0,
@@ -217,9 +217,9 @@ class Repository:
         return domain
 
     def _parent(self, database: str, domain: Domain) -> Backup | None:
-        """Choose what to build on; never what is known to be damaged, so that the next backup heals by being full.
+        """Choose the parent. It is never a backup known to be damaged, so that the next backup repairs by being full.
 
-        A test restore that did not get past the grade stored has met damage, which the older ones may share.
+        A test restore that did not exceed the grade stored has met damage, which older backups may share.
         """
         present: set[str] = set()
         for backup, sealed in itertools.islice(self._ledger.newest(database), _PARENTS):
@@ -234,10 +234,10 @@ class Repository:
         return None
 
     def _publish(self, backup: Backup, domain: Domain, packs: AbstractSet[str]) -> Backup:
-        """Commit: check that all it needs will stay, write the manifest, and check again if that took long."""
+        """Commit: check that all packs it needs will stay, write the manifest, and check again if that took long."""
 
         def check() -> None:
-            rely_on(self._storage, self._records, packs, storage_now, backup)
+            check_packs_stay(self._storage, self._records, packs, storage_now, backup)
 
         def storage_now() -> datetime:
             return storage_time(self._storage, backup.created_at, self._randomness)
@@ -255,15 +255,13 @@ class Repository:
 
     @contextmanager
     def tree(
-        self, backup: Backup, progress: Told = untold, *, beside: Tree | None = None, there: Tree | None = None
+        self, backup: Backup, progress: BytesDone = ignore, *, beside: Tree | None = None, there: Tree | None = None
     ) -> Iterator[Tree]:
-        """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
+        """Open a backup for reading; `progress` is called with the bytes of a stream read so far.
 
-        Opened `beside` another one of its database, what both have is fetched and decrypted once. `there` is one of
-        what it is delivered over, made just now, while nobody wrote: what is the same in both is not read again; what
-        of that cannot be read comes to its `doubts`.
-
-        Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
+        What it shares with a backup of its database opened `beside` it is fetched once. `there` is a backup, just made
+        while nobody wrote, of what this one is delivered over: shared parts are not read again, and its `doubts` get
+        read errors. Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
         with Tree(self._storage, domain, found, progress, beside=there or beside, there=there) as tree:
@@ -271,43 +269,43 @@ class Repository:
 
     @contextmanager
     def moment(
-        self, backup: Backup, until: Until, progress: Told = untold, *, beside: Tree | None = None
+        self, backup: Backup, until: LogRange, progress: BytesDone = ignore, *, beside: Tree | None = None
     ) -> Iterator[MomentTree]:
-        """Open a backup for reading as tree() does, with the log put over it up to `until`."""
+        """Open a backup for reading like tree(), with the log applied up to `until`."""
         with self.tree(backup, progress, beside=beside) as tree:
             _, domain = self._ledger.find(backup.id)
             yield self._log(domain).over(tree, until, progress)
 
     @contextmanager
     def with_log(
-        self, backup: Backup, until: Until, progress: Told = untold, *, there: Tree | None = None
+        self, backup: Backup, until: LogRange, progress: BytesDone = ignore, *, there: Tree | None = None
     ) -> Iterator[LogTree]:
-        """Open a backup for reading as tree() does, with the bytes of the log up to `until` behind it."""
+        """Open a backup for reading like tree(), followed by the bytes of the log up to `until`."""
         with self.tree(backup, progress, there=there) as tree:
             _, domain = self._ledger.find(backup.id)
             yield self._log(domain).behind(tree, until, progress)
 
-    def log(self, database: str, now: datetime | None = None) -> Log | None:
-        """Return the log of a database; None if nothing of it was ever stored. With `now` it is made then."""
+    def log(self, database: str, now: datetime | None = None) -> StoredLog | None:
+        """Return the log of a database; None if nothing of it was stored. With `now` it is created if missing."""
         _, domain = next(self._ledger.newest(database, expired=True), (None, None))
         domain = domain or (None if now is None else self._make_domain(database, now))
         return None if domain is None else self._log(domain)
 
-    def logs(self) -> dict[str, Log]:
-        """Return the log of every database that has a key, by its name."""
+    def logs(self) -> dict[str, StoredLog]:
+        """Return the log of each database that has a key, by name."""
         return {domain.name: self._log(domain) for domain in self._records.keyring.domains.values()}
 
-    def _log(self, domain: Domain) -> Log:
-        return Log(self._storage, self._records, domain, self._randomness)
+    def _log(self, domain: Domain) -> StoredLog:
+        return StoredLog(self._storage, self._records, domain, self._randomness)
 
-    # ------------------------------------------------------------------------------------------ the books
+    # ------------------------------------------------------------------------------------------ what is known
 
     def backups(self, database: str | None = None, *, expired: bool = False) -> list[Backup]:
-        """Return the backups that have not expired, newest first; with `expired`, also those that have."""
+        """Return the unexpired backups, newest first; with `expired`, also the expired ones."""
         return [backup for backup, _ in self._ledger.newest(database, expired=expired)]
 
     def newest(self, database: str) -> Iterator[Backup]:
-        """Yield the backups of a database that have not expired, newest first; each is read when it is wanted."""
+        """Yield the unexpired backups of a database, newest first; each is read when it is requested."""
         return (backup for backup, _ in self._ledger.newest(database))
 
     def backup(self, id: str) -> Backup:
@@ -315,7 +313,7 @@ class Repository:
         return self._ledger.find(id)[0]
 
     def attest(self, id: str, fingerprint: Mapping[str, Any], now: datetime) -> None:
-        """Store the fingerprint that was taken in the backup's own snapshot. Raises NotFound."""
+        """Store the fingerprint taken in the backup's own snapshot. Raises NotFound."""
         self._notes.attest(id, fingerprint, now)
 
     def fingerprint(self, id: str) -> dict[str, Any] | None:
@@ -327,7 +325,7 @@ class Repository:
         self._notes.add_proof(proof)
 
     def proofs(self, backup: str = "") -> list[Proof]:
-        """Return the proofs of one backup, or all, by backup and then in the order in which they were made."""
+        """Return the proofs of one backup, or of all, sorted by backup and then by order of creation."""
         return self._notes.proofs(backup)
 
     def hold(self, id: str, reason: str, actor: str, now: datetime) -> None:
@@ -335,14 +333,14 @@ class Repository:
         self._notes.hold(id, reason, actor, now)
 
     def release(self, id: str, actor: str, now: datetime, reason: str | None = None) -> None:
-        """End the holds of a backup that have this reason, or all of them. Raises NotFound if there is none."""
+        """End the holds of a backup with this reason, or all its holds. Raises NotFound if there is none."""
         self._notes.release(id, actor, now, reason)
 
     def holds(self) -> dict[str, list[Hold]]:
         """Return the holds in force, by backup."""
         return self._notes.holds()
 
-    # ------------------------------------------------------------------------------------------ letting go
+    # ------------------------------------------------------------------------------------------ deletion
 
     def expire(self, reasons: Mapping[str, Sequence[str]], now: datetime, *, confirmed: bool = False) -> None:
         """Make backups invisible, each for its reasons; a sweep deletes them after the grace.
@@ -352,48 +350,48 @@ class Repository:
         self._ledger.expire(reasons, now, self._notes.holds(), confirmed=confirmed)
 
     def expired(self) -> list[Expired]:
-        """Return the backups that have expired and are not yet swept."""
+        """Return the backups that have expired but are not swept yet."""
         return list(self._ledger.tombs().values())
 
     def storage_time(self, now: datetime) -> datetime:
-        """Return the storage's own time, by which the age of what lies in it is judged."""
+        """Return the storage's own time, by which the age of its objects is judged."""
         return storage_time(self._storage, now, self._randomness)
 
     def recall(self, ids: Iterable[str], now: datetime, grace: timedelta) -> None:
-        """Bring expired backups back while their grace lasts. Raises NotFound, Busy, ObjectMissing."""
+        """Bring expired backups back during their grace. Raises NotFound, Busy, ObjectMissing."""
         wanted = set(ids)
         for backup, domain in self._ledger.newest(expired=True):
             if backup.id in wanted:
                 packs = self._packs_of(backup, domain)
                 try:
-                    rely_on(self._storage, self._records, packs, lambda: self.storage_time(now), backup)
-                except Busy as error:  # the next sweep sees that they are needed
+                    check_packs_stay(self._storage, self._records, packs, lambda: self.storage_time(now), backup)
+                except Busy as error:  # the next sweep sees that the packs are needed
                     error.hints = (f"dbguardctl prune {backup.database}", f"dbguardctl recall {backup.id}")
                     raise
         self._ledger.recall(wanted, self.storage_time(now), grace)
 
     def sweep(self, now: datetime, grace: timedelta, *, dry_run: bool = False, confirmed: bool = False) -> Swept:
-        """Delete what expired a grace ago and packs that nothing needed for a grace; mark what nothing needs now.
+        """Delete backups that expired, and packs that were marked, a grace ago; mark the packs that are not needed now.
 
-        `now` is the host's time at this moment; the storage's own decides. Raises ClockDoubt, Breaker (unless
-        `confirmed`), Damaged and ObjectMissing: beside damage nothing is deleted.
+        `now` is the host's time; the storage's own decides. Raises ClockDoubt, Breaker (unless `confirmed`), Damaged
+        and ObjectMissing: nothing is deleted while there is damage.
         """
-        from dbguardd.repository.sweep import Sweeping  # noqa: PLC0415 - here and below: what most workers never do
+        from dbguardd.repository.sweep import Sweeping  # noqa: PLC0415 - here and below: most workers need none of it
 
         sweeping = Sweeping(self._storage, self._records, self._notes, self._packs_of, self._pulses, self._randomness)
         return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
 
     def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[Finding]:
-        """Look for damage; with `data`, at every byte of every object. Yields what it found and what it did not see."""
+        """Look for damage; with `data`, read every byte. Yields findings, also for what was not looked at."""
         from dbguardd.repository.check import Checking  # noqa: PLC0415
 
         return Checking(self._storage, self._records, self._packs_of, progress).run(data)
 
     def lacking(self) -> Iterator[Finding]:
-        """Yield what the backups that have not expired need and is not there, as a copy made meanwhile has it."""
+        """Yield which packs of unexpired backups are missing, as in a copy of a storage made during a backup."""
         from dbguardd.repository.check import unmet  # noqa: PLC0415
 
-        backups = list(self._ledger.newest())  # before the packs: one that is made just now has all of its own
+        backups = list(self._ledger.newest())  # before the packs: a backup made just now has all its packs
         return unmet(self._packs_of, backups, {pack_of(entry) for entry in self._storage.list("packs/")}, {})
 
     def _packs_of(self, backup: Backup, domain: Domain) -> AbstractSet[str]:

@@ -1,10 +1,10 @@
-"""The check: whether everything is there that the backups need, and is what was stored.
+"""The check: whether everything that the backups need exists, and is what was stored.
 
-Quick: repo.json and what it names, wrapped keys, domains and every record are read in full and opened. Packs are
-listed, both ends of each are read, and its trailer must account for every byte of its size. What each backup needs must
-be there. With `data`, every byte of every pack is read too, must have the hash that the pack is named after, and every
-frame is opened, and so is every segment of a log. What a check did not look at is a finding of its own (severity
-"unseen"), always the last ones.
+Quick: repo.json and the objects it names, wrapped keys, domains and all records are read in full and opened. Packs are
+listed, both ends of each are read, and its trailer must account for every byte of its size. Everything that a backup
+needs must exist. With `data`, every byte of every pack is read, must match the hash in the pack's name, and every frame
+is opened, as is every segment of a log. What a check did not look at is reported as a finding of severity "unseen",
+always last.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dbguardd.humanize import count
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
-from dbguardd.repository.log import Link, Log
+from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.model import Backup, Finding
 from dbguardd.repository.packs import HEADER, TAIL, Pack, trailer_length
 from dbguardd.repository.reading import PackReader
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
-from dbguardd.repository.tombs import pack_name, pack_of, tomb_of
+from dbguardd.repository.tombstones import pack_name, pack_of, tombstone_of
 from dbguardd.rules.chains import Piece
 from dbguardd.storage.base import Entry, Storage
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from dbguardd.repository.sweep import Needs
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with the step, the bytes done and the bytes in all."""
+"""Called with the step, the bytes done and the total bytes."""
 
 _MISSING = "is missing: was this storage copied while a backup ran?"
-_KNOWN = ("keys/", "domains/", "packs/", "records/", "log/", "clock/", "probe-")  # a probe of another check, just now
+_KNOWN = ("keys/", "domains/", "packs/", "records/", "log/", "clock/", "probe-")  # probes belong to another check
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What the records told, for the checks after them."""
+    """What the records contained, for the checks after them."""
 
     backups: list[tuple[Backup, Domain]] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
@@ -64,7 +64,7 @@ class Checking:
     progress: Progress
 
     def run(self, data: bool) -> Iterator[Finding]:
-        """Yield what is found; nothing is changed. Raises Unreachable."""
+        """Yield findings; change nothing. Raises Unreachable."""
         seen = _Seen()
         yield from self._description()
         yield from self._keys()
@@ -121,7 +121,7 @@ class Checking:
                 seen.ids.add(found.slot)
                 seen.backups.append((read_backup(found), found.domain))
             elif found.kind == "tomb":
-                seen.expired |= {tomb_of(found).backup} - {""}
+                seen.expired |= {tombstone_of(found).backup} - {""}
             else:
                 seen.about[found.slot] = found.name
         except Damaged as error:
@@ -146,10 +146,10 @@ class Checking:
             pool.shutdown(cancel_futures=True)
 
     def _logs(self, data: bool) -> Iterator[Finding]:
-        """Look for what a log lacks; with `data`, open every segment."""
+        """Report gaps in a log; with `data`, open every segment."""
         self.progress("log", 0, None)
         for domain in self.records.keyring.domains.values():
-            log, looked = Log(self.storage, self.records, domain, os.urandom), 0
+            log, looked = StoredLog(self.storage, self.records, domain, os.urandom), 0
             chains = log.chains()
             for before, chain in pairwise(chains):
                 if before.id == chain.id:
@@ -207,9 +207,9 @@ class Checking:
 def unmet(
     needs: Needs, backups: Iterable[tuple[Backup, Domain]], there: AbstractSet[str], needing: dict[str, list[str]]
 ) -> Iterator[Finding]:
-    """Yield what is not there of what backups need; `needing` is told which backups need a pack. No pack is read whole.
+    """Yield the missing packs of backups; add to `needing` which backups need each pack. No pack is read completely.
 
-    A manifest is written when all of its packs are there, and so it is the copy of a storage that lacks one.
+    A manifest is written when all its packs exist, so missing ones mean that the storage was copied during a backup.
     """
     for backup, domain in backups:
         needed: AbstractSet[str] = frozenset()
@@ -223,7 +223,7 @@ def unmet(
             gone = isinstance(error, ObjectMissing)
             yield replace(found, message=f"a pack {_MISSING} {found.message}") if gone else found
         for pack in needed:
-            needing.setdefault(pack, []).append(backup.id)  # the first name is kept, one string for all
+            needing.setdefault(pack, []).append(backup.id)  # stores the first equal string for all
     for pack in sorted(needing.keys() - there):
         yield Finding("damage", pack_name(pack), _MISSING, tuple(needing[pack]))
 
@@ -240,8 +240,8 @@ def _outcome(
     return None
 
 
-def _outcome_of(log: Log, piece: Piece, end: Link | None) -> tuple[GuardError | None, Link | None]:
-    """Return what is wrong with an object of a log that goes on from a segment, if that is known, and its last one."""
+def _outcome_of(log: StoredLog, piece: Piece, end: Link | None) -> tuple[GuardError | None, Link | None]:
+    """Return the error in an object of a log, if any, and its last segment. `end`: the segment before, if known."""
     try:
         for link in log.open(piece):
             if end is not None and link.number > end.number and not link.follows(end.number, end.until):
@@ -255,8 +255,8 @@ def _outcome_of(log: Log, piece: Piece, end: Link | None) -> tuple[GuardError | 
     return None, end
 
 
-def _forgotten(log: Log, piece: Piece) -> bool:
-    """Say if an object is gone because all of its log up to there is: an expiry of its database ran meanwhile."""
+def _forgotten(log: StoredLog, piece: Piece) -> bool:
+    """Return whether an object is gone because all of its log up to it was deleted by an expiry meanwhile."""
     return all(chain.id != piece.chain or chain.first > piece.last for chain in log.chains())
 
 

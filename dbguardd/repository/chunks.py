@@ -1,7 +1,7 @@
-"""The list of the chunks of a flow stream, and reading them back.
+"""The list of chunks of a flow stream, and reading the stream.
 
-The root of a flow is one byte string, cut into frames of at most 1 MiB (kind 4) that lie one after the other in one
-pack. Integers are little-endian::
+The root of a flow is one byte string, cut into frames of at most 1 MiB (kind 4) that are adjacent in one pack. Integers
+are little-endian::
 
     0   4   bytes of the root, all frames together
     4   4   "FLOW"
@@ -11,7 +11,7 @@ pack. Integers are little-endian::
     48  4   P, packs         52  4   N, chunks
     56      32-byte name of a pack[P] | 32-byte digest[N] | u32 length[N] | u32 pack, from 0[N] | u16 frame[N]
 
-A chunk is a frame of kind 2. A name of 32 zero bytes is the pack in which the root itself lies.
+A chunk is a frame of kind 2. A name of 32 zero bytes means the pack that contains the root itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BATCH = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class FlowRoot:
-    """The list, as it is stored. The name of the pack that holds the root is empty until it is read back."""
+    """The list, as stored. The name of the pack that contains the root is "" until it is read back."""
 
     size: int
     digest: bytes
@@ -64,7 +64,7 @@ class FlowRoot:
 
     @classmethod
     def decode(cls, raw: bytes, pack: str) -> FlowRoot:
-        """Read what encode() made; `pack` is the name of the pack in which it lay."""
+        """Parse what encode() returned; `pack` is the name of the pack in which it lay."""
         total, magic, size, digest, packs, chunks = _HEAD.unpack_from(raw)
         if magic != b"FLOW" or not total == len(raw) == _HEAD.size + 32 * packs + (DIGEST + 10) * chunks:
             raise Damaged(f"pack {pack}: a list of chunks is impossible", detail=f"{len(raw)} bytes, {magic!r}")
@@ -95,7 +95,7 @@ class FlowMap:
 
 
 class FlowReader:
-    """Puts a flow stream together, batch by batch. Raises Damaged, ObjectMissing, Unreachable."""
+    """Assembles a flow stream batch by batch. Raises Damaged, ObjectMissing, Unreachable."""
 
     def __init__(self, flow: FlowMap, name: str) -> None:
         self._flow, self.name = flow, name
@@ -103,11 +103,11 @@ class FlowReader:
         self._starts = _sums(flow.root.lengths)
 
     def hash(self) -> blake3:
-        """Return the hash that the digests of all batches are fed to."""
+        """Return the hash that takes the digests of all batches."""
         return self._flow.reader.digests.stream(self.size)
 
     def batches(self) -> Iterator[range]:
-        """Yield the numbers of the chunks that are handled at once."""
+        """Yield the numbers of the chunks of each batch."""
         first, size = 0, 0
         for number, length in enumerate(self._flow.root.lengths):
             if size and size + length > _BATCH:
@@ -118,7 +118,7 @@ class FlowReader:
             yield range(first, len(self._flow.root.lengths))
 
     def assemble(self, numbers: range) -> Batch:
-        """Return some chunks, checked."""
+        """Return some chunks, verified."""
         root, by_pack = self._flow.root, dict[int, set[int]]()
         for number in numbers:
             by_pack.setdefault(root.packs[number], set()).add(root.frames[number])

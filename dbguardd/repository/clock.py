@@ -1,12 +1,12 @@
 """Time for deletions: the storage's own, and reasons to doubt it.
 
-Grace periods are measured with the times that the storage itself gives its objects, so that hosts with different
-clocks agree. A local directory has the host's clock, and that one can be wrong too; so every deletion is frozen while
+Grace periods are measured by the times that the storage itself gives its objects, so that hosts with different clocks
+agree. A local directory uses the host's clock, which can be wrong too. So all deletions are refused while
 
 - storage and host differ by more than five minutes,
-- something in the storage was written later than now (the clock went back),
-- nothing at all was written for 45 days (it may have leapt forward: a dead battery; the run leaves a witness, and the
-  next run that finds it old enough goes on),
+- an object in the storage is dated later than now (the clock went back),
+- nothing was written for 45 days (the clock may have leapt forward because of a dead battery; the run leaves an object
+  as a witness, and a later run that finds it old enough continues),
 - a grace is over by the storage's clock, but not by the uptime of the same boot (sweep.py).
 """
 
@@ -28,17 +28,17 @@ from dbguardd.ulids import ulid
 SKEW = timedelta(minutes=5)
 SILENCE = timedelta(days=45)
 PUBLISH = timedelta(minutes=5)
-"""A manifest may rely on a doomed pack until this long before the end of its grace, or until the grace is half over."""
+"""A manifest may rely on a doomed pack until this long before the end of its grace, or until half the grace is over."""
 
 PROMPT_SECONDS = 1.0
-"""A publication that took longer looks again at what it relied on; a grace must not be shorter than twice this."""
+"""A publication that took longer than this re-checks what it relies on; a grace must be at least twice this."""
 
 _PROBE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """Time that no one can set: seconds since the boot `boot`, sleep included."""
+    """Time that nobody can set: seconds since the boot `boot`, including suspend."""
 
     boot: str
     seconds: float
@@ -48,7 +48,7 @@ Pulses = Callable[[], Pulse]
 
 
 def pulse() -> Pulse:
-    """Return the uptime of this boot; an unknown boot where the kernel does not say."""
+    """Return the uptime of this boot; `boot` is "" if the kernel does not identify it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -57,12 +57,12 @@ def pulse() -> Pulse:
 
 
 def margin(grace: timedelta) -> timedelta:
-    """Return how long before the end of a grace nobody may rely any more on what is doomed."""
+    """Return how long before the end of a grace a doomed pack may no longer be relied on."""
     return min(PUBLISH, grace / 2)
 
 
 def recallable_until(expired_at: datetime, grace: timedelta) -> datetime:
-    """Return the end of the time in which an expired backup can be recalled."""
+    """Return until when an expired backup can be recalled."""
     return expired_at + grace - margin(grace)
 
 
@@ -72,7 +72,7 @@ def storage_time(storage: Storage, now: datetime, randomness: Randomness) -> dat
     try:
         storage.put(name, randomness(16))
     except NoSpace:
-        storage.put(name, b"")  # a full disk mostly has room for an empty file, and a sweep is what it needs
+        storage.put(name, b"")  # a full disk usually has room for an empty file, and needs this sweep
     try:
         return storage.stat(name).modified_at
     finally:
@@ -82,9 +82,9 @@ def storage_time(storage: Storage, now: datetime, randomness: Randomness) -> dat
 def trusted(
     storage: Storage, now: datetime, randomness: Randomness, entries: list[Entry], grace: timedelta
 ) -> datetime:
-    """Return the storage's time for a run that deletes. `entries` is all that lies in it. Raises ClockDoubt."""
+    """Return the storage's time for a run that deletes. `entries` is all that it contains. Raises ClockDoubt."""
     there = storage_time(storage, now, randomness)
-    if abs(there - now) > SKEW:  # a stale answer has looked like an hour of skew: ask again before refusing
+    if abs(there - now) > SKEW:  # a stale answer has looked like an hour of skew: ask again
         there = storage_time(storage, now, randomness)
     if abs(there - now) > SKEW:
         raise ClockDoubt(
@@ -116,7 +116,7 @@ def _no_leap(storage: Storage, now: datetime, newest: Entry | None, randomness: 
     seen = [witness.modified_at for witness in witnesses if grace <= now - witness.modified_at <= SILENCE]
     if newest is None or seen or now - newest.modified_at <= SILENCE:
         for witness in witnesses:
-            if now - witness.modified_at > _PROBE:  # a younger one may be what another process is just looking at
+            if now - witness.modified_at > _PROBE:  # another process may be using a younger one
                 storage.delete(witness.name)
         return
     if not witnesses:

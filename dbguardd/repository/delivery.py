@@ -1,4 +1,4 @@
-"""Handing out a stream: in order to a reader, or out of order into a file or over another state, two threads ahead."""
+"""Delivers a stream: in order to a reader, or out of order into a file or over another state, two threads ahead."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from dbguardd.errors import Damaged, GuardError, NoSpace, ObjectMissing, Unreach
 
 THREADS = 2
 _AHEAD = 3
-_BEHIND = 32 << 20  # bytes that may be on their way to the disk
+_BEHIND = 32 << 20  # bytes that may be waiting for the disk
 
 T = TypeVar("T")
 
 Old = Callable[[int, int], memoryview]
-"""Reads so many bytes from a place on; they are gone with the next that it reads."""
+"""Reads `length` bytes from a place; they are valid until its next call."""
 
 Piece = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some MiB of a stream from byte `start` on, checked. A piece that is a number is that many zeros."""
+    """Some MiB of a stream, checked, starting at byte `start`. A piece that is a number means that many zeros."""
 
     start: int
     pieces: Sequence[Piece | int]
-    digests: bytes  # what the digest of the stream is made of
+    digests: bytes  # input for the digest of the stream
 
 
 class Source(Protocol):
@@ -50,34 +50,33 @@ class Source(Protocol):
     def digest(self) -> bytes: ...  # noqa: D102
 
     def hash(self) -> blake3:
-        """Return the hash that the digests of all batches are fed to, in order."""
+        """Return the hash that takes the digests of all batches, in order."""
 
     def batches(self) -> Iterable[range]:
-        """Yield what assemble() takes, in order."""
+        """Yield the arguments for assemble(), in order."""
 
     def assemble(self, numbers: range) -> Batch:
         """Return a batch. Raises Damaged, ObjectMissing, Unreachable."""
 
 
-class Mending(Source, Protocol):
-    """A stream that can be compared with another state of itself, without being fetched."""
+class DeltaSource(Source, Protocol):
+    """A stream that can be compared with another state of itself without being fetched."""
 
     def differing(self, numbers: range, old: Old, known: bytes) -> tuple[Sequence[tuple[int, Piece]], bytes]:
-        """Return what a batch has otherwise than `old`, which returns bytes that are there: each with its place.
+        """Return where a batch differs from the file that `old` reads: each new piece with its place, and the digests.
 
-        And what the digest of the stream is made of. What is there is read where it is not `known` by digests() of
-        another state that it is the same. Raises as assemble().
+        The file is not read where digests() of another state, given as `known`, are the same. Raises like assemble().
         """
 
     def digests(self, numbers: range) -> bytes:
         """Return the digests of a batch, as far as the stream goes."""
 
     def span(self, numbers: range) -> tuple[int, int]:
-        """Return where a batch lies: its first byte, and how many."""
+        """Return where a batch lies: its first byte, and its length."""
 
 
 def stream(source: Source, progress: Callable[[int], None]) -> Generator[Piece, None, None]:
-    """Yield all bytes in order; the last batch only when the digest of the whole stream is right."""
+    """Yield all bytes in order; the last batch only once the digest of the whole stream is confirmed."""
     digest, waiting = source.hash(), Batch(0, (), b"")
     for batch in _ahead(source, source.assemble):
         yield from _filled(waiting)
@@ -89,16 +88,16 @@ def stream(source: Source, progress: Callable[[int], None]) -> Generator[Piece, 
 
 
 def deliver(source: Source, file: int, progress: Callable[[int], None]) -> int:
-    """Write all bytes into a regular file, whatever was in it; zeros become holes. Return the size.
+    """Write all bytes into a regular file, replacing its content; zeros become holes. Return the size.
 
-    What `progress` raises ends it.
+    An exception from `progress` ends it.
     """
     _truncate(source, file)
     digest, one_writer = source.hash(), Lock()
 
     def write(numbers: range) -> tuple[int, bytes]:
         batch = source.assemble(numbers)
-        with one_writer:  # two would spin on the lock of the inode: twice the processor time of the whole restore
+        with one_writer:  # two writers would spin on the inode lock: twice the processor time of the whole restore
             _write(source, file, batch)
         return batch.start, batch.digests
 
@@ -109,17 +108,18 @@ def deliver(source: Source, file: int, progress: Callable[[int], None]) -> int:
     return source.size
 
 
-def mend(
-    source: Mending,
+def deliver_delta(
+    source: DeltaSource,
     file: int,
     progress: Callable[[int], None],
-    known: Mending | None = None,
+    known: DeltaSource | None = None,
     doubt: Callable[[GuardError], None] = lambda _: None,
 ) -> int:
-    """Make a regular file what the stream is, and write only where it is not. Return the size. See deliver().
+    """Make a regular file equal to the stream, writing only where it differs. Return the size. See deliver().
 
-    `known` is what is there, of a moment ago, if the size is the same: then only what differs is read. Where that is
-    damaged the file is read, and `doubt` is told; by several threads. A file that is right keeps its times.
+    `known` is the content of the file a moment ago, if the size is the same: then only what differs is read. If `known`
+    is damaged somewhere the file is read there, and `doubt` is called, possibly from several threads. A file that is
+    already equal keeps its times.
     """
     digest, one_writer, own = source.hash(), Lock(), local()
     size = os.fstat(file).st_size
@@ -152,7 +152,7 @@ def mend(
 
 
 def _there(source: Source, file: int, start: int, length: int, own: local) -> memoryview:
-    """Read what is there, into the buffer of this thread: new memory for each batch would cost more than reading."""
+    """Read into the buffer of this thread: allocating memory for each batch would cost more than reading."""
     if len(getattr(own, "buffer", b"")) < length:
         own.buffer = memoryview(bytearray(length))
     view: memoryview = own.buffer[:length]
@@ -195,10 +195,10 @@ def _write(source: Source, file: int, batch: Batch) -> None:
             at += len(piece)
             waiting.append(piece)
     _pwrite(source, file, waiting, start)
-    # The disk begins with these bytes and lets go of those it has: the fsync at the end finds little left to do, and
-    # the cache stays the applications'.
+    # Starts writing these bytes to disk and drops older ones from the cache: the final fsync finds little left to do,
+    # and the cache stays with the applications.
     behind = max(0, batch.start - _BEHIND)
-    with suppress(OSError):  # advice: no restore fails for it
+    with suppress(OSError):  # only advice: no restore fails because of it
         os.posix_fadvise(file, behind, at - behind, os.POSIX_FADV_DONTNEED)
 
 
@@ -231,6 +231,6 @@ def _confirm(source: Source, digest: blake3) -> None:
 
 
 def refused(name: str, error: OSError, what: str) -> NoSpace | Unreachable:
-    """Return what an error means that came when the stream `name` was written into a file."""
+    """Return the error for a failed write of stream `name` into a file."""
     kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Unreachable
     return kind(f"{name}: the target cannot be written", detail=f"{what}: {error}")

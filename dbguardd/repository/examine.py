@@ -1,8 +1,8 @@
-"""Looking at a file that is saved: what of it the parent has not, as frames that are ready to be sealed.
+"""Finds the parts of a file that differ from the parent backup and compresses them into frames ready to seal.
 
-Threads read batches of 2 MiB and digest their extents. An extent with the digest that the parent's map has is no news.
-Of the others the units are tagged; units with the parent's tag keep their place, the changed ones are collected into
-frames of 256 KiB.
+Threads read batches of 2 MiB and compute the digests of their extents. An extent whose digest equals the parent's is
+unchanged. For the others page tags are computed per unit: units with the parent's tag keep their place, changed units
+are collected into frames of 256 KiB.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import zstandard
 
 from dbguardd.errors import SourceChanged, SourceDenied
-from dbguardd.repository.filling import Filling
 from dbguardd.repository.frames import PAGES, TAG, Digests, Frame, compress
+from dbguardd.repository.growing_file import GrowingFile
 from dbguardd.repository.pagemap import DIGEST, EXTENT
 
 BATCH = 32  # extents
@@ -27,7 +27,7 @@ FRAME = 256 << 10
 class Change:
     """One extent that differs: `runs` are (first unit, units, position among the new units of the batch)."""
 
-    number: int  # in the batch
+    number: int  # within the batch
     digest: bytes
     tags: bytes
     runs: tuple[tuple[int, int, int], ...]
@@ -49,13 +49,13 @@ class Old:
     """What the parent knows about a batch."""
 
     digests: bytes
-    tags: Callable[[int], bytes]  # of one extent of the batch, only of the units that the parent has
+    tags: Callable[[int], bytes]  # of one extent of the batch, only for units that the parent has
 
 
 class Examiner:
-    """Looks at batches of one file. Several threads may call it."""
+    """Examines batches of one file. Several threads may call it."""
 
-    def __init__(self, file: int, name: str, digests: Digests, *, filling: Filling, unit: int, level: int) -> None:
+    def __init__(self, file: int, name: str, digests: Digests, *, filling: GrowingFile, unit: int, level: int) -> None:
         self._file, self._name, self.unit, self._level = file, name, unit, level
         self.digests, self.filling, self.size = digests, filling, filling.size
         self._own = threading.local()
@@ -66,7 +66,7 @@ class Examiner:
     def examine(self, batch: int, old: Old | None) -> Examined:
         """Read one batch and compare it."""
         view = self._read(batch)
-        if old is None and not self._holes(view):  # the digests come with the frames
+        if old is None and not self._holes(view):  # the digests are computed with the frames
             frames, tail = self._frames(view)
             digests = b"".join([frame.parts for frame in frames]) + self.digests.parts(tail)
             return Examined(digests, self._changes(view, digests, None)[0], frames, tail)
@@ -100,7 +100,7 @@ class Examiner:
         return changes, pieces
 
     def _holes(self, view: memoryview) -> bool:
-        """Say whether an extent has nothing but zeros, or perhaps has."""
+        """Return whether an extent consists of zeros (or, at the end of the stream, may)."""
         buffer: bytearray = self._own.buffer
         return any([buffer.startswith(self._zeros, at) for at in range(0, len(view), EXTENT)])
 
@@ -109,7 +109,7 @@ class Examiner:
         return [self.frame(fresh[at : at + FRAME]) for at in range(0, end, FRAME)], bytes(fresh[end:])
 
     def frame(self, data: memoryview | bytes) -> Frame:
-        """Make a frame of pages."""
+        """Compress pages into a frame."""
         if not hasattr(self._own, "squeezer"):
             self._own.squeezer = zstandard.ZstdCompressor(level=self._level)
         return compress(PAGES, data, self.digests, self._own.squeezer)
@@ -141,7 +141,7 @@ class Examiner:
 
 
 def _differing(tags: bytes, old: bytes) -> list[tuple[int, int]]:
-    """Return (first, count) of the runs of units whose tags differ."""
+    """Return (first, count) for each run of units with different tags."""
     if not old:
         return [(0, len(tags) // TAG)]
     runs: list[tuple[int, int]] = []

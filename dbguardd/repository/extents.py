@@ -1,4 +1,4 @@
-"""Reading a paged stream back: extents are put together from frames and compared before anyone sees them."""
+"""Reads a paged stream: extents are assembled from frames and verified before they are handed out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH = 32  # extents
 
 
 class PagesReader:
-    """Puts a paged stream together, batch by batch. Raises Damaged, ObjectMissing, Unreachable."""
+    """Assembles a paged stream batch by batch. Raises Damaged, ObjectMissing, Unreachable."""
 
     def __init__(self, pages: PageMap, name: str) -> None:
         self._map, self.name = pages, name
@@ -24,17 +24,17 @@ class PagesReader:
         self._unit, self._units = pages.root.unit, pages.units
 
     def hash(self) -> blake3:
-        """Return the hash that the digests of all batches are fed to."""
+        """Return the hash that takes the digests of all batches."""
         return self._map.reader.digests.stream(self.size)
 
     def batches(self) -> Iterator[range]:
-        """Yield the numbers of the extents that are handled at once."""
+        """Yield the numbers of the extents of each batch."""
         count = len(self._map.root.leaf_of)
         for first in range(0, count, BATCH):
             yield range(first, min(first + BATCH, count))
 
     def assemble(self, numbers: range) -> Batch:
-        """Return some extents, checked."""
+        """Return some extents, verified."""
         places = [self._map.locate(extent) for extent in numbers]
         frames = self._frames(places)
         pieces = [
@@ -44,19 +44,20 @@ class PagesReader:
         return Batch(numbers.start * EXTENT, pieces, digests)
 
     def span(self, numbers: range) -> tuple[int, int]:
-        """Return where some extents lie: their first byte, and how many."""
+        """Return where some extents lie: their first byte, and their length."""
         start = numbers.start * EXTENT
         return start, min(numbers.stop * EXTENT, self.size) - start
 
     def digests(self, numbers: range) -> bytes:
-        """Return the digests of some extents, of those that there are."""
+        """Return the digests of those of the extents that exist."""
         end = min(numbers.stop, len(self._map.root.leaf_of))
         return self._map.digests(numbers.start, end) if numbers.start < end else b""
 
     def differing(self, numbers: range, old: Old, known: bytes = b"") -> tuple[list[tuple[int, Piece]], bytes]:
-        """Return runs of pages that some extents have otherwise than `old`, each with its place; and the digests.
+        """Return the runs of pages in which extents differ from `old`, each with its place; and the digests.
 
-        An extent is not fetched that has its digest there; and not even read, if that is `known`.
+        An extent is not fetched if the file there has the same digest; the file is not even read if its digest is
+        `known`.
         """
         digests, all_of_it = self._map.digests(numbers.start, numbers.stop), memoryview(b"")
         if not known:
@@ -80,19 +81,19 @@ class PagesReader:
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page, as the engine said."""
+        """Bytes of a page, as given by the engine."""
         return self._map.root.page_size
 
     def block(self, number: int) -> bytes:
-        """Return one extent by itself; see flow.Pages. Raises Usage for one that there is not.
+        """Return one extent by itself; see flow.Pages. Raises Usage if it does not exist.
 
-        Nobody will compare the digest of the whole stream, and nobody need: the manifest has it, and so has the root
-        that it names, which has the digest of the leaves, which have that of the extent.
+        The digest of the whole stream is not needed to verify it: the manifest authenticates the root of the map, the
+        root the leaves, and a leaf the extent.
         """
         if not 0 <= number < len(self._map.root.leaf_of):
             raise Usage(f"{self.name}: has no block {number}", detail=f"{self.size} bytes")
         (piece,) = self.assemble(range(number, number + 1)).pieces
-        return bytes(piece)  # a number is that many zeros
+        return bytes(piece)  # a number means that many zeros
 
     def _length(self, extent: int) -> int:
         return min(EXTENT, self.size - extent * EXTENT)
@@ -164,11 +165,11 @@ def _in_a_row(packs: Sequence[int], numbers: Sequence[int], slots: Sequence[int]
 
 
 def _runs(new: memoryview, old: memoryview, unit: int) -> list[tuple[int, int]]:
-    """Return where pages differ that have the same place, neighbours together."""
+    """Return the byte ranges of pages that differ, joining neighbours."""
     runs: list[tuple[int, int]] = []
     for start in range(0, len(new), unit):
         end = min(start + unit, len(new))
-        if bytes(new[start:end]) != bytes(old[start:end]):  # != takes one byte of a memoryview at a time
+        if bytes(new[start:end]) != bytes(old[start:end]):  # comparing a memoryview would go byte by byte
             if runs and runs[-1][1] == start:
                 runs[-1] = (runs[-1][0], end)
             else:

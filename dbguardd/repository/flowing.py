@@ -1,10 +1,10 @@
-"""Saving a flow stream: cut by content, store the chunks that the parent does not have.
+"""Saves a flow stream: cuts it by content and stores the chunks that the parent does not have.
 
-Boundaries come from FastCDC (the fastcdc library: 64 KiB at least, 256 KiB on average, 1 MiB at most). The library has
-no key: where a stream is cut depends on its content alone. The boundaries are no secret and no security boundary; that
-they help nobody is due to the packs, which show neither number nor length of the frames in them. A chunk is a frame of
-kind 2 and is known by the digest of that frame, which is keyed. Chunks are compared with those of the same stream in
-the parent and with earlier ones of the stream itself, not with other streams: no index of everything is needed.
+Boundaries come from FastCDC (the fastcdc library: at least 64 KiB, 256 KiB on average, at most 1 MiB). The library has
+no key, so boundaries depend only on the content. They are not relied on as a secret: packs reveal neither the number
+nor the lengths of the frames in them. A chunk is a frame of kind 2, identified by that frame's keyed digest. Chunks are
+compared with those of the same stream in the parent and with earlier ones of the same stream, not with other streams,
+so no global index is needed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _AHEAD = 8
 _MAP_LEVEL = 3
 
 Found = tuple[bytes, Frame | None, int]
-"""Id of a chunk, its frame unless it is known, its length."""
+"""Digest of a chunk, its frame unless it is known, its length."""
 
 
 class FlowSaver(io.RawIOBase):
@@ -67,7 +67,7 @@ class FlowSaver(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        """Take bytes; raises what the storage raises, Cancelled too."""
+        """Accept bytes; raises what the storage raises, and Cancelled."""
         view = memoryview(data).cast("B")
         for at in range(0, len(view), _BUFFER):
             self._buffer += view[at : at + _BUFFER]
@@ -78,7 +78,7 @@ class FlowSaver(io.RawIOBase):
         return len(view)
 
     def finish(self) -> Saved:
-        """Store what is left and the list of the chunks."""
+        """Store the rest and the list of chunks."""
         if self.closed:
             raise SourceChanged(f"{self._stream_name}: the stream was closed before its end")
         self._cut(last=True)
@@ -92,7 +92,7 @@ class FlowSaver(io.RawIOBase):
         return self._list(digest)
 
     def _cut(self, *, last: bool) -> None:
-        from fastcdc.fastcdc_cy import fastcdc_cy  # noqa: PLC0415 (it imports click: only where a flow is written)
+        from fastcdc.fastcdc_cy import fastcdc_cy  # noqa: PLC0415 - it imports click: only when a flow is written
 
         data = bytes(self._buffer)
         cuts = [(chunk.offset, chunk.length) for chunk in fastcdc_cy(data, LEAST, AVERAGE, MOST)]
@@ -127,7 +127,7 @@ class FlowSaver(io.RawIOBase):
         self._chunks.append((digest, length, *place))
 
     def _list(self, digest: bytes) -> Saved:
-        self._writer.reserve(4096)  # the pack that is open now shall be the one of the list
+        self._writer.reserve(4096)  # the currently open pack must be the one with the list
         numbers: dict[str | PackHandle, int] = {}
         packs = array("I", [numbers.setdefault(pack, len(numbers)) for _, _, pack, _ in self._chunks])
         names = [_name(pack) for pack in numbers]

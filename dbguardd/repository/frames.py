@@ -1,19 +1,19 @@
-"""Frames: what lies in a pack, and the keyed digests by which all content is known.
+"""Frames: the content of packs, and the keyed digests that identify all content.
 
-A frame is at most 1 MiB of plaintext of one kind, compressed with zstd as one zstd frame that states its content size,
-or stored as it is where that is not smaller. Its digest is::
+A frame is at most 1 MiB of plaintext of one kind, compressed as one zstd frame that states its content size, or stored
+uncompressed if that is not larger. Its digest is::
 
     part(x)  = keyed BLAKE3 of at most 65536 bytes, 16 bytes,  key = derive("part")
     digest   = keyed BLAKE3 of part(0) || part(1) || ... || length of the plaintext as u64, 32 bytes,
                key = derive("frame"); the parts are the plaintext cut every 65536 bytes, the last one may be shorter
 
-So a frame that was cut out of a paged stream brings the digests of its extents along: an extent is a part.
+So a frame cut from a paged stream also has the digests of its extents: an extent is a part.
 
-A page tag tells whether a page differs from the same page of the parent, nothing else: the first 8 bytes of the GMAC
-tag (AES-256-GCM without plaintext) of the page under derive("tag") and an all-zero nonce. GMAC is a universal hash:
-whoever does not know the key and never sees a tag (they are stored sealed) cannot make two pages of up to 65536 bytes
-with equal tags with a better chance than 2^-51. The nonce may repeat because the key seals nothing. It was chosen by
-measurement: 2.5 times as fast as keyed BLAKE3 on pages of 4096 bytes.
+A page tag only tells whether a page differs from the same page of the parent. It is the first 8 bytes of the GMAC tag
+(AES-256-GCM without plaintext) of the page under derive("tag") and an all-zero nonce. GMAC is a universal hash: an
+attacker who does not know the key and never sees a tag (they are stored sealed) cannot make two pages of up to 65536
+bytes with equal tags with a probability above 2^-51. The nonce may repeat because the key encrypts nothing. GMAC was
+chosen by measurement: it is 2.5 times as fast as keyed BLAKE3 on pages of 4096 bytes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Digests:
 
     @property
     def unpacker(self) -> zstandard.ZstdDecompressor:
-        """A decompressor of the calling thread's own: to set one up costs a fifth of what it then does."""
+        """A decompressor for the calling thread: creating one costs a fifth of the work it then does."""
         if not hasattr(self._own, "unpacker"):
             self._own.unpacker = zstandard.ZstdDecompressor()
         unpacker: zstandard.ZstdDecompressor = self._own.unpacker
@@ -70,7 +70,7 @@ class Digests:
         return blake3(parts + _LENGTH.pack(length), key=self._frame).digest()
 
     def stream(self, size: int) -> blake3:
-        """Return a hash to be fed with the digests of a stream of `size` bytes; its digest names the content."""
+        """Return a hash that takes the digests of a stream of `size` bytes; its digest identifies the content."""
         return blake3(_LENGTH.pack(size), key=self._stream)
 
     def tags(self, data: memoryview, unit: int) -> bytes:
@@ -82,7 +82,7 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame that is ready to be sealed: `body` is what will be encrypted, `check` tells whether it still is that."""
+    """A frame ready to be sealed: `body` will be encrypted; `check` tells whether it is still the verified body."""
 
     kind: int
     compressed: bool
@@ -94,18 +94,18 @@ class Frame:
 
 
 def compress(kind: int, data: Buffer, digests: Digests, squeezer: zstandard.ZstdCompressor) -> Frame:
-    """Make the frame of `data`. Raises Damaged when what was compressed does not come out again.
+    """Make a frame of `data`. Raises Damaged if the compressed bytes do not decompress to it.
 
-    It is opened again at once, while the data is at hand: all of it is compared, and the digests are those of what came
-    out. That the body comes out of the sealed pack again is the other half of the proof: see packs.prove.
+    It is decompressed at once, while the data is at hand: all of it is compared, and the digests are computed from the
+    decompressed bytes. The other half of the proof is that the sealed pack opens to the same body: see packs.prove.
     """
     length = len(data)
-    body = bytes(memoryview(squeezer.compress(data)))  # what it returns takes as much memory as the worst case
+    body = bytes(memoryview(squeezer.compress(data)))  # the compressor's own buffer has the size of the worst case
     smaller = len(body) < length
     body = body if smaller else bytes(data)
-    told = blake3(body)  # before it is opened: what changes in it from now on is found when it is sealed
+    told = blake3(body)  # before it is decompressed: any later change in it is detected when it is sealed
     opened = decompress(body, length, "a new frame", digests.unpacker) if smaller else body
-    if not opened.startswith(data):  # both have that length; == takes one byte of a memoryview at a time
+    if not opened.startswith(data):  # both have that length; comparing a memoryview with == would go byte by byte
         raise Damaged("a new frame: other bytes than were compressed", detail="the memory or the processor is faulty")
     parts = digests.parts(opened)
     digest = digests.frame(parts, length)
@@ -114,7 +114,7 @@ def compress(kind: int, data: Buffer, digests: Digests, squeezer: zstandard.Zstd
 
 
 def check(digest: bytes, body: Buffer) -> bytes:
-    """Return what tells that a frame still has the body that was proven to be of this digest."""
+    """Return a value that shows whether a body is still the one verified to have this digest."""
     told = blake3(body)
     told.update(digest)
     return told.digest()
@@ -123,7 +123,7 @@ def check(digest: bytes, body: Buffer) -> bytes:
 def decompress(body: Buffer, length: int, name: str, unpacker: zstandard.ZstdDecompressor) -> bytes:
     """Return the plaintext of a compressed frame, never more than `length` bytes. Raises Damaged."""
     try:
-        stated = zstandard.frame_content_size(body)  # max_output_size alone would be ignored where this is larger
+        stated = zstandard.frame_content_size(body)  # first, because max_output_size is ignored if this is larger
         if stated != length:
             raise Damaged(f"{name}: a frame has another size", detail=f"expected {length} bytes, it states {stated}")
         data = unpacker.decompress(body, max_output_size=length, allow_extra_data=False)

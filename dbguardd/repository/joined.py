@@ -1,4 +1,4 @@
-"""Pieces of bytes, one after the other, as one file for reading."""
+"""Joins pieces of bytes into one readable file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, cast
 
 
 def joined(pieces: Iterator[bytes | bytearray | memoryview]) -> BinaryIO:
-    """Return the file; each piece is asked for when it is read."""
+    """Return the file; each piece is requested when it is read."""
     return cast(BinaryIO, io.BufferedReader(_Joined(pieces), 1 << 16))
 
 

@@ -1,7 +1,7 @@
-"""The books of a repository: which backups there are, and which have expired.
+"""The ledger of a repository: which backups exist, and which have expired.
 
-Everything is read from the records each time. Records that do not open are left out here, so that one damaged object
-does not hide all others: check() reports them, and a sweep refuses to run beside them.
+Everything is read from the records each time. Records that do not open are skipped here, so that one damaged object
+does not hide the others: check() reports them, and a sweep refuses to run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dbguardd.repository.clock import Pulses, recallable_until
 from dbguardd.repository.model import Backup, Expired, Hold, backup_from, manifest, rfc3339
 from dbguardd.repository.records import Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
-from dbguardd.repository.tombs import bury_backup, standing
+from dbguardd.repository.tombstones import put_backup_tombstone, tombstones
 from dbguardd.storage.base import Storage
 
 
@@ -27,11 +27,11 @@ class Ledger:
         self._pulses = pulses
 
     def backups(self, database: str | None = None) -> list[Backup]:
-        """Return the backups that have not expired, newest first."""
+        """Return the unexpired backups, newest first."""
         return [backup for backup, _ in self.newest(database)]
 
     def newest(self, database: str | None = None, *, expired: bool = False) -> Iterator[tuple[Backup, Domain]]:
-        """Yield backups and the domains that seal them, newest first; stop early and nothing more is read."""
+        """Yield backups and their domains, newest first. Only what the caller consumes is read."""
         gone = set() if expired else set(self.tombs())
         for entry in reversed(self._records.entries("backup")):
             slot = entry.name.rpartition("/")[2].rpartition("-")[0]
@@ -61,13 +61,13 @@ class Ledger:
         return read_backup(record), record.domain
 
     def publish(self, backup: Backup, domain: Domain) -> str:
-        """Write the manifest: the moment from which on the backup exists. Return the name of the record."""
+        """Write the manifest, with which the backup begins to exist. Return the name of the record."""
         return self._records.put(domain, "backup", backup.id, manifest(backup))
 
     def tombs(self) -> dict[str, Expired]:
         """Return the expired backups, with the oldest tomb of each."""
         found: dict[str, Expired] = {}
-        for tomb in standing(self._records):
+        for tomb in tombstones(self._records):
             if tomb.backup and (tomb.backup not in found or tomb.stored_at < found[tomb.backup].at):
                 found[tomb.backup] = Expired(tomb.backup, tomb.reasons, tomb.stored_at)
         return found
@@ -92,7 +92,7 @@ class Ledger:
         if not confirmed:
             self._keeps_one(set(reasons) - gone)
         for id in sorted(set(reasons) - gone):
-            bury_backup(self._records, id, reasons[id], now, self._pulses())
+            put_backup_tombstone(self._records, id, reasons[id], now, self._pulses())
 
     def _keeps_one(self, going: set[str]) -> None:
         stays: dict[str, bool] = {}
@@ -106,7 +106,7 @@ class Ledger:
             )
 
     def recall(self, ids: Iterable[str], storage_now: datetime, grace: timedelta) -> None:
-        """Take tombs away again. Raises NotFound, also when the grace is nearly over and a sweep may be at it."""
+        """Delete tombs. Raises NotFound, also when the grace is nearly over and a sweep may be using them."""
         expired = self.tombs()
         for id in ids:
             if id not in expired:

@@ -1,22 +1,23 @@
-"""The log of a database in a repository: segments in a row, in objects of their own.
+"""The log of a database in a repository: consecutive segments, in objects of their own.
 
-A chain is a log without a gap: segments numbered from 0. Number 0 has no pages and says where and why the chain begins.
+A chain is a log without a gap: segments numbered from 0. Number 0 has no pages; it says where and why the chain begins.
 An object holds segments of one chain and lies at ``log/<domain>/<slot>-<sha256>``: the id of the domain in hex, the
 SHA-256 of the stored bytes, and the slot ``<chain>-<first>-<last>-<until>``: the ULID of the chain, the numbers of its
 first and last segment (10 digits), and the moment that the last one reaches, in milliseconds since 1970 (13 digits). An
-object that was made coarser (thin.py) has one moment in so many seconds, which its slot says at its end (5 digits). It
-is sealed for its domain as kind "log" and that slot (seal.py), so a name that was made up does not open.
+object that was made coarser (thin.py) has one moment per grain; the grain in seconds is at the end of its slot (5
+digits). The object is sealed for its domain as kind "log" and that slot (seal.py), so it does not open under another
+name.
 
-What is sealed is one segment after the other (integers are big-endian)::
+The plaintext is one segment after the other (integers are big-endian)::
 
     4  length of the head
     n  the head: JSON, sorted keys (Head)
     4  length of the body
     m  the body: one zstd frame of the page numbers, 4 bytes each, and the pages; or of bytes of the log itself
 
-Each second may make an object, so they are folded: 32 in a row become one, and 32 of those again, as long as the result
-is not too large. The new object is durable before the old ones go; a reader that meets both takes the longer, and one
-that comes too late for the old ones looks for the new one.
+Every second may add an object, so objects are folded: 32 consecutive ones become one, and so do 32 of those, as long as
+the result is not too large. The new object is durable before the old ones are deleted. A reader that finds both uses
+the longer one, and a reader that no longer finds an old one looks for the new one.
 """
 
 from __future__ import annotations
@@ -34,13 +35,12 @@ from typing import TYPE_CHECKING, Any
 import zstandard
 
 from dbguardd.errors import Damaged, ObjectMissing
-from dbguardd.facts import Target
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.repository.frames import decompress
 from dbguardd.repository.model import encode, moment, rfc3339
 from dbguardd.repository.records import Records
 from dbguardd.repository.seal import Domain, Randomness, seal, unseal
-from dbguardd.rules.chains import BYTES, Chain, Piece
+from dbguardd.rules.chains import BYTES, Chain, LogRange, Piece
 from dbguardd.storage.base import Entry, Storage
 from dbguardd.ulids import ulid
 
@@ -53,17 +53,18 @@ FOLD = 32
 FOLDED_BYTES = 8 << 20
 _LENGTH = struct.Struct(">I")
 _NAME = re.compile(r"log/[0-9a-f]{32}/([0-9A-Z]{26})-([0-9]{10})-([0-9]{10})-([0-9]{13})(?:-([0-9]{5}))?-[0-9a-f]{64}")
-LEVEL = 1  # 3 takes twice the processor time and 6 % fewer bytes (measured)
-_LARGEST = 128 << 20  # bytes of what a segment has
+LEVEL = 1  # level 3 takes twice the processor time for 6 % fewer bytes (measured)
+_LARGEST = 128 << 20  # bytes of a segment's content
 _MORE_LOOKS = 2
-_KEPT = 8 * FOLD  # pieces that a writer knows: more than folding looks at, and no more however long it writes
+_KEPT = 8 * FOLD  # pieces that a writer remembers: more than folding looks at, and bounded however long it writes
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One segment of a chain, as it is stored. `body` is compressed; content() opens it.
+    """One segment of a chain, as stored. `body` is compressed; content() opens it.
 
-    `size` is what the stream has afterwards, or how many BYTES are in the body: nothing where it is no moment.
+    `size` is the size of the stream after it, or the number of BYTES in the body; 0 in the middle of a transaction,
+    which is no moment.
     """
 
     number: int
@@ -76,9 +77,9 @@ class Link:
     count: int
     because: str
     body: bytes | memoryview = field(repr=False)
-    sum: str = ""  # of all pages of the stream afterwards; the first logs did not say it
-    form: str = ""  # BYTES, or images of pages
-    merged: int = 0  # so many segments before this number are in it as well (thin.py)
+    sum: str = ""  # of all pages of the stream after it; missing in the oldest logs
+    form: str = ""  # BYTES, or "" for images of pages
+    merged: int = 0  # how many segments before this number are merged into it (thin.py)
 
     @property
     def first(self) -> int:
@@ -86,13 +87,16 @@ class Link:
         return self.number - self.merged
 
     def follows(self, number: int, place: Facts | None) -> bool:
-        """Say if it goes on from a segment that ends at a place, if that is known; some of that may be in it, too."""
+        """Return whether it continues after segment `number` and its end, if known.
+
+        It may also contain that segment.
+        """
         if self.first == number + 1:
             return place is None or self.since == place
         return self.first <= number < self.number
 
     def content(self) -> memoryview:
-        """Return what the body holds: bytes of the log, or numbers and images of pages. Raises Damaged."""
+        """Return the body's content: bytes of the log, or numbers and images of pages. Raises Damaged."""
         length = self.size if self.form == BYTES else self.count * (4 + self.page_size)
         if self.form not in ("", BYTES) or not 0 <= length <= _LARGEST:
             raise Damaged(f"segment {self.number}: is none", detail=f"{length} bytes of the form {self.form!r}")
@@ -101,7 +105,7 @@ class Link:
         return memoryview(decompress(self.body, length, f"segment {self.number}", zstandard.ZstdDecompressor()))
 
     def pages(self) -> Iterator[tuple[int, memoryview]]:
-        """Yield the number of each page and its image. Raises Damaged."""
+        """Yield the number and image of each page. Raises Damaged."""
         if self.form:
             raise Damaged(f"segment {self.number}: has no pages")
         data = self.content()
@@ -110,21 +114,7 @@ class Link:
             yield number, data[start : start + self.page_size]
 
 
-@dataclass(frozen=True, slots=True)
-class Until:
-    """Which segments of a chain lie between a backup and a moment: those after `after`, up to `last`.
-
-    Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which.
-    """
-
-    chain: Chain
-    after: int
-    last: int
-    form: str = ""
-    target: Target = field(default_factory=Target)
-
-
-class Log:
+class StoredLog:
     """Reads and writes the log of one database. One process writes it; any number may read."""
 
     def __init__(self, storage: Storage, records: Records, domain: Domain, randomness: Randomness) -> None:
@@ -134,10 +124,12 @@ class Log:
     # ------------------------------------------------------------------------------------------ reading
 
     def chains(self) -> list[Chain]:
-        """Return what is there by name, oldest first. A chain that lacks something is several of the same id.
+        """Return the chains, oldest first, from the names of objects.
 
-        A listing takes time. What is folded meanwhile may be in it neither as it was nor as it is: then it lacks that,
-        and another one does not.
+        A chain with a gap is returned as several with one id.
+
+        Listing takes time. Objects that are folded meanwhile may be missing in both forms: then another listing is
+        made.
         """
         found = self._listed()
         for _ in range(_MORE_LOOKS):
@@ -170,7 +162,7 @@ class Log:
                 pieces = deque(p for other in self.chains() if other.id == chain.id for p in other.pieces)
                 if piece in pieces:
                     raise
-                continue  # it was just made coarser, with others beside it
+                continue  # it was just made coarser, together with others
             for link in held:
                 if link.number < number or number > last:
                     continue
@@ -184,29 +176,29 @@ class Log:
             raise ObjectMissing(f"the log {chain.id} lacks its segment {number}", detail=f"of {first} to {last}")
 
     def open(self, piece: Piece) -> list[Link]:
-        """Return the segments in an object, wherever they are by now. Raises Damaged, ObjectMissing."""
+        """Return the segments of an object, wherever they are now. Raises Damaged, ObjectMissing."""
         return [link for link in self._held(piece) if piece.first <= link.number and link.first <= piece.last]
 
-    def over(self, base: Tree, until: Until, beat: Callable[[int], None]) -> MomentTree:
-        """Return a backup for reading, with the images of pages in a stretch of this log put over it."""
-        from dbguardd.repository.moment import MomentTree  # noqa: PLC0415 - here and below: what most workers never do
+    def over(self, base: Tree, until: LogRange, beat: Callable[[int], None]) -> MomentTree:
+        """Return a backup for reading with the images of pages in a part of this log applied."""
+        from dbguardd.repository.moment import MomentTree  # noqa: PLC0415 - here and below: most workers need none of it
 
         return MomentTree(base, self, until, beat)
 
-    def behind(self, base: Tree, until: Until, beat: Callable[[int], None]) -> LogTree:
-        """Return a backup for reading, with the bytes of a stretch of this log behind it."""
+    def behind(self, base: Tree, until: LogRange, beat: Callable[[int], None]) -> LogTree:
+        """Return a backup for reading, followed by the bytes of a part of this log."""
         from dbguardd.repository.moment import LogTree  # noqa: PLC0415
 
         return LogTree(base, self, until, beat)
 
-    def stretch(self, until: Until, last: Link) -> StretchTree:
-        """Return a stretch that ends with the segment `last`, for reading: what is put over a copy in one step."""
+    def stretch(self, until: LogRange, last: Link) -> StretchTree:
+        """Return a part of this log for reading that ends with the segment `last`: a standby applies it in one step."""
         from dbguardd.repository.moment import StretchTree  # noqa: PLC0415
 
         return StretchTree(self, until, last)
 
     def _held(self, piece: Piece) -> list[Link]:
-        """Return the segments in an object, or in the larger one that it was folded into meanwhile."""
+        """Return the segments in an object, or in the larger one into which it was folded meanwhile."""
         while True:
             try:
                 return self._read(piece)
@@ -242,7 +234,7 @@ class Log:
     # ------------------------------------------------------------------------------------------ writing
 
     def begin(self, place: Facts, because: str, now: datetime) -> Chain:
-        """Begin a chain at a place in the log of the database; it sorts behind all others."""
+        """Begin a chain at a place in the database's log; it sorts after all others."""
         last = max((chain.id for chain in self.chains()), default="")
         id = ulid(now, self._randomness, after=last)
         head = {"because": because, "count": 0, "page_size": 0, "size": 0, "stream": ""}
@@ -250,9 +242,9 @@ class Log:
         return Chain(id, (self._put(id, (0, 0), now, _join(head, b"")),))
 
     def append(self, chain: Chain, segment: Segment) -> Chain:
-        """Store the next segment; durable and read back on return. Folds what has become many.
+        """Store the next segment; it is durable and was read back on return. Fold objects that have become many.
 
-        Returns the end of the chain: enough to go on with it.
+        Return the last objects of the chain, which suffice to continue it.
         """
         number = chain.last + 1
         head = {"because": "", "number": number, "at": rfc3339(segment.at), "stream": segment.stream}
@@ -264,7 +256,7 @@ class Log:
             case plain:
                 head |= {"form": BYTES, "page_size": 0, "size": len(plain), "count": 0}
                 body = _compressed(plain)
-        until = max(segment.at, chain.until)  # a clock that went back does not undo what was reached
+        until = max(segment.at, chain.until)  # a clock that was set back does not undo what was reached
         piece = self._put(chain.id, (number, number), until, _join(head, body))
         return self._fold(Chain(chain.id, (*chain.pieces[-_KEPT:], piece)))
 
@@ -277,9 +269,9 @@ class Log:
                 return Chain(chain.id, pieces)
             try:
                 links = [link for piece in tail for link in self.open(piece)]
-            except (Damaged, ObjectMissing):  # a check says so, and what was forgotten is; the log goes on
+            except (Damaged, ObjectMissing):  # a check reports damage; some may have expired
                 return Chain(chain.id, pieces)
-            if not _are(links, tail[0].first, tail[-1].last):  # some of it was just made coarser
+            if not _are(links, tail[0].first, tail[-1].last):  # some were just made coarser
                 return Chain(chain.id, pieces)
             plain = b"".join(_join(_head(link), link.body) for link in links)
             whole = self._put(chain.id, (tail[0].first, tail[-1].last), tail[-1].until, plain)
@@ -288,13 +280,13 @@ class Log:
             pieces = (*pieces[:-FOLD], whole)
 
     def store(self, chain: Chain, links: Sequence[Link], grain: int) -> Piece:
-        """Store segments that came of others; durable and read back on return. What they came of stays."""
+        """Store merged segments; they are durable and were read back on return. The original ones stay."""
         plain, numbers = b"".join(_join(_head(link), link.body) for link in links), (links[0].first, links[-1].number)
         until = max([*(link.at for link in links), *(p.until for p in chain.pieces if p.last <= numbers[1])])
         return self._put(chain.id, numbers, until, plain, grain)
 
     def objects(self, chain: Chain) -> list[Piece]:
-        """Return all objects of a chain, also those that others hold, too."""
+        """Return all objects of a chain, including those whose content is also in others."""
         return list(self._pieces(chain.id))
 
     def _put(self, chain: str, numbers: tuple[int, int], until: datetime, plain: bytes, grain: int = 0) -> Piece:
@@ -304,25 +296,25 @@ class Log:
         name = f"{self._prefix}{slot}-{hashlib.sha256(data).hexdigest()}"
         self._storage.put(name, data)
         piece = Piece(name, chain, *numbers, until, len(data), until, grain)
-        self._read(piece, data)  # as it lies there now: its bytes, its seal and what is in it
+        self._read(piece, data)  # verifies the stored bytes, the seal and the content
         return piece
 
     def forget(self, pieces: Sequence[Piece]) -> None:
-        """Delete objects, oldest first: what is left is always a log without a gap."""
+        """Delete objects, oldest first, so that the rest is always a log without a gap."""
         for piece in pieces:
             self._storage.delete(piece.name)
 
     def make_coarser(
         self, grains: Mapping[int, timedelta], now: datetime, beat: Callable[[int], None] = lambda _: None
     ) -> Iterator[Thinned]:
-        """Keep one moment in so many seconds of what is of that age by the storage's own time; see thin.py."""
+        """Keep one moment in so many seconds where the log is of that age by the storage's own time; see thin.py."""
         from dbguardd.repository.thin import Grain, make_coarser  # noqa: PLC0415
 
-        return make_coarser(self, [Grain(*one) for one in grains.items()], now, beat)
+        return make_coarser(self, [Grain(*grain) for grain in grains.items()], now, beat)
 
 
 def piece_of(entry: Entry) -> Piece | None:
-    """Read the name of an object; None if it is not that of a log."""
+    """Parse the name of an object; None if it is not one of a log."""
     found = _NAME.fullmatch(entry.name)
     if found is None:
         return None
@@ -336,9 +328,9 @@ def _ending(piece: Piece) -> tuple[str, int, int, int]:
 
 
 def _not_repeated(pieces: Iterable[Piece]) -> list[Piece]:
-    """Return objects in the order in which they end, without those that another one has, folded or made coarser."""
+    """Return objects in order of their ends, without those whose content another one has, folded or coarser."""
     found: list[Piece] = []
-    begun = dict[int, int]()  # where those of a grain begin that end later, in the same chain
+    begun = dict[int, int]()  # by grain: the start of the later objects of the same chain
     for piece in sorted(pieces, key=_ending, reverse=True):
         if found and found[-1].chain != piece.chain:
             begun.clear()
@@ -354,13 +346,13 @@ def _level(piece: Piece) -> int:
 
 
 def _are(links: Sequence[Link], first: int, last: int) -> bool:
-    """Say if segments are those with these numbers, each once."""
+    """Return whether segments are exactly those from `first` to `last`."""
     ends = [first - 1, *(link.number for link in links)]
     return ends[-1] == last and all(link.first == end + 1 for link, end in zip(links, ends, strict=False))
 
 
 def _compressed(*parts: bytes | bytearray) -> bytes:
-    """Return one zstd frame of all parts, without another copy of them."""
+    """Return one zstd frame of all parts, without copying them together."""
     work = zstandard.ZstdCompressor(level=LEVEL).compressobj(size=sum(map(len, parts)))
     return b"".join((*map(work.compress, parts), work.flush()))
 

@@ -1,7 +1,7 @@
-"""What a repository knows: backups, proofs, holds, and what a sweep or a check found. Plain values.
+"""What a repository knows: backups, proofs, holds, and the results of sweeps and checks. Plain values.
 
-A Backup is exactly the manifest that is stored for it (canonical JSON, sealed): nothing about a backup is known from
-anywhere else. Whether it has expired, is held or was proven are records beside it.
+A Backup is exactly its stored manifest (canonical JSON, sealed): nothing about a backup comes from anywhere else.
+Whether it has expired, is held or was proven is in records beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dbguardd.facts import BackupFacts
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Where the root of a stream's map lies: the name of a pack (hex) and the number of a frame in it."""
+    """The place of the root of a stream's map: the name of a pack (hex) and the number of a frame in it."""
 
     pack: str
     frame: int
@@ -47,7 +47,7 @@ class Backup:
     kind: str
     created_at: datetime
     parent: str | None
-    facts: Mapping[str, Any] = field(repr=False)
+    raw_facts: Mapping[str, Any] = field(repr=False)
     note: str
     streams: tuple[Stream, ...] = field(repr=False)
     source_bytes: int
@@ -57,14 +57,14 @@ class Backup:
     seq: int
 
     @property
-    def said(self) -> BackupFacts:
+    def facts(self) -> BackupFacts:
         """The facts that others than its engine read."""
-        return BackupFacts.read(self.facts)
+        return BackupFacts.read(self.raw_facts)
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What one test restore of a backup reached. `findings` are JSON objects of the steps that were taken."""
+    """The result of one test restore of a backup. `findings` are JSON objects of the steps that were taken."""
 
     backup: str
     at: datetime
@@ -72,7 +72,7 @@ class Proof:
     restore_seconds: float | None
     findings: tuple[Mapping[str, Any], ...]
     tool_version: str
-    number: int = 0  # rises with each proof of a backup, whatever the clock says; given when it is stored
+    number: int = 0  # increases with each proof of a backup, whatever the clock says; assigned when it is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +117,10 @@ class Swept:
     bytes: int = 0
     marked: int = 0  # packs that got a tomb now
     marked_bytes: int = 0
-    young: int = 0  # packs that nothing needs, younger than the grace: what a failed job left, or one is making
+    young: int = 0  # unneeded packs younger than the grace: left by a failed job, or of a backup being made
     young_bytes: int = 0
     waiting: int = 0  # packs whose tomb is younger than the grace
-    kept: int = 0  # packs that are needed again since their tomb was written
+    kept: int = 0  # packs that became needed again after their tomb was written
     next_at: datetime | None = None  # when the oldest waiting tomb is due, by the storage's clock
     dry_run: bool = False
 
@@ -136,12 +136,12 @@ def rfc3339(moment: datetime) -> str:
 
 
 def moment(text: str) -> datetime:
-    """Read what rfc3339 wrote. Raises ValueError."""
+    """Parse what rfc3339() returned. Raises ValueError."""
     return datetime.fromisoformat(text)
 
 
 def manifest(backup: Backup) -> dict[str, Any]:
-    """Return the manifest of a backup as it is stored."""
+    """Return the manifest of a backup as stored."""
     streams = [
         {
             "digest": stream.digest,
@@ -157,7 +157,7 @@ def manifest(backup: Backup) -> dict[str, Any]:
     return {
         **{name: getattr(backup, name) for name in _PLAIN},
         "created_at": rfc3339(backup.created_at),
-        "facts": dict(backup.facts),
+        "facts": dict(backup.raw_facts),
         "streams": streams,
     }
 
@@ -169,7 +169,7 @@ _PLAIN = (
 
 
 def backup_from(body: Mapping[str, Any]) -> Backup:
-    """Read a manifest. Raises KeyError, TypeError or ValueError if it is none."""
+    """Parse a manifest. Raises KeyError, TypeError or ValueError if it is none."""
     streams = tuple(
         Stream(
             *(stream["name"], stream["kind"], stream["size"], stream["page_size"], stream["digest"], stream["stamp"]),
@@ -178,4 +178,4 @@ def backup_from(body: Mapping[str, Any]) -> Backup:
         for stream in body["streams"]
     )
     plain = {name: body[name] for name in _PLAIN}
-    return Backup(**plain, created_at=moment(body["created_at"]), facts=body["facts"], streams=streams)
+    return Backup(**plain, created_at=moment(body["created_at"]), raw_facts=body["facts"], streams=streams)

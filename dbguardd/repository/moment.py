@@ -1,6 +1,6 @@
-"""A moment between two backups, for reading: a backup, and the log since then. A flow.Tree.
+"""A moment between two backups, for reading: a backup with the log since then. Implements flow.Tree.
 
-Images of pages are put over the backup; bytes of a log are given to the engine behind it.
+Images of pages are applied to the backup; bytes of a log are passed to the engine as an additional stream.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from dbguardd.errors import Damaged, ObjectMissing, Usage
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
 from dbguardd.repository.delivery import refused
 from dbguardd.repository.joined import joined
-from dbguardd.repository.log import Link, Log, Until
+from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.tree import Tree
-from dbguardd.rules.chains import BYTES
+from dbguardd.rules.chains import BYTES, LogRange
 from dbguardd.serialize import to_json
 from dbguardd.sums import as_text, file_sum
 
 
 class MomentTree:
-    """Reads a backup with the log put over it. Raises as Tree, before a wrong byte gets out."""
+    """Reads a backup with the log applied. Raises like Tree, before a wrong byte gets out."""
 
-    def __init__(self, base: Tree, log: Log, until: Until, beat: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, base: Tree, log: StoredLog, until: LogRange, beat: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.base, self._log, self._until, self._beat = base, log, until, beat
 
     @property
@@ -38,24 +40,24 @@ class MomentTree:
         return self.base.names()
 
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Open a stream for reading from its start: from a nameless copy, because its pages come out of order."""
+        """Open a stream for reading from its start, by way of an unnamed file: its pages do not come in order."""
         return _copied(self, name)
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream, as it was at the moment, into the open file; see flow.Tree."""
-        size, last = self.base.deliver(name, file, over=over), None
+        size, last = self.base.deliver(name, file, delta=delta), None
         for last in self._links(name):
             for number, page in last.pages():
                 _put(name, file, page, (number - 1) * last.page_size)
             if last.size:
                 size = last.size
-                os.ftruncate(file, size)  # what comes back later comes back written, or as zeros
+                os.ftruncate(file, size)  # if it grows again, the new part is written, or zeros
         if last is not None and last.sum:
             self._compare(name, file, last)
         return size
 
     def _compare(self, name: str, file: int, last: Link) -> None:
-        """Raise Damaged if the pages are not those that the database had at the moment, whatever each of them says."""
+        """Raise Damaged if the sum of the pages is not that of the database at the moment."""
         total = file_sum(file, last.size, last.page_size, self._beat)
         if as_text(total) != last.sum:
             raise Damaged(
@@ -66,7 +68,7 @@ class MomentTree:
 
     @contextmanager
     def pages(self, name: str) -> Iterator[Pages]:
-        """Open a paged stream for reading anywhere: flow.Pages. All of the log is read first."""
+        """Open a paged stream for random access: flow.Pages. The whole log is read first."""
         with tempfile.TemporaryFile() as file:
             over = MomentPages(self.base.pages(name), file.fileno())
             for link in self._links(name):
@@ -77,9 +79,9 @@ class MomentTree:
             yield over
 
     def _links(self, name: str) -> Iterator[Link]:
-        """Yield what of the log is about a stream.
+        """Yield the segments of a stream.
 
-        What is wrong with it says nothing of the backup: errors have the fact LOG. Raises Damaged, too, if the log ends
+        An error in the log says nothing about the backup, so it has the fact LOG. Raises Damaged also if the log ends
         in the middle of a transaction.
         """
         until, whole = self._until, True
@@ -96,13 +98,15 @@ class MomentTree:
 
 
 class LogTree:
-    """A backup, and behind its streams the bytes of the log since then: one more stream. Raises as Tree.
+    """A backup whose streams are followed by one more stream: the bytes of the log since then. Raises like Tree.
 
-    The facts are those of the backup and `moment`: the `stream` of the log, `since` and `until` which place it goes,
-    and the `target` of Until.
+    The facts are those of the backup and `moment`: the `stream` of the log, the places `since` and `until` of its ends,
+    and the `target` of LogRange.
     """
 
-    def __init__(self, base: Tree, log: Log, until: Until, beat: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, base: Tree, log: StoredLog, until: LogRange, beat: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.base, self._log, self._until, self._beat = base, log, until, beat
         first, last = self._link(until.after + 1), self._link(until.last)
         moment = {"stream": last.stream, "since": first.since, "until": last.until, "target": to_json(until.target)}
@@ -123,10 +127,10 @@ class LogTree:
             with self.base.read(name) as file:
                 yield file
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream into the open file; see flow.Tree."""
         if name != self._stream:
-            return self.base.deliver(name, file, over=over)
+            return self.base.deliver(name, file, delta=delta)
         size = 0
         for part in self._parts():
             _put(name, file, part, size)
@@ -134,7 +138,7 @@ class LogTree:
         return size
 
     def _parts(self) -> Iterator[memoryview]:
-        """Yield the bytes of one segment after the other. What is wrong with them has the fact LOG."""
+        """Yield the bytes of one segment after the other. Errors in them have the fact LOG."""
         until, done = self._until, 0
         try:
             for link in self._log.links(until.chain, until.after + 1, until.last):
@@ -157,18 +161,18 @@ class LogTree:
 
 
 class StretchTree:
-    """What a stretch of a log changed, for who has all that lies before it. A flow.Tree of one stream.
+    """The changes in a part of a log, for a receiver that has everything before it. A flow.Tree with one stream.
 
-    The stream has the pages in the order of the log, each behind its number (4 bytes, big-endian); what comes later
-    counts. The facts are what the last segment says: page_size, size and sum of the stream of the backup then.
+    The stream contains pages in the order of the log, each after its number (4 bytes, big-endian); later ones replace
+    earlier ones. The facts come from the last segment: page_size, size and sum of the backup's stream at that point.
     """
 
-    def __init__(self, log: Log, until: Until, last: Link) -> None:
+    def __init__(self, log: StoredLog, until: LogRange, last: Link) -> None:
         self._log, self._until, self._last = log, until, last
 
     @property
     def facts(self) -> Facts:
-        """What the pages belong to."""
+        """Facts about the stream that the pages belong to."""
         return {"page_size": self._last.page_size, "size": self._last.size, "sum": self._last.sum}
 
     def names(self) -> Iterator[str]:
@@ -179,8 +183,11 @@ class StretchTree:
         """Open the stream for reading from its start."""
         return _copied(self, name)
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
-        """Write the stream into the open file; see flow.Tree. Raises Damaged for a log of mixed streams or sizes."""
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
+        """Write the stream into the open file; see flow.Tree.
+
+        Raises Damaged for a log of mixed streams or page sizes.
+        """
         at = 0
         for link in self._log.links(self._until.chain, self._until.after + 1, self._until.last):
             if link.stream != name or link.page_size != self._last.page_size:
@@ -192,7 +199,7 @@ class StretchTree:
 
 
 class MomentPages:
-    """The pages of a backup under those of a log, of which a file has the newest image of each; flow.Pages."""
+    """The pages of a backup, covered by the newest images of a log, which are in a file; flow.Pages."""
 
     def __init__(self, base: Pages, file: int) -> None:
         self._base, self._file = base, file
@@ -201,18 +208,18 @@ class MomentPages:
         self.page_size = base.page_size
 
     def lay(self, name: str, page: int, image: memoryview) -> None:
-        """Put a page over what is there."""
+        """Add the image of a page."""
         place = self._places.setdefault(page, len(self._places))
         _put(name, self._file, image, place * self.page_size)
 
     def resize(self, size: int) -> None:
-        """Give the stream its size; of the backup nothing behind it shows through any more."""
+        """Set the size of the stream; pages of the backup beyond it are no longer visible, even if it grows again."""
         self.size, self._left = size, min(self._left, size)
         for page in [page for page in self._places if page * self.page_size >= size]:
             _put("", self._file, memoryview(bytes(self.page_size)), self._places[page] * self.page_size)
 
     def block(self, number: int) -> bytes:
-        """Return the bytes of a block; see flow.Pages. Raises Usage for one that there is not."""
+        """Return the bytes of a block; see flow.Pages. Raises Usage if it does not exist."""
         start = number * BLOCK_BYTES
         if not 0 <= start < self.size:
             raise Usage(f"there is no block {number}", detail=f"{self.size} bytes")

@@ -1,4 +1,4 @@
-"""What is said about backups beside their manifests: fingerprints, proofs of restores, holds."""
+"""What is recorded about backups beside their manifests: fingerprints, proofs of restores, holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dbguardd.repository.records import Records, Unreadable
 
 
 class Notes:
-    """Reads and writes the records about backups that exist."""
+    """Reads and writes the records about existing backups."""
 
     def __init__(self, records: Records, ledger: Ledger) -> None:
         self._records = records
@@ -26,7 +26,7 @@ class Notes:
         self._records.put(domain, "print", backup.id, {"at": rfc3339(now), "content": dict(fingerprint)})
 
     def fingerprint(self, id: str) -> dict[str, Any] | None:
-        """Return the fingerprint of a backup, or None. Raises NotFound, Damaged if it is there and does not open."""
+        """Return the fingerprint of a backup, or None. Raises NotFound, and Damaged if it exists but does not open."""
         for record in self._records.scan("print", self._ledger.find(id)[0].id):
             if isinstance(record, Unreadable):
                 raise record.error
@@ -35,7 +35,7 @@ class Notes:
         return None
 
     def add_proof(self, proof: Proof) -> None:
-        """Store what a test restore reached. Raises NotFound."""
+        """Store the result of a test restore. Raises NotFound."""
         backup, domain = self._ledger.find(proof.backup)
         body = {
             "at": rfc3339(proof.at),
@@ -48,7 +48,7 @@ class Notes:
         self._records.put(domain, "proof", backup.id, json.loads(json.dumps(body)))
 
     def proofs(self, backup: str = "") -> list[Proof]:
-        """Return the proofs of one backup, or all, by backup and then in the order in which they were made."""
+        """Return the proofs of one backup, or of all, sorted by backup and then by order of creation."""
         found = [
             Proof(
                 record.slot,
@@ -69,7 +69,7 @@ class Notes:
         self._records.put(domain, "hold", backup.id, {"actor": actor, "at": rfc3339(now), "reason": reason})
 
     def release(self, id: str, actor: str, now: datetime, reason: str | None = None) -> None:
-        """End the holds of a backup that have this reason, or all of them. Raises NotFound if there is none."""
+        """End the holds of a backup with this reason, or all its holds. Raises NotFound if there is none."""
         backup, domain = self._ledger.find(id)
         ending = [hash for hash, hold in self._holding(backup.id) if reason in (None, hold.reason)]
         if not ending:
@@ -77,14 +77,14 @@ class Notes:
         self._records.put(domain, "release", backup.id, {"actor": actor, "at": rfc3339(now), "holds": ending})
 
     def holds(self) -> dict[str, list[Hold]]:
-        """Return the holds in force, by backup. One that does not open is in force, too."""
+        """Return the holds in force, by backup. A hold that does not open is in force."""
         found: dict[str, list[Hold]] = {}
         for _, hold in self._holding():
             found.setdefault(hold.backup, []).append(hold)
         return found
 
     def _holding(self, slot: str = "") -> Iterator[tuple[str, Hold]]:
-        """Yield the holds in force and the hashes of their records."""
+        """Yield the holds in force with the hashes of their records."""
         records = list(self._records.scan("hold", slot))
         ended = {hold for record in self._records.readable("release", slot) for hold in record.body["holds"]}
         for record in records:

@@ -1,13 +1,13 @@
-"""The way into a repository: its description, the wrapped root keys, the domains.
+"""Opens a repository: its description, the wrapped root keys, the domains.
 
-``repo.json`` (canonical JSON and a newline; the one object that is not named by its hash)::
+``repo.json`` (canonical JSON and a newline)::
 
     created_at   RFC 3339
-    features     {"optional": [], "required": []}: an unknown required one means: do not touch
+    features     {"optional": [], "required": []}: a reader must refuse an unknown required one
     format       1
     mac          hex HMAC-SHA256(root.derive("description"), the canonical JSON without this member)
     min_reader   1: the lowest format that a reader must know
-    plain        {name: hex SHA-256}: objects for people (recover/...), which are not sealed
+    plain        {name: hex SHA-256}: unsealed objects for people (recover/...)
     repo_id      hex, 16 random bytes
 
 ``keys/<sha256>`` (canonical JSON): the root key wrapped for one recipient: repo_id, kind, label, offline, wrapped
@@ -63,9 +63,9 @@ class Recipient:
 def create(
     storage: Storage, wrappers: Sequence[KeyWrapper], now: datetime, plain: Mapping[str, bytes], randomness: Randomness
 ) -> Keyring:
-    """Make a new repository: keys and plain objects first, repo.json last; until it is there, there is no repository.
+    """Make a new repository: keys and plain objects first, repo.json last, with which the repository begins to exist.
 
-    Raises Conflict if there is one already, or the remains of one.
+    Raises Conflict if there is one already, or remains of one.
     """
     for prefix in (DESCRIPTION, "domains/", "packs/", "records/"):
         for entry in storage.list(prefix):
@@ -80,7 +80,7 @@ def create(
     for wrapper in wrappers:
         add(storage, root, wrapper)
     for name, data in plain.items():
-        storage.delete(name)  # of an attempt that was cut short, perhaps by another version
+        storage.delete(name)  # left by an interrupted attempt, perhaps of another version
         storage.put(name, data)
     body = {
         "created_at": rfc3339(now),
@@ -96,10 +96,10 @@ def create(
 
 
 def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
-    """Open the repository with whichever wrapper can.
+    """Open the repository with any of the wrappers.
 
-    Anybody can wrap a key of their own for an age recipient: one that does not fit repo.json is passed over. Raises
-    NotARepository, FormatTooNew, KeyMissing, KeyRefused, Damaged if keys opened and none fits repo.json.
+    Anybody can wrap a key of their own for an age recipient: a key that does not match repo.json is skipped. Raises
+    NotARepository, FormatTooNew, KeyMissing, KeyRefused, and Damaged if keys were unwrapped but none matches repo.json.
     """
     repo_id = _identity(storage)
     everyone = recipients(storage, repo_id)
@@ -154,12 +154,12 @@ def described(storage: Storage, root: Domain) -> dict[str, Any]:
 
 
 def recipients(storage: Storage, repo_id: bytes) -> list[Recipient]:
-    """Return who can open the repository. Unreadable and foreign key objects are left out: check() reports them."""
+    """Return who can open the repository. Unreadable and foreign key objects are skipped: check() reports them."""
     return [found for found in wrapped_keys(storage) if isinstance(found, Recipient) and found.repo_id == repo_id]
 
 
 def wrapped_keys(storage: Storage) -> Iterator[Recipient | tuple[str, Damaged]]:
-    """Yield all wrapped keys; those that are unreadable as their names with the reason."""
+    """Yield all wrapped keys; for an unreadable one its name and the error."""
     for entry in storage.list("keys/"):
         try:
             yield _recipient(entry.name, storage.get(entry.name))
@@ -168,9 +168,10 @@ def wrapped_keys(storage: Storage) -> Iterator[Recipient | tuple[str, Damaged]]:
 
 
 def add(storage: Storage, root: Domain, wrapper: KeyWrapper) -> None:
-    """Wrap the root key for one more recipient, read the object back and, where the wrapper can, unwrap it.
+    """Wrap the root key for one more recipient, read the object back and, if the wrapper can, unwrap it.
 
-    Nothing is written if the recipient has a wrapped key that it opens (or, if it can only wrap, one of its label).
+    Nothing is written if the recipient already has a wrapped key that it opens (or, if it can only wrap, one with its
+    label).
     """
     for known in recipients(storage, root.repo_id):
         if (known.kind, known.label) == (wrapper.kind, wrapper.label) and _opens(wrapper, known.wrapped, root):
@@ -193,7 +194,7 @@ def add(storage: Storage, root: Domain, wrapper: KeyWrapper) -> None:
 
 
 def drop(storage: Storage, root: Domain, wrappers: Sequence[KeyWrapper], label: str) -> None:
-    """Remove every wrapped key with this label, once one that stays was seen to open. Raises NotFound, Held."""
+    """Delete every wrapped key with this label, after checking that another key opens. Raises NotFound, Held."""
     everyone = recipients(storage, root.repo_id)
     going = [recipient for recipient in everyone if recipient.label == label]
     staying = [recipient for recipient in everyone if recipient.label != label]
@@ -210,7 +211,7 @@ def drop(storage: Storage, root: Domain, wrappers: Sequence[KeyWrapper], label: 
 
 
 def domains(storage: Storage, root: Domain) -> dict[bytes, Domain]:
-    """Open every domain, by id. One that does not open is left out; what needs it says so, and check() reports it."""
+    """Open all domains, by id. One that does not open is skipped: its users report that, and so does check()."""
     found: dict[bytes, Domain] = {}
     for entry in storage.list("domains/"):
         try:
@@ -234,7 +235,7 @@ def open_domain(storage: Storage, root: Domain, name: str) -> Domain:
 
 
 def make_domain(storage: Storage, keyring: Keyring, name: str, now: datetime, randomness: Randomness) -> Domain:
-    """Return the domain of a database, made if there is none yet: a key that is stored nowhere else."""
+    """Return the domain of a database. If it has none, make one: a key that is stored nowhere else."""
     there = Keyring(keyring.root, domains(storage, keyring.root)).named(name)
     if there is not None:
         return there
@@ -270,7 +271,7 @@ def _identity(storage: Storage) -> bytes:
 def _parsed(storage: Storage, data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotARepository(f"{storage.url}: {DESCRIPTION} is unreadable", detail=repr(error)) from error
     if not isinstance(body, dict):
         raise NotARepository(f"{storage.url}: {DESCRIPTION} is unreadable", detail="not a JSON object")
@@ -288,14 +289,14 @@ def _recipient(name: str, data: bytes) -> Recipient:
         body = json.loads(data)
         wrapped, repo_id = base64.b64decode(body["wrapped"], validate=True), bytes.fromhex(body["repo_id"])
         return Recipient(name, str(body["kind"]), str(body["label"]), bool(body["offline"]), repo_id, wrapped)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Damaged(f"{name}: not a wrapped key", detail=repr(error)) from error
 
 
 def _opens(wrapper: KeyWrapper, wrapped: bytes, root: Domain) -> bool:
     try:
         return hmac.compare_digest(wrapper.unwrap(wrapped, root.repo_id), root.key)
-    except KeyMissing:  # it can only wrap: the other half lies on paper
+    except KeyMissing:  # it can only wrap: the private half is on paper
         return True
     except (KeyRefused, Damaged):
         return False

@@ -1,4 +1,4 @@
-"""Packs: objects of some MiB that hold many sealed frames. The format, sealing and opening; no threads here.
+"""Packs: objects of some MiB that contain many sealed frames. Their format, sealing and opening; without threads.
 
 The name of a pack is packs/AA/NAME: NAME is the SHA-256 of all its bytes in hex, AA its first two digits. Integers are
 big-endian::
@@ -23,10 +23,11 @@ big-endian::
     frame i:  nonce = u32 0 || u64 i;  additional data = the 104 bytes || u64 i || kind || zstd || u32 length || digest
     trailer:  nonce = u32 1 || u64 0;  additional data = the 104 bytes || "trailer"
 
-There is no slack: the frames fill exactly what lies between header and trailer. A pack has at most 65535 frames. The
-salt depends on every byte that is encrypted as well as on the random bytes: a generator that repeats itself (a cloned
-machine) cannot put two plaintexts under one key and nonce, such as the same pages compressed by two levels or versions
-of zstd, which have the same digests. The commitment tells a wrong key from damage before anything is decrypted.
+There is no slack: the frames exactly fill the space between header and trailer. A pack has at most 65535 frames. The
+salt depends on every encrypted byte as well as on the random bytes. So even if the random generator repeats itself (on
+a cloned machine), two plaintexts never share a key and nonce; for example the same pages compressed by two levels or
+versions of zstd, which have the same digests. The commitment tells a wrong key from damage before anything is
+decrypted.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Record:
 
 
 def seal_pack(domain: Domain, frames: Sequence[Frame], randomness: Callable[[int], bytes] = os.urandom) -> bytearray:
-    """Return the bytes of the pack that holds `frames`."""
+    """Return the bytes of the pack that contains `frames`."""
     records = b"".join([_RECORD.pack(f.digest, f.kind, f.compressed, len(f.body) + SEAL, f.length) for f in frames])
     content = blake3(records)
     content.update(b"".join([frame.check for frame in frames]))
@@ -104,9 +105,9 @@ def seal_pack(domain: Domain, frames: Sequence[Frame], randomness: Callable[[int
 
 
 class Pack:
-    """One opened pack: its key and its records. It is made from the two ends, frames are handed in one by one.
+    """One opened pack: its key and its records. It is opened from its two ends; frames are passed in one by one.
 
-    Raises KeyRefused when the commitment says that it was sealed with another key, Damaged for everything else.
+    Raises KeyRefused if the commitment shows that it was sealed with another key, Damaged for everything else.
     """
 
     def __init__(self, domain: Domain, name: str, size: int, header: bytes, tail: bytes) -> None:
@@ -146,7 +147,7 @@ class Pack:
         return tuple(records)
 
     def body(self, number: int, sealed: bytes | memoryview) -> bytes:
-        """Decrypt frame `number`: its plaintext, compressed or not. Raises Damaged."""
+        """Decrypt frame `number`; its body may still be compressed. Raises Damaged."""
         record = self.records[number]
         place = _PLACE.pack(number, record.kind, record.compressed, record.length, record.digest)
         try:
@@ -169,15 +170,15 @@ class Pack:
 
 
 def trailer_length(tail: bytes | bytearray) -> int:
-    """Return how many bytes the trailer has, which the last 12 bytes of a pack say."""
+    """Return the length of the trailer, from the last 12 bytes of a pack."""
     length, _end = _TAIL.unpack(tail[-TAIL:])
     return int(length)
 
 
 def prove(domain: Domain, pack: bytearray, name: str, checks: Sequence[bytes]) -> None:
-    """Open the sealed pack again, and compare every frame with what was proven when it was made. Raises Damaged.
+    """Open the sealed pack again, and compare every frame with its check. Raises Damaged.
 
-    What is in the frame was decompressed, compared and hashed then (frames.compress): the same bytes need it once.
+    The content was decompressed, compared and hashed when the frame was made (frames.compress); here the body suffices.
     """
     view = memoryview(pack)
     opened = Pack(domain, name, len(pack), bytes(view[:HEADER]), bytes(view[-TAIL - trailer_length(pack[-TAIL:]) :]))

@@ -1,7 +1,7 @@
-"""Saving a paged stream: read it once, keep what the parent has, store the changed pages.
+"""Saves a paged stream: reads it once, keeps what the parent has, stores the changed pages.
 
-Two threads look at batches of it (examine.py). An extent that is as it was keeps its leaf. The caller's thread puts
-what they find in order into packs and makes the leaves.
+Two threads examine batches of it (examine.py). An unchanged extent keeps its leaf. The caller's thread adds the
+results, in order, to packs and makes the leaves.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _ROOT_FRAMES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The outcome. `place` is where the root lies, None where the parent's root says it all."""
+    """The result. `place` is where the root lies; None if the parent's root is still valid."""
 
     size: int
     digest: bytes
     place: tuple[PackHandle, int] | None
     needs: tuple[str | PackHandle, ...]  # besides the pack of the root
     inherited: bool  # some pages are the parent's
-    kept_bytes: int  # of its size, what lies where it lay in the parent
+    kept_bytes: int  # bytes of the stream that lie where they lay in the parent
 
 
 class PagesSaver:
@@ -75,7 +75,7 @@ class PagesSaver:
         self._stored = self._changed = 0  # bytes in frames, and of the stream
 
     def run(self) -> Saved:
-        """Read everything, store what is new. Raises Damaged, ObjectMissing also for the parent, at any time."""
+        """Read everything and store what is new. May raise Damaged or ObjectMissing for the parent at any time."""
         size = self._examiner.size
         stream = self._examiner.digests.stream(size)
         under_way: deque[tuple[int, Future[Examined]]] = deque()
@@ -90,7 +90,7 @@ class PagesSaver:
         finally:
             wait(
                 [future for _batch, future in under_way if not future.cancel()]
-            )  # the descriptor is the caller's again
+            )  # no thread uses the caller's descriptor any more
         digest = stream.digest()
         if (
             self._parent is not None
@@ -238,7 +238,7 @@ class PagesSaver:
                     self._packs[pack].live -= 1
 
     def _finish(self, size: int, digest: bytes) -> Saved:
-        self._writer.reserve(_ROOT_FRAMES)  # the pack that is open now shall be the one of the root
+        self._writer.reserve(_ROOT_FRAMES)  # the currently open pack must be the one with the root
         for handle, number in self._numbers.items():
             use = self._packs[number]
             use.size = handle.size

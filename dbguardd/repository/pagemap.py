@@ -1,19 +1,19 @@
-"""The page map: where every page of a paged stream lies, and how to see that it has changed.
+"""The page map: where each page of a paged stream lies, and how to detect that it has changed.
 
-A paged stream is cut into extents of 65536 bytes and these into units of max(page size, 4096) bytes; the last of both
-may be shorter. Integers of the map are little-endian and stand in columns, because columns compress and are used in
-place.
+A paged stream is cut into extents of 65536 bytes, and these into units of max(page size, 4096) bytes; the last extent
+and unit may be shorter. Integers of the map are little-endian and stored in columns, which compress well and are used
+in place.
 
-A leaf describes one extent. Leaves are stored many to a frame (kind 3), which children share as long as one of its
-leaves is valid; n leaves of U units::
+A leaf describes one extent. A frame (kind 3) contains many leaves, and children share it as long as one of its leaves
+is valid; n leaves of U units::
 
     u32 n | u32 U | u32 extent[n], ascending | 16-byte digest[n] | 8-byte tag[n][U]
     | u32 pack[n][U] | u16 frame[n][U] | u16 slot[n][U]
 
-A unit lies at slot * (bytes of a unit) in its frame (kind 1). Pack 4294967295 is a hole: zeros. Units behind the end of
+A unit lies at slot * (bytes of a unit) in its frame (kind 1). Pack 4294967295 is a hole: zeros. Units beyond the end of
 the stream are holes with tag 0. The digest is the part digest of the whole extent.
 
-The root is one byte string, cut into frames of at most 1 MiB (kind 4) that lie one after the other in one pack::
+The root is one byte string, cut into frames of at most 1 MiB (kind 4) that are adjacent in one pack::
 
     0   4   bytes of the root, all frames together
     4   4   "PMAP"
@@ -28,12 +28,13 @@ The root is one byte string, cut into frames of at most 1 MiB (kind 4) that lie 
             | u32 pack number of leaf frame[L] | u16 frame of leaf frame[L] | u32 leaf frame of extent[E]
             | 16-byte digest of leaf frame[L]
 
-A digest of a frame is cut to 16 bytes here. It ties the leaves to the root, as the digests in them tie the extents, so
-an extent can be read by itself: an older frame of ours, in a pack that lies under a false name, is none of this map.
+The digest of a frame is truncated to 16 bytes here. It authenticates the leaves through the root, as their digests
+authenticate the extents, so a single extent can be read safely: an older frame of ours, in a pack stored under a false
+name, does not match this map.
 
-Pack numbers are valid for the whole line of children, so that leaves can be shared. The name of the pack in which the
-root itself lies is not yet known when the root is written: it stands as 32 zero bytes. The names are all packs that
-the stream needs, apart from that one.
+Pack numbers are valid for the whole line of children, so that leaves can be shared. The name of the pack that contains
+the root is unknown when the root is written, so it is stored as 32 zero bytes. The names are all packs that the stream
+needs, except that one.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Leaves:
 
 @dataclass(slots=True)
 class Row:
-    """One leaf that is being made. `pending` counts units whose place is not known yet."""
+    """One leaf being made. `pending` counts units whose place is not known yet."""
 
     extent: int
     digest: bytes
@@ -141,7 +142,7 @@ class PackUse:
 
 @dataclass(slots=True)
 class Root:
-    """The root of a paged stream, as it is stored."""
+    """The root of a paged stream, as stored."""
 
     size: int
     page_size: int
@@ -178,8 +179,8 @@ class Root:
 
     @classmethod
     def decode(cls, raw: bytes, pack: Pack) -> Root:
-        """Read what encode() made; `pack` is the pack in which it lay."""
-        head = raw[: _HEAD.size].ljust(_HEAD.size, b"\0")  # that of a list of chunks may be shorter
+        """Parse what encode() returned; `pack` is the pack in which it lay."""
+        head = raw[: _HEAD.size].ljust(_HEAD.size, b"\0")  # the root of a flow may be shorter
         total, magic, size, page_size, unit, base, digest, next_number, *counts = _HEAD.unpack(head)
         packs, leaves, extents = counts
         wanted = _HEAD.size + 44 * packs + (6 + DIGEST) * leaves + 4 * extents
@@ -225,7 +226,7 @@ class PageMap:
         self._lock = Lock()
 
     def locate(self, extent: int) -> tuple[Leaves, int]:
-        """Return the leaf of an extent: where it is and its number there. Raises Damaged, ObjectMissing."""
+        """Return the leaf of an extent: its frame of leaves, and its number there. Raises Damaged, ObjectMissing."""
         leaves = self.leaves(self.root.leaf_of[extent])
         place = leaves.index.get(extent)
         if place is None or leaves.units != self.units:
@@ -243,7 +244,7 @@ class PageMap:
         return b"".join([leaves.digests[DIGEST * place : DIGEST * place + DIGEST] for leaves, place in found])
 
     def leaves(self, number: int) -> Leaves:
-        """Return a frame of leaves by its number in the root. Raises Damaged if another one lies there."""
+        """Return a frame of leaves by its number in the root. Raises Damaged if a different one lies there."""
         with self._lock:
             if leaves := self._leaves.get(number):
                 self._leaves.move_to_end(number)
@@ -272,5 +273,5 @@ class PageMap:
         return name
 
     def stream(self) -> blake3:
-        """Return the hash that becomes the digest of the stream when it is fed with the digests of all extents."""
+        """Return the hash that takes the digests of all extents and yields that of the stream."""
         return self.reader.digests.stream(self.root.size)

@@ -1,4 +1,4 @@
-"""Reading packs: the plaintext of frames, each checked, the last ones kept in a cache that is bounded in bytes."""
+"""Reads packs: the plaintext of frames, each verified, with the latest in a cache of bounded size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dbguardd.repository.seal import Domain
     from dbguardd.storage.base import Storage
 
-CACHE = 40 << 20  # a frame of each of the 128 packs that saving.scattered() allows
+CACHE = 40 << 20  # one frame of each of the 128 packs that saving.scattered() allows
 _TAIL_GUESS = 16 << 10
 _RUN = 4 << 20
 _PACKS = 2048
@@ -45,7 +45,7 @@ class PackReader:
             self._cached = 0
 
     def pack(self, name: str) -> Pack:
-        """Open a pack: its two ends are read and checked."""
+        """Open a pack: read and verify its two ends."""
         with self._lock:
             if pack := self._packs.get(name):
                 self._packs.move_to_end(name)
@@ -62,7 +62,7 @@ class PackReader:
         return self.frames(name, (number,), kind)[number]
 
     def frames(self, name: str, numbers: Sequence[int], kind: int) -> Mapping[int, Plain]:
-        """Return frames of one pack by number; neighbours are fetched together. `numbers` ascend."""
+        """Return frames of one pack by number; neighbours are fetched together. `numbers` are ascending."""
         found: dict[int, Plain] = {}
         with self._lock:
             for number in numbers:
@@ -114,7 +114,7 @@ class PackReader:
 
 
 def _runs(pack: Pack, numbers: Sequence[int], kind: int) -> list[tuple[int, int]]:
-    """Return first and last of each run of neighbours, no longer than 4 MiB in the pack."""
+    """Return first and last of each run of neighbours, at most 4 MiB of the pack."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if number >= len(pack.records) or pack.records[number].kind != kind:

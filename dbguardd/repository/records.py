@@ -1,7 +1,7 @@
-"""Records: the small sealed objects of a repository, write-once, one fact each.
+"""Records: small sealed objects of a repository, written once, one fact each.
 
-A record lies at ``records/<kind>/<slot>-<sha256>``: the slot is the ULID that the fact is about, the hash is that of
-the stored bytes. Kind and slot are authenticated (seal.py), so a record that was moved or renamed does not open.
+A record is stored as ``records/<kind>/<slot>-<sha256>``: the slot is the ULID that the fact is about, the hash is that
+of the stored bytes. Kind and slot are authenticated (seal.py), so a moved or renamed record does not open.
 
 ======== ================== ========= =====================================================================
 kind     slot               sealed by what it says
@@ -52,7 +52,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A record that is there by name and did not open; `error` says why."""
+    """A record that is listed but did not open; `error` says why."""
 
     kind: str
     slot: str
@@ -62,12 +62,12 @@ class Unreadable:
 
 
 class Records:
-    """The records of one open repository. Safe to use beside other writers: nothing is ever edited."""
+    """The records of one open repository. Safe to use beside other writers: records are never changed."""
 
     def __init__(self, storage: Storage, keyring: Keyring, randomness: Randomness) -> None:
         self._storage = storage
         self._randomness = randomness
-        self._gone: set[bytes] = set()  # domains that were looked for and are not there
+        self._gone: set[bytes] = set()  # domains that were looked for and do not exist
         self.keyring = keyring
 
     def put(self, domain: Domain, kind: str, slot: str, body: Mapping[str, Any]) -> str:
@@ -88,7 +88,7 @@ class Records:
         return self.keyring
 
     def entries(self, kind: str, slot: str = "") -> list[Entry]:
-        """Return what the storage lists, in slot order. `slot` may be the beginning of one."""
+        """Return what the storage lists, in slot order. `slot` may be a prefix."""
         return list(self._storage.list(f"records/{kind}/{slot}"))
 
     def scan(self, kind: str, slot: str = "") -> Iterator[Record | Unreadable]:
@@ -97,7 +97,7 @@ class Records:
             yield self.open(entry)
 
     def readable(self, kind: str, slot: str = "") -> Iterator[Record]:
-        """Yield the records that open. What does not is check()'s to report, and stops a sweep."""
+        """Yield the records that open. check() reports the others, and a sweep refuses to run beside them."""
         return (record for record in self.scan(kind, slot) if isinstance(record, Record))
 
     def open(self, entry: Entry) -> Record | Unreadable:

@@ -552,17 +552,18 @@ def root_key(storage: Path, options: argparse.Namespace) -> bytes:
     repo = bytes.fromhex(described(storage)["repo_id"])
     said = []
     for name in listed(storage, "keys"):
-        body = json.loads(named(storage, name))
-        wrapped = base64.b64decode(body["wrapped"])
+        label = name
         try:
+            body = json.loads(named(storage, name))
+            label, wrapped = body["label"], base64.b64decode(body["wrapped"])
             if body["kind"] == "machine" and options.machine_key:
                 return unwrap(Path(options.machine_key).read_bytes(), wrapped, repo)
             if body["kind"] == "passphrase" and options.passphrase_file:
                 return unwrap(stretched(options.passphrase_file, wrapped), wrapped, repo)
             if body["kind"] == "age" and options.identity:
                 return unaged(options.identity, wrapped, repo)
-        except Unusable as error:
-            said.append(f"{body['label']}: {error}")
+        except (Unusable, LookupError, ValueError, TypeError, RecursionError) as error:  # another one may be whole
+            said.append(f"{label}: {error}")
     raise Unusable("; ".join(said) or "no wrapped key in this repository is of the kind that was given")
 
 

@@ -1,4 +1,4 @@
-"""A backup in the making: the Sink that an engine writes into. It exists once seal() has returned."""
+"""A backup being made: the Sink that an engine writes into. The backup exists once seal() has returned."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap
 from dbguardd.repository.examine import Examiner
-from dbguardd.repository.filling import Filling
 from dbguardd.repository.flowing import FlowSaver
 from dbguardd.repository.frames import Digests
+from dbguardd.repository.growing_file import GrowingFile
 from dbguardd.repository.model import Backup, Root, Stream, encode
 from dbguardd.repository.paged import PagesSaver, Saved
 from dbguardd.repository.pagemap import UNIT, PageMap
@@ -53,10 +53,10 @@ _MOST = 4 << 40  # bytes of a paged stream: its map takes memory, and a sparse f
 class Saving:
     """Saves one backup; flow.Sink. For one thread. A context manager: leaving it without seal() leaves no backup.
 
-    `draft` is the backup with everything that is known before; its streams, sizes, kind and facts are filled in.
-    `progress` is told the bytes of the source that were taken in so far.
-    Raises what the storage raises, Cancelled when `cancelled` says so, SourceChanged. A parent that cannot be read does
-    not keep the next backup from being made: what it should have given is stored again, and the error is in `doubts`.
+    `draft` is the backup with everything known beforehand; its streams, sizes, kind and facts are filled in. `progress`
+    is called with the bytes of the source processed so far. Raises what the storage raises, Cancelled when `cancelled`
+    returns true, SourceChanged. An unreadable parent does not prevent the backup: what it should have provided is
+    stored again, and the error is added to `doubts`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Saving:
         self._progress = progress
         self.written_bytes = 0
         self.admits: Callable[[Facts], None] = lambda facts: None
-        """Raises what the backup is refused for, by the facts that are known before."""
+        """Called with the facts known beforehand; raises if the backup is to be refused."""
         self.doubts: list[GuardError] = []
 
     def __enter__(self) -> Saving:
@@ -98,7 +98,7 @@ class Saving:
         give_back()
 
     def admit(self, facts: Facts) -> None:
-        """Refuse what the job refuses; see flow.Sink."""
+        """Let the job refuse the backup; see flow.Sink."""
         self.admits(facts)
 
     @contextmanager
@@ -124,10 +124,10 @@ class Saving:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,  # it always is
+        on_demand: bool = False,  # it is always set
         changing: bool = False,
     ) -> None:
-        """Take a paged stream; see flow.Sink.
+        """Save a paged stream; see flow.Sink.
 
         Raises SourceChanged if a file that is not `changing` becomes shorter or longer, SourceInvalid if it is no
         regular file, Unsupported above 4 TiB.
@@ -136,12 +136,12 @@ class Saving:
         if page_size not in _PAGE_SIZES:
             raise Usage(f"{name}: a page size of {page_size} bytes is not possible", detail=f"one of {_PAGE_SIZES}")
         size = _size(name, file)
-        filling, unit = Filling(size, filled, changing=changing), max(page_size, UNIT)
+        filling, unit = GrowingFile(size, filled, changing=changing), max(page_size, UNIT)
         examiner = Examiner(file, name, self._digests, filling=filling, unit=unit, level=self._level)
         done = self.written_bytes
         try:
             saved = self._save_pages(examiner, page_size, self._parent_pages(name, page_size))
-            filling.finish()  # only now: what the parent lacks may have been found at the end, and all was read again
+            filling.finish()  # not earlier: damage in the parent may show at the end, and then everything is read again
         except BaseException:
             self.written_bytes = done
             raise
@@ -150,7 +150,7 @@ class Saving:
         self._keep(Stream(name, "paged", 0, page_size, "", stamp, Root("", 0)), saved)
 
     def reuse(self, name: str, stamp: str) -> bool:
-        """Take a stream over from the parent; see flow.Sink."""
+        """Reuse a stream of the parent; see flow.Sink."""
         self._new(name)
         old = self._old.get(name)
         if old is None or not stamp or old.stamp != stamp:
@@ -167,11 +167,11 @@ class Saving:
         return True
 
     def seal(self, facts: Facts, created_at: datetime | None = None) -> Backup:
-        """Commit: wait until all packs are durable and read back, then publish the manifest. Once.
+        """Commit: wait until all packs are durable and read back, then publish the manifest. Call it once.
 
-        `created_at` is the moment that the data is of, if it is another one than that of the draft.
+        `created_at` is the moment of the data, if it differs from that of the draft.
 
-        Raises Usage if `facts` are more than 64 KiB: every list of backups reads them.
+        Raises Usage if `facts` exceed 64 KiB: every list of backups reads them.
         """
         if (size := len(encode(facts))) > _FACTS:
             raise Usage(f"{self._draft.database}: {size} bytes of facts about a backup", detail=f"at most {_FACTS}")
@@ -187,7 +187,7 @@ class Saving:
             created_at=created_at or self._draft.created_at,
             kind="incremental" if inherited else "full",
             parent=self._parent.id if inherited and self._parent else None,
-            facts=dict(facts),
+            raw_facts=dict(facts),
             streams=tuple(streams),
             source_bytes=sum([stream.size for stream in streams]),
             stored_bytes=self._writer.stored_bytes,
@@ -196,7 +196,7 @@ class Saving:
         return self._publish(backup, packs)
 
     def kept_bytes(self, parent: str) -> int:
-        """Return how much of what was written is as it was in a backup; nothing of one that this does not build on."""
+        """Return how many bytes are unchanged since the backup `parent`; 0 if this one does not build on it."""
         return self._kept_bytes if self._parent is not None and self._parent.id == parent else 0
 
     def _count(self, size: int) -> None:
@@ -254,11 +254,11 @@ class Saving:
 
 
 def scattered(packs: int, base_packs: int, held: int, base: int) -> bool:
-    """Decide whether a stream has become too scattered to build on: then everything is stored again.
+    """Return whether a stream has become too scattered to build on, so that everything is stored again.
 
-    `packs` are needed by the parent, which began as a full backup of `base` bytes in `base_packs`; the packs that are
-    needed now have `held` bytes together. Too much is 128 packs more than at the beginning (each costs a restore three
-    requests), or more than twice the bytes of the beginning, and 16 MiB (they cannot be deleted).
+    `packs` are needed by the parent, which began as a full backup of `base` bytes in `base_packs`; the packs needed now
+    contain `held` bytes in total. Too much is 128 packs more than at the beginning (each costs a restore three
+    requests), or more than twice the bytes of the beginning plus 16 MiB (they cannot be deleted).
     """
     return packs > base_packs + _MORE_PACKS or held > 2 * base + 2 * PACK_SIZE
 

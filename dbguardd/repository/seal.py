@@ -1,8 +1,8 @@
-"""Sealing: the keys of a repository, and the envelope of every small object.
+"""Sealing: the keys of a repository, and the envelope of its small objects.
 
-One random root key opens a repository; it is stored only wrapped (keys/base.py). Each database has a key of its own, a
-Domain: 32 random bytes, stored once, sealed under the root key, so that deleting that one object makes all backups of
-the database unreadable for ever. The root key itself is used as the Domain with an all-zero id.
+One random root key opens a repository; it is only stored wrapped (keys/base.py). Each database has its own key, a
+Domain: 32 random bytes, stored once, sealed with the root key, so that deleting this one object makes all backups of
+the database unreadable forever. The root key itself is used as the Domain with an all-zero id.
 
 The envelope of a small object (all of it is covered by the tag; integers are big-endian)::
 
@@ -16,8 +16,8 @@ The envelope of a small object (all of it is covered by the tag; integers are bi
     additional data   = the 104 bytes above || kind || 0 || slot
 
 `kind` and `slot` say where the object belongs ("backup" and the ULID of the backup): a moved, renamed or foreign object
-does not open. The salt depends on the content too: a generator that repeats itself (a cloned machine) cannot put two
-plaintexts under one key. The commitment tells a wrong key from damage before anything is decrypted.
+does not open. The salt also depends on the content, so even if the random generator repeats itself (on a cloned
+machine), two plaintexts never share a key. The commitment tells a wrong key from damage before anything is decrypted.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TAG = 16
 ROOT_ID = bytes(16)
 
 Randomness = Callable[[int], bytes]
-"""Returns that many random bytes: os.urandom, or a fake one in tests."""
+"""Returns the given number of random bytes: os.urandom, or a substitute in tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """One key and what it is for: `id` (16 bytes) and `key` (32 bytes) in the repository `repo_id` (16 bytes)."""
+    """A key and what it is for: `id` (16 bytes) and `key` (32 bytes) in the repository `repo_id` (16 bytes)."""
 
     repo_id: bytes
     id: bytes
@@ -60,13 +60,13 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """The root key of an open repository and the domains that were found, by id."""
+    """The root key of an open repository and the domains found, by id."""
 
     root: Domain
     domains: Mapping[bytes, Domain]
 
     def named(self, name: str) -> Domain | None:
-        """Return the domain of the database `name`; the lowest id, should two machines have made one each."""
+        """Return the domain of the database `name`; the lowest id, if two machines have each made one."""
         return min((domain for domain in self.domains.values() if domain.name == name), key=_id, default=None)
 
     def find(self, identity: bytes) -> Domain | None:
@@ -88,9 +88,9 @@ def seal(domain: Domain, kind: str, slot: str, plaintext: bytes, randomness: Ran
 
 
 def unseal(keyring: Keyring, kind: str, slot: str, data: bytes, name: str) -> tuple[Domain, bytes]:
-    """Open an envelope; return whose it is and what is in it. `name` is for the message.
+    """Open an envelope; return its domain and its plaintext. `name` is for error messages.
 
-    Raises Damaged (altered, moved, renamed or foreign), ObjectMissing (its domain is not there any more), KeyRefused.
+    Raises Damaged (altered, moved, renamed or foreign), ObjectMissing (its domain no longer exists), KeyRefused.
     """
     header, body = data[:HEADER], memoryview(data)[HEADER:]
     if len(data) < HEADER + TAG or header[:8] != MAGIC:

@@ -1,17 +1,17 @@
-"""The sweep: gives back the space of what no backup needs, in two runs at least one grace apart.
+"""The sweep: frees the space of what no backup needs, in two runs at least one grace apart.
 
-First run: packs that no backup needs get a tomb. A later run, when the grace of a tomb is over, reads every backup
-again and deletes the packs in the tomb that still nothing needs, and the backups that expired a grace ago. Nobody has
-to stop for it: see tombs.py for what writers do. The order of one run, so that it can be killed anywhere and repeated:
+The first run writes a tomb for packs that no backup needs. A later run, when the grace of a tomb is over, reads every
+backup again and deletes the packs in the tomb that are still not needed, and the backups that expired a grace ago.
+Writers need not stop: see tombs.py for what they do. The order of one run, which can be killed anywhere and repeated:
 
 1. the storage's time (clock.py) and the tombs that are due,
-2. all backups, what each needs, and all packs; anything unreadable or missing ends the run here, also a manifest
-   that is gone while a fingerprint, proof or hold of its backup is there (unless it is confirmed: then they go too),
+2. all backups, what each needs, and all packs; anything unreadable or missing ends the run here, including a manifest
+   that is gone while a fingerprint, proof or hold of its backup exists (if confirmed, these are deleted instead),
 3. manifests of expired backups, then their other records, then their tombs,
 4. packs that are due, then their tombs,
 5. new tombs.
 
-A manifest goes before its packs, and a tomb after what lies in it: at no moment is there a backup that lacks a pack.
+A manifest is deleted before its packs, and a tomb after what it names, so no backup ever lacks a pack.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dbguardd.repository.model import Backup, Swept, rfc3339
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain, Randomness
-from dbguardd.repository.tombs import Tomb, bury_packs, pack_name, pack_of, tomb_of
+from dbguardd.repository.tombstones import Tombstone, pack_name, pack_of, put_pack_tombstones, tombstone_of
 from dbguardd.storage.base import Entry, Storage
 
 Needs = Callable[[Backup, Domain], AbstractSet[str]]
@@ -37,7 +37,7 @@ Needs = Callable[[Backup, Domain], AbstractSet[str]]
 
 @dataclass(frozen=True, slots=True)
 class Breakers:
-    """What one run may delete without being told so explicitly: shares of all there is, from a number on."""
+    """What one run may delete without confirmation: shares of the total, from a minimum number on."""
 
     bytes_share: float = 0.5
     packs_from: int = 9
@@ -51,12 +51,12 @@ class Survey:
 
     now: datetime
     packs: Mapping[str, Entry]
-    needed: frozenset[str]  # by backups that are visible
+    needed: frozenset[str]  # by visible backups
     recallable: frozenset[str]  # by those, and by expired ones within their grace or held
     backups: int
     expired: tuple[str, ...]  # their grace is over
-    due: tuple[Tomb, ...]
-    waiting: tuple[Tomb, ...]
+    due: tuple[Tombstone, ...]
+    waiting: tuple[Tombstone, ...]
 
     @property
     def doomed(self) -> frozenset[str]:
@@ -68,13 +68,13 @@ class Survey:
         """Packs to write a tomb for."""
         return frozenset(self.packs) - self.needed - self._named(self.due) - self._named(self.waiting)
 
-    def _named(self, tombs: Iterable[Tomb]) -> frozenset[str]:
+    def _named(self, tombs: Iterable[Tombstone]) -> frozenset[str]:
         return frozenset(pack for tomb in tombs for pack in tomb.packs if pack in self.packs)
 
 
 @dataclass(frozen=True, slots=True)
 class Sweeping:
-    """One sweep over one storage."""
+    """One sweep of one storage."""
 
     storage: Storage
     records: Records
@@ -86,7 +86,7 @@ class Sweeping:
     def run(
         self, now: datetime, grace: timedelta, *, dry_run: bool, confirmed: bool, breakers: Breakers | None = None
     ) -> Swept:
-        """Do one run, or tell what it would do. Raises ClockDoubt, Breaker, Damaged, ObjectMissing."""
+        """Do one run, or report what it would do. Raises ClockDoubt, Breaker, Damaged, ObjectMissing."""
         survey = self.survey(now, grace, confirmed=confirmed)
         fresh = [pack for pack in survey.fresh if self._old_enough(survey, pack, grace)]
         young = survey.fresh.difference(fresh)
@@ -94,7 +94,9 @@ class Sweeping:
             _not_too_much(survey, breakers or Breakers())
         deleted, freed = (0, 0) if dry_run else self._delete(survey)
         if not dry_run:
-            bury_packs(self.records, fresh, grace, now=survey.now, pulse=self.pulses(), randomness=self.randomness)
+            put_pack_tombstones(
+                self.records, fresh, grace, now=survey.now, pulse=self.pulses(), randomness=self.randomness
+            )
         waits = [tomb for tomb in survey.waiting if tomb.packs]
         dues = [tomb.stored_at + max(grace, tomb.grace) for tomb in waits] + [survey.now + grace] * bool(fresh)
         return Swept(
@@ -112,13 +114,13 @@ class Sweeping:
         )
 
     def survey(self, now: datetime, grace: timedelta, *, confirmed: bool) -> Survey:
-        """Read what a run must know; refuse where something cannot be known. Tombs first, backups later, packs last.
+        """Read what a run must know; refuse if something is unknown. Tombs are read first, then backups, packs last.
 
-        Backups whose manifest is gone are given up, like expired ones, if that is `confirmed`.
+        If `confirmed`, backups whose manifest is gone are given up like expired ones.
         """
         there = trusted(self.storage, now, self.randomness, list(self.storage.list("")), grace)
         pulse = self.pulses()
-        tombs = [tomb_of(record) for record in self._all("tomb")]
+        tombs = [tombstone_of(record) for record in self._all("tomb")]
         for kind in ("hold", "release"):
             self._all(kind)
         held = self.notes.holds()
@@ -149,7 +151,7 @@ class Sweeping:
         )
 
     def _all(self, kind: str, beside: AbstractSet[str] = frozenset()) -> list[Record]:
-        """Return every record of a kind except those of the backups `beside`. Raises what an unreadable one says."""
+        """Return every record of a kind except those of the backups `beside`. Raises Damaged for an unreadable one."""
         found: list[Record] = []
         for record in self.records.scan(kind):
             if record.slot in beside:
@@ -164,16 +166,16 @@ class Sweeping:
         return found
 
     def _noted(self) -> dict[str, Entry]:
-        """Return a record about each backup that left one. Listed before the manifests, which are older."""
+        """Return a record about each backup that has one. Listed before the manifests, which are older."""
         entries = [entry for kind in ("print", "proof", "hold") for entry in self.records.entries(kind)]
         return {entry.name.rpartition("/")[2].rpartition("-")[0]: entry for entry in entries}
 
     def _old_enough(self, survey: Survey, pack: str, grace: timedelta) -> bool:
-        """Young packs may belong to a backup in the making; what an expired one needed is marked at once."""
+        """Young packs may belong to a backup being made; packs of an expired backup are marked at once."""
         return pack in survey.recallable or survey.now - survey.packs[pack].modified_at >= grace
 
     def _delete(self, survey: Survey) -> tuple[int, int]:
-        """Delete what is due, in the order that the module names; return the objects and bytes."""
+        """Delete what is due, in the order given in the module's docstring; return the numbers of objects and bytes."""
         names: list[Entry] = []
         for backup in survey.expired:
             order = [kind for kind in KINDS if kind != "tomb"] + ["tomb"]
@@ -188,10 +190,10 @@ class Sweeping:
 
 
 def _sorted(
-    tombs: Iterable[Tomb], now: datetime, pulse: Pulse, grace: timedelta
-) -> tuple[tuple[Tomb, ...], tuple[Tomb, ...]]:
-    due: list[Tomb] = []
-    waiting: list[Tomb] = []
+    tombs: Iterable[Tombstone], now: datetime, pulse: Pulse, grace: timedelta
+) -> tuple[tuple[Tombstone, ...], tuple[Tombstone, ...]]:
+    due: list[Tombstone] = []
+    waiting: list[Tombstone] = []
     for tomb in tombs:
         if not tomb.backup:
             (due if tomb.over(now, pulse, grace) else waiting).append(tomb)
@@ -208,7 +210,7 @@ def _complete(backup: Backup, missing: AbstractSet[str]) -> None:
 
 
 def _lost(backup: str, noted: Mapping[str, Entry]) -> ObjectMissing:
-    """Return the refusal beside a backup that left records, but neither manifest nor tomb: a sweep takes that last."""
+    """Return the error for a backup with other records but no manifest or tomb: a sweep deletes the tomb last."""
     return ObjectMissing(
         f"backup {backup}: its manifest is gone, and nobody knows what it needs; nothing is swept",
         detail=f"{noted[backup].name} is still there, of {rfc3339(noted[backup].modified_at)}",

@@ -1,12 +1,13 @@
-"""Making the log of a database coarser as it gets older: of each minute, hour or day of it one moment stays.
+"""Makes the log of a database coarser as it ages: only one moment of each minute, hour or day remains.
 
-Segments in a row become one, with the newest image of each page; so what is between them is no moment any more, and
-what comes after is as it was. A segment that came of merging says how many others are in it (`merged`), and an object
-of such segments how fine it is, in its name. Where much was changed, more moments stay: one segment has few pages, and
-one ends wherever the database became shorter, because only its size says that.
+Consecutive segments are merged into one with the newest image of each page. So the moments between them are lost, and
+what follows is unaffected. A merged segment records how many others it contains (`merged`), and an object of such
+segments has its grain in its name. More moments remain where much was changed, because the pages of one segment are
+limited, and wherever the database became shorter, because only a segment's size records that.
 
-The new objects are durable before the old ones go, and the log is made coarser from its beginning on. A reader that
-meets both may read either, or some of each: what a segment has of before is what is there, or older than what follows.
+New objects are durable before the old ones are deleted, and the log is made coarser from its beginning. A reader that
+finds both may read either, or some of each: a segment's image of an earlier page is the same as the one already read,
+or older than what follows.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from itertools import takewhile
 import zstandard
 
 from dbguardd.flow import Facts
-from dbguardd.repository.log import FOLDED_BYTES, LEVEL, Link, Log
+from dbguardd.repository.log import FOLDED_BYTES, LEVEL, Link, StoredLog
 from dbguardd.rules.chains import Chain, Piece
 
-MERGED_BYTES = 16 << 20  # of the pages of a segment: as much is in memory
+MERGED_BYTES = 16 << 20  # of the pages in a segment, which are all in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Grain:
-    """How fine a log is kept from some age on: one moment in so many seconds."""
+    """How fine a log is kept from some age on: one moment per `seconds`."""
 
     seconds: int
     age: timedelta
@@ -36,22 +37,22 @@ class Grain:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What of a chain is to have a coarser grain: the segments after `done`, up to the number `last`."""
+    """The part of a chain that is due for a coarser grain: the segments after `done`, up to the number `last`."""
 
     chain: Chain
     grain: int
     last: int
-    done: Piece | None = None  # the last object that has it
+    done: Piece | None = None  # the last object that already has it
 
     @property
     def first(self) -> int:
-        """The number of the first of them."""
+        """The number of the first segment."""
         return self.chain.first if self.done is None else self.done.last + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Thinned:
-    """What was made coarser: a chain up to `until`; so many bytes went, and so many came for them."""
+    """What was made coarser: a chain up to `until`, with the bytes deleted and the bytes stored for them."""
 
     chain: str
     grain: int
@@ -61,12 +62,12 @@ class Thinned:
 
 
 def make_coarser(
-    log: Log, grains: Sequence[Grain], now: datetime, beat: Callable[[int], None] = lambda _: None
+    log: StoredLog, grains: Sequence[Grain], now: datetime, beat: Callable[[int], None] = lambda _: None
 ) -> Iterator[Thinned]:
-    """Make coarser what has come of age by the storage's own time, and yield what was."""
-    for chain in log.chains():  # what a try left that was killed while it took away what it had replaced
+    """Make coarser what is old enough by the storage's own time, and yield each part."""
+    for chain in log.chains():  # leftovers of a run that was killed while deleting what it had replaced
         log.forget([piece for piece in log.objects(chain) if piece not in chain.pieces and _has(chain, piece)])
-    for grain in sorted(grains, key=lambda grain: -grain.seconds):  # what is old enough for that needs no other before
+    for grain in sorted(grains, key=lambda grain: -grain.seconds):  # what is old enough for this skips the finer ones
         for chain in log.chains():
             what = due(chain, grain, grains, now)
             if what is not None and (thinned := thin(log, what, beat)) is not None:
@@ -74,11 +75,14 @@ def make_coarser(
 
 
 def due(chain: Chain, grain: Grain, grains: Sequence[Grain], now: datetime) -> Due | None:
-    """Return what of a chain has come of age for a grain."""
+    """Return the part of a chain that is old enough for a grain."""
     ages = {one.seconds: one.age for one in grains}
 
     def is_old(piece: Piece) -> bool:
-        """Say if an object has the grain, or the age for it. One made coarser was of that age when it was stored."""
+        """Return whether an object has the grain or the age for it.
+
+        A coarser object already had some age when stored.
+        """
         waits = grain.age - ages.get(piece.grain, timedelta())
         return piece.grain >= grain.seconds or piece.stored_at < now - waits
 
@@ -87,14 +91,14 @@ def due(chain: Chain, grain: Grain, grains: Sequence[Grain], now: datetime) -> D
     if len(old) == len(done):
         return None
     if done and old[-1].until.timestamp() // grain.seconds <= done[-1].until.timestamp() // grain.seconds + 1:
-        return None  # the next one is not over
+        return None  # the next period is not over
     return Due(chain, grain.seconds, old[-1].last, done[-1] if done else None)
 
 
-def thin(log: Log, what: Due, beat: Callable[[int], None] = lambda _: None) -> Thinned | None:
-    """Make a part of a chain coarser, up to the last minute (hour, day) that is over; None if none is.
+def thin(log: StoredLog, what: Due, beat: Callable[[int], None] = lambda _: None) -> Thinned | None:
+    """Make a part of a chain coarser, up to the last minute (hour, day) that is over; return None if there is none.
 
-    Raises Damaged, ObjectMissing, and what the storage raises, with nothing lost.
+    Raises Damaged, ObjectMissing, and what the storage raises; nothing is lost then.
     """
     made, waiting, size = list[Piece](), list[Link](), 0
     before = 0 if what.done is None else log.open(what.done)[-1].size
@@ -117,14 +121,14 @@ def thin(log: Log, what: Due, beat: Callable[[int], None] = lambda _: None) -> T
 
 
 def _has(chain: Chain, piece: Piece) -> bool:
-    """Say if an object of a chain has all that another one has, and is not finer."""
+    """Return whether another object of the chain contains this one, and is not finer."""
     return any(one.first <= piece.first and piece.last <= one.last and one.grain >= piece.grain for one in chain.pieces)
 
 
 def _is_in(piece: Piece, what: Due, end: Piece) -> bool:
-    """Say if what an object has is coarser by now: it came before, or is of a try that was killed.
+    """Return whether an object has been replaced by coarser ones: it was merged now, or by a run that was killed.
 
-    What lies before a hole in the log is of another row, of which the last minute may be fine still.
+    What lies before a gap in the log is a separate chain, whose last minute may still be fine.
     """
     return what.chain.first <= piece.last <= end.last and (
         piece.grain < what.grain or (piece.grain == what.grain and piece.first >= what.first)
@@ -138,9 +142,9 @@ def _watched(links: Iterable[Link], beat: Callable[[int], None]) -> Iterator[Lin
 
 
 def merged(links: Iterable[Link], grain: int, first: int, size: int = 0) -> Iterator[Link]:
-    """Yield segments, from number `first` on, as fewer: one for each `grain` seconds that are over.
+    """Merge segments, from number `first` on, into one for each `grain` seconds that are over.
 
-    `size` is what the database had before them, 0 if nobody knows.
+    `size` is the size of the database before them, 0 if unknown.
     """
     group: _Group | None = None
     place: Facts | None = None
@@ -148,7 +152,7 @@ def merged(links: Iterable[Link], grain: int, first: int, size: int = 0) -> Iter
         if group is not None and group.ends_before(link, grain):
             yield group.link()
             first, place, group = group.last.number + 1, group.last.until, None
-        if not link.stream:  # number 0: where the chain begins, and why
+        if not link.stream:  # number 0: where and why the chain begins
             yield link
             first, place = link.number + 1, link.until
             continue
@@ -159,23 +163,24 @@ def merged(links: Iterable[Link], grain: int, first: int, size: int = 0) -> Iter
 
 
 class _Group:
-    """Segments in a row that become one."""
+    """Consecutive segments that become one."""
 
     def __init__(self, first: int, since: Facts, link: Link) -> None:
         self._first, self._since, self._at, self.last = first, since, link.at, link
         self._images: dict[int, bytes] = {}
-        self.full = False  # what comes next may be in pages that were cut off
+        self.full = False  # the database was cut: later images may be of pages beyond its end
 
     def take(self, link: Link) -> None:
-        """Put the next one in."""
+        """Add the next segment."""
         self.last = link
         for number, page in link.pages():
             self._images[number] = bytes(page)
 
     def ends_before(self, link: Link, grain: int) -> bool:
-        """Say if the merged segment ends before this one: it would be too large, of other pages or of another minute.
+        """Return whether the merged segment ends before this one.
 
-        Only the first two are a reason in the middle of a transaction.
+        It does if it is full, or if this one has other pages or belongs to another period. In the middle of a
+        transaction the last reason does not count.
         """
         if (link.stream, link.page_size) != (self.last.stream, self.last.page_size):
             return True
@@ -184,7 +189,7 @@ class _Group:
         return self.last.size > 0 and link.at.timestamp() // grain != self._at.timestamp() // grain
 
     def link(self) -> Link:
-        """Return the one that they become."""
+        """Return the merged segment."""
         most = self.last.size // self.last.page_size if self.last.size else max(self._images, default=0)
         numbers = sorted(number for number in self._images if number <= most)
         body = struct.pack(f">{len(numbers)}I", *numbers) + b"".join(self._images[number] for number in numbers)

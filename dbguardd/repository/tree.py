@@ -11,7 +11,7 @@ from dbguardd.errors import Damaged, GuardError, NotFound, ObjectMissing, Unsupp
 from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap, FlowReader
-from dbguardd.repository.delivery import Source, deliver, mend, stream
+from dbguardd.repository.delivery import Source, deliver, deliver_delta, stream
 from dbguardd.repository.extents import PagesReader
 from dbguardd.repository.joined import joined
 from dbguardd.repository.model import Backup, Stream
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from dbguardd.storage.base import Storage
 
 
-Told = Callable[[int], None]
-"""Is told how many bytes a stream has given so far; what it raises ends the reading."""
+BytesDone = Callable[[int], None]
+"""Called with the number of bytes of a stream read so far; if it raises, reading ends."""
 
 
-def untold(done_bytes: int) -> None:
-    """Do nothing: where nobody wants to see the progress."""
+def ignore(done_bytes: int) -> None:
+    """Ignore progress."""
 
 
 class Tree:
@@ -39,7 +39,7 @@ class Tree:
         storage: Storage,
         domain: Domain,
         backup: Backup,
-        progress: Told = untold,
+        progress: BytesDone = ignore,
         *,
         beside: Tree | None = None,
         there: Tree | None = None,
@@ -64,7 +64,7 @@ class Tree:
     @property
     def facts(self) -> Facts:
         """What the engine returned from dump()."""
-        return self._backup.facts
+        return self._backup.raw_facts
 
     def names(self) -> Iterator[str]:
         """Yield the names of the streams in the order they were written."""
@@ -77,23 +77,23 @@ class Tree:
         with closing(pieces), joined(pieces) as file:
             yield file
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
         source = self._source(name)
-        if over and isinstance(source, PagesReader):
+        if delta and isinstance(source, PagesReader):
             doubt = self._doubt if self._there is None else self._there._doubt
-            return mend(source, file, self._progress, self._known(name), doubt)
+            return deliver_delta(source, file, self._progress, self._known(name), doubt)
         return deliver(source, file, self._progress)
 
     def pages(self, name: str) -> PagesReader:
-        """Open a paged stream for reading anywhere: flow.Pages. Raises NotFound, Unsupported, Damaged."""
+        """Open a paged stream for random access: flow.Pages. Raises NotFound, Unsupported, Damaged."""
         source = self._source(name)
         if not isinstance(source, PagesReader):
             raise Unsupported(f"backup {self._backup.id}: {name!r} is a stream of text, which has no pages")
         return source
 
     def _known(self, name: str) -> PagesReader | None:
-        """Return what is known to be where a stream is written over: of the same key, so that digests compare."""
+        """Return the known content of a stream to be overwritten, if of the same key, so that digests compare."""
         there = self._there
         if there is None or there._domain != self._domain or name not in there._streams:
             return None
@@ -106,7 +106,7 @@ class Tree:
 
     @property
     def doubts(self) -> list[GuardError]:
-        """What of it could not be read when another one was delivered over it."""
+        """Errors in reading this backup while another one was delivered over it."""
         return [*self._doubts.values()]
 
     def _doubt(self, error: GuardError) -> None:
@@ -124,14 +124,14 @@ class Tree:
 
 
 def open_pages(reader: PackReader, stream: Stream) -> PageMap:
-    """Open the page map of a paged stream; it must be the one that the manifest means. Raises Damaged."""
+    """Open the page map of a paged stream; it must be the one named by the manifest. Raises Damaged."""
     pages = PageMap(reader, stream.root.pack, stream.root.frame)
     _expect(stream, pages.root.size, pages.root.digest)
     return pages
 
 
 def open_flow(reader: PackReader, stream: Stream) -> FlowMap:
-    """Open the list of the chunks of a flow stream; it must be the one that the manifest means. Raises Damaged."""
+    """Open the list of chunks of a flow stream; it must be the one named by the manifest. Raises Damaged."""
     flow = FlowMap(reader, stream.root.pack, stream.root.frame)
     _expect(stream, flow.root.size, flow.root.digest)
     return flow

@@ -1,9 +1,9 @@
-"""Writing packs: frames go in, packs come out durable, proven and read back.
+"""Writes packs: frames go in; packs come out durable, verified and read back.
 
-One caller thread adds frames and learns at once where they will lie. Two threads do the work that is handed to them
-(compress, seal, open again), a third one puts packs and reads them back. Everything is bounded: at most PENDING packs
-are under way, then add() waits. An error of any thread comes out of the next call and of finish(); nothing that was
-written counts before the manifest that names it.
+One caller thread adds frames and learns at once where they will lie. Two threads do the work passed to them (compress,
+seal, open again); a third one stores packs and reads them back. Everything is bounded: if PENDING packs are in
+progress, flush() waits. An error in any thread is raised by the next call and by finish(). Nothing that was written
+counts before the manifest that names it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PackHandle:
         self._name = ""
 
     def name(self) -> str:
-        """Return the name (hex), waiting for the sealing if need be. Raises what the sealing raised."""
+        """Return the name (hex), waiting for the sealing if necessary. Raises what the sealing raised."""
         if not self._name:
             if self._sealed is None:
                 raise ValueError("the pack is still being filled")
@@ -56,11 +56,11 @@ class PackHandle:
         return self._sealed is None and not self._name
 
     def seal(self, sealed: Future[tuple[str, bytearray]]) -> None:
-        """Take no more frames."""
+        """Accept no more frames."""
         self._sealed = sealed
 
     def settle(self) -> None:
-        """Keep the name, let the bytes go."""
+        """Keep the name, release the bytes."""
         self.name()
         self._sealed = None
 
@@ -99,16 +99,16 @@ class PackWriter:
 
     @property
     def failed(self) -> bool:
-        """Whether a pack could not be written; nothing that is added can become a backup any more."""
+        """Whether a pack could not be written: nothing added from then on can become a backup."""
         return self._failed is not None
 
     def submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
-        """Let one of the working threads do something. The caller bounds how much."""
+        """Run `work` in one of the worker threads. The caller limits how much is submitted."""
         self.check()
         return self._workers.submit(work, *arguments)
 
     def check(self) -> None:
-        """Raise Cancelled if someone cancelled, or the error of a pack that could not be written: for ever after."""
+        """Raise Cancelled if cancelled, or the error of a pack that could not be written, then on every call."""
         if self._failed is not None:
             raise self._failed
         if self._cancelled():
@@ -130,16 +130,16 @@ class PackWriter:
         return pack, first
 
     def reserve(self, frames: int) -> None:
-        """Start a new pack unless the current one can hold so many more frames."""
+        """Start a new pack unless the current one has room for this many more frames."""
         if len(self._current.frames) + frames > FRAMES_LIMIT:
             self.flush()
 
     def full(self) -> bool:
-        """Whether the current pack has its size. It is for the caller to flush it where that suits."""
+        """Whether the current pack has reached its size. The caller flushes it when that suits."""
         return self._current.size >= self._pack_size
 
     def flush(self) -> None:
-        """Close the current pack and start the next; wait while too many are under way."""
+        """Close the current pack and start the next; wait while too many are in progress."""
         pack = self._current
         if not pack.frames:
             return
@@ -151,7 +151,7 @@ class PackWriter:
             self._take()
 
     def finish(self) -> None:
-        """Write what is left; on return every pack is durable and was read back."""
+        """Write the rest; on return every pack is durable and was read back."""
         self.check()
         self.flush()
         while self._under_way:

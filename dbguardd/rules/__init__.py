@@ -1,1 +1,1 @@
-"""Rules: decide. Pure functions of facts, the policy and now, which return verdicts with reasons; jobs do the rest."""
+"""Rules decide: pure functions of facts, the policy and now, which return verdicts with reasons. Jobs act on them."""

@@ -1,12 +1,12 @@
-"""When something is to run: the next time, whether it is due now, and what to do about runs that were missed.
+"""Decides when something runs: the next time, whether it is due now, and what to do about missed runs.
 
-Pure. A daemon asks at every tick, after a restart and after a change of the clock; the answer depends only on the
-timing, on now, and on when the job last started.
+Pure. The daemon asks at every tick, after a restart and after a clock change; the answer depends only on the timing, on
+now, and on when the job last started.
 
 1. Missed runs become at most one.
-2. A late run is left out when the next regular one is nearer than a quarter of the interval; but not twice in a row,
-   or a machine that is off at that time each night would never be backed up. And, with missed = skip, when it is later
-   than its window.
+2. A late run is skipped if the next regular one is nearer than a quarter of the interval, but not twice in a row: a
+   machine that is off at that time each night would never be backed up. With missed = skip, it is also skipped if it is
+   later than its window.
 """
 
 from __future__ import annotations
@@ -68,17 +68,17 @@ def upcoming(timing: Timing, after: datetime) -> Iterator[datetime]:
 
 
 def next_due(timing: Timing, after: datetime) -> datetime | None:
-    """Return the first planned time strictly after a moment; None if nothing comes for 50 years."""
+    """Return the first planned time strictly after a moment; None if there is none for 50 years."""
     return next(upcoming(timing, after), None)
 
 
 def due(timing: Timing, now: datetime, last_started_at: datetime | None, known_since: datetime) -> Due:
     """Decide whether to run now.
 
-    `last_started_at` is when the job last started, whatever came of it: that of the latest start, not the largest one.
-    None if it never did: then the times since `known_since` count (when the database came into the policy). A start
-    more than a minute in the future is a clock that was set back since, and counts as none: that is one run too many,
-    where to wait for that moment would leave a hole, of an hour or of seventy years.
+    `last_started_at` is when the job last started, whatever the result; it is the time of the latest start, not the
+    greatest time. If it is None, the times since `known_since` count (when the database came into the policy). A start
+    more than a minute in the future means that the clock was set back since, and is ignored: that causes one run too
+    many, while waiting for that moment would leave a gap of an hour or of seventy years.
     """
     if last_started_at is not None and last_started_at - now > CLOCK_TOLERANCE:
         last_started_at, known_since = None, min(known_since, now - timing.window)
@@ -104,7 +104,7 @@ def _skip(found: Due, reason: str) -> Due:
 
 
 def _count(timing: Timing, after: datetime, planned: datetime) -> int:
-    """Return how many planned times lie in (after, planned], at most MAX_COUNTED."""
+    """Return how many planned times are in (after, planned], at most MAX_COUNTED."""
     times = islice(upcoming(timing, after), MAX_COUNTED)
     return max(1, sum(1 for _ in _until(times, planned)))
 
@@ -117,10 +117,10 @@ def _until(times: Iterator[datetime], last: datetime) -> Iterator[datetime]:
 
 
 def jitter(host: str, name: str, bound: timedelta, schedule: Schedule) -> timedelta:
-    """Return by how much this host runs this job later than planned: always the same, whole seconds.
+    """Return the fixed delay of this job on this host, in whole seconds.
 
-    At least 0, less than `bound` and than a tenth of the schedule's shortest interval. `host` is any stable id of the
-    machine, so that many machines with one policy do not start together.
+    It is at least 0, and less than `bound` and than a tenth of the schedule's shortest interval. `host` is any stable
+    id of the machine, so that many machines with one policy do not start at the same time.
     """
     gaps = schedule.gaps()
     most = bound if gaps is None else min(bound, gaps[0] / LEAST_JITTER_SHARE)
@@ -130,7 +130,7 @@ def jitter(host: str, name: str, bound: timedelta, schedule: Schedule) -> timede
 
 
 def full_due(now: datetime, last_full_at: datetime | None, full_every: timedelta | None) -> bool:
-    """Return whether the next backup is to store every page again."""
+    """Return whether the next backup should store every page again."""
     return full_every is not None and (last_full_at is None or now - last_full_at >= full_every)
 
 

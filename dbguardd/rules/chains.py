@@ -1,4 +1,4 @@
-"""What the rules know of a stored log: by the names of its objects nearly everything, and the rest by opening a few."""
+"""What the rules know of a stored log: nearly everything from the names of its objects, the rest by opening a few."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from dbguardd.facts import Place
+from dbguardd.facts import LogPosition, Target
 from dbguardd.flow import Facts
 from dbguardd.ulids import born
 
 BYTES = "bytes"
-"""The form of a segment that has bytes of the log itself, not images of pages."""
+"""The form of a segment that contains bytes of the log itself, not page images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One object of a log, by its name: segments `first` to `last` of a chain; `until` is what the last one reaches."""
+    """One object of a log, as its name tells: segments `first` to `last` of a chain, which reach up to `until`."""
 
     name: str
     chain: str
@@ -26,17 +26,17 @@ class Piece:
     until: datetime
     size: int
     stored_at: datetime
-    grain: int = 0  # seconds: it has one moment in so many; 0: it has every moment
+    grain: int = 0  # seconds: it keeps one moment in each period of this length; 0: it keeps every moment
 
     @property
     def slot(self) -> str:
-        """The place that the object is sealed for."""
+        """The slot that the object is sealed for."""
         return self.name.rpartition("/")[2].rpartition("-")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A log without a gap, or as much of it as is there: pieces that follow one another."""
+    """A log without a gap, or the part of it that is left: consecutive pieces."""
 
     id: str
     pieces: tuple[Piece, ...] = field(repr=False)
@@ -61,7 +61,7 @@ class Chain:
 
 
 class Link(Protocol):
-    """One segment of a chain. `size` is nothing where it is no moment; see repository.log."""
+    """One segment of a chain. `size` is 0 if its end is not a consistent moment; see repository.log."""
 
     @property
     def number(self) -> int: ...  # noqa: D102
@@ -85,23 +85,37 @@ class Link(Protocol):
     def sum(self) -> str: ...  # noqa: D102
 
 
-def end_of(link: Link) -> Place:
+def end_of(link: Link) -> LogPosition:
     """Return the place in the log of the database where a segment ends."""
-    return Place.read(link.until) or Place("", 0)
+    return LogPosition.read(link.until) or LogPosition("", 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """The log of a database: its chains, oldest first, and how to look into one of their objects.
+class LogRange:
+    """The segments of a chain between a backup and a moment: those after `after`, up to `last`.
 
-    A chain that lacks something is several of the same id. open() raises Damaged, ObjectMissing.
+    If the segments contain bytes of a log (`form`), the engine finds the moment in them: `target` defines it.
+    """
+
+    chain: Chain
+    after: int
+    last: int
+    form: str = ""
+    target: Target = field(default_factory=Target)
+
+
+@dataclass(frozen=True, slots=True)
+class LogView:
+    """The log of a database: its chains, oldest first, and a function that opens one of their objects.
+
+    A chain with a gap appears as several chains of the same id. open() raises Damaged, ObjectMissing.
     """
 
     chains: Sequence[Chain]
     open: Callable[[Piece], Sequence[Link]]
 
     def links(self, chain: Chain, first: int) -> Iterator[Link]:
-        """Yield the segments of a chain from a number on."""
+        """Yield the segments of a chain from the number `first` on."""
         for piece in chain.pieces:
             if piece.last >= first:
                 yield from (link for link in self.open(piece) if link.number >= first)

@@ -1,6 +1,6 @@
-"""Whether the clock can be believed. A clock that was set to 2099 must not expire anything.
+"""Decides whether the clock can be trusted. A clock that was set to 2099 must not expire anything.
 
-Pure. Doubt freezes deletions, never backups.
+Pure. Doubt stops deletions, never backups.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LONGEST_REST = timedelta(days=45)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The wall clock and, at the same moment, the seconds since boot (with suspend: CLOCK_BOOTTIME)."""
+    """The wall clock and, at the same moment, the seconds since boot (including suspension: CLOCK_BOOTTIME)."""
 
     wall: datetime
     since_boot_seconds: float
@@ -22,10 +22,10 @@ class Reading:
 
 
 def doubt(earlier: Reading, later: Reading, largest: timedelta = LARGEST_STEP) -> str:
-    """Return why the wall clock is not to be believed after `earlier`; empty if it is.
+    """Return why the wall clock cannot be trusted after `earlier`; empty if it can.
 
-    Within one boot the two clocks must agree. Across boots a clock that went back can be seen. One that leapt forward
-    looks like a machine that was off: that is doubted when it would have been for very long.
+    Within one boot the two clocks must agree. Across boots, a clock that went back is detected. A clock that leapt
+    forward looks like a machine that was off: it is doubted if that would have been for very long.
     """
     passed = later.wall - earlier.wall
     if earlier.boot_id != later.boot_id:

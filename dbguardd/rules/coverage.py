@@ -1,7 +1,7 @@
-"""To which moments a database can be restored by its log: pure.
+"""Decides to which moments a database can be restored by its log. Pure.
 
-A log goes on from a backup. So a stretch begins with the oldest backup in it that can be relied on, and one that has
-none covers nothing.
+A log continues from a backup. So a stretch begins with its oldest reliable backup, and a log without one covers
+nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from dbguardd.rules.backup_state import BackupState
 from dbguardd.rules.chains import Chain
-from dbguardd.rules.dated import Dated
 from dbguardd.rules.moment import Base, bases_of
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Every moment from `since` to `until`; or, with a grain, one in so many seconds."""
+    """Every moment from `since` to `until`; or with a grain, one moment in each period of that many seconds."""
 
     since: datetime
     until: datetime
@@ -26,7 +26,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A log without a gap, and up to when it was made coarser: by the grain in seconds."""
+    """A log without a gap; `thinned` maps a grain in seconds to the moment up to which the log has that grain."""
 
     since: datetime
     until: datetime
@@ -34,9 +34,9 @@ class Logged:
 
 
 def logged(chain: Chain, bases: Iterable[Base]) -> Logged:
-    """Return what of a chain is there. The beginning may have been forgotten, up to where the log goes on from a base.
+    """Return which part of a chain is left. Its beginning may have been deleted, up to where it continues from a base.
 
-    That is how it is forgotten; by its name alone, an object says of what moment its end is, not its beginning.
+    The deletion works like that; and the name of an object tells only the moment of its end, not of its beginning.
     """
     since = chain.begun_at
     if chain.first:
@@ -44,8 +44,8 @@ def logged(chain: Chain, bases: Iterable[Base]) -> Logged:
     return Logged(since, chain.until, {piece.grain: piece.until for piece in chain.pieces if piece.grain})
 
 
-def coverage(logs: Iterable[Logged], backups: Sequence[Dated]) -> list[Stretch]:
-    """Return what can be restored of the stretches that are logged, oldest first."""
+def coverage(logs: Iterable[Logged], backups: Sequence[BackupState]) -> list[Stretch]:
+    """Return what can be restored of the logs, oldest first."""
     sound = sorted(backup.created_at for backup in backups if not backup.failed and not backup.safety)
     found = list[Stretch]()
     for log in logs:
@@ -56,7 +56,7 @@ def coverage(logs: Iterable[Logged], backups: Sequence[Dated]) -> list[Stretch]:
 
 
 def _by_grain(since: datetime, log: Logged) -> Iterator[Stretch]:
-    """Yield the parts of a log that have one grain, coarsest and so oldest first; each goes on from the one before."""
+    """Yield the parts of a log that have one grain, coarsest (and so oldest) first; each continues the one before."""
     for grain, until in sorted([*log.thinned.items(), (0, log.until)], reverse=True):
         if min(until, log.until) > since or not grain:
             yield Stretch(since, min(until, log.until), grain)

@@ -1,4 +1,4 @@
-"""How much of a stored log may go, by its age. Pure."""
+"""Decides which part of a stored log may be deleted because of its age. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dbguardd.rules.moment import Base
 def outlived(
     chains: Sequence[Chain], bases: Sequence[Base], start: datetime, ages: Mapping[int, timedelta]
 ) -> list[Piece]:
-    """Return the objects of a log that may go: those that were stored before `start`, from the beginning of the log on.
+    """Return the objects of a log that may be deleted: a prefix of the log, all stored before `start`.
 
-    An object that was made coarser had the age of its grain (`ages`) already when it was stored anew. These stay
-    however old they are: what goes on from the newest of `bases` (backups that can be relied on, newest first); what
-    goes on from one that was made since `start`, as a backup may take hours; the end of the log, from which the
-    follower and the next backup go on; and all of the newest chain, as long as no backup that is kept goes on from it.
+    An object that was made coarser had already reached the age of its grain (`ages`) when it was stored again. These
+    stay whatever their age: the log after the newest of `bases` (reliable backups, newest first); the log after each
+    base that was made since `start`, because a backup may take hours; the end of the log, from which the follower and
+    the next backup continue; and the whole newest chain, as long as no kept backup is its base.
     """
     ends = dict[str, int]()
     for base in [*bases[:1], *(base for base in bases[1:] if base.created_at >= start)]:

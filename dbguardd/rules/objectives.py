@@ -1,7 +1,7 @@
-"""What can be said of a database now: safe, late, failing, ..., why, and what to do about it.
+"""Decides the state of a database: safe, late, failing, ..., why, and what to do about it.
 
 Pure. Only a proven backup counts: what could be restored is what a real restore has shown. The state is the worst that
-applies; everything else that needs a person stands in `attention`, each with a line to paste in `hints`.
+applies; everything else that needs a person is in `attention`, each with a command to paste in `hints`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from dbguardd.states import Health
 
 PATIENCE = 1.5
-"""Without an rpo, a database is late when nothing was proven for so many times the planned interval."""
+"""Without an rpo, a database is late if nothing was proven for this many times the planned interval."""
 
 _ORDER = (Health.FAILING, Health.LATE, Health.UNPROVEN, Health.PAUSED, Health.ORPHANED, Health.SAFE)
 
@@ -24,21 +24,21 @@ class Facts:
 
     `recoverable_to_at`: when the newest proven backup was made, or up to when the log since then is stored. `interval`:
     the longest planned time between two backups, or between two proofs if that is longer. `overdue_since_at`: the
-    planned time of a run that is later than its window. `failures`: backups or verifications that failed since the last
-    one that did not.
+    planned time of a run that is later than its window. `failures`: failed backups or verifications since the last
+    successful one.
     """
 
     name: str
     in_policy: bool = True
     missing: str = ""  # the path of the live database, or of its server's socket, if nothing is there
-    served: bool = False  # by a server
-    lost: str = ""  # why neither its storage nor its key is there as they should be
-    unread: bool = False  # its storage was not read yet: nobody knows which backups there are
+    served: bool = False  # it belongs to a server
+    lost: str = ""  # why its storage or its key is not available
+    unread: bool = False  # its storage has not been read yet: it is not known which backups there are
     backups: int = 0
     newest_at: datetime | None = None
-    newest_failure: str = ""  # why the last verification of the newest backup failed, or a check since then
-    newest_doubt: str = ""  # why it is not proven, although it was restored and nothing failed
-    failed: int = 0  # how many backups did not pass
+    newest_failure: str = ""  # why the last verification of the newest backup, or a check since then, failed
+    newest_doubt: str = ""  # why it is not proven although it was restored and nothing failed
+    failed: int = 0  # how many backups failed
     recoverable_to_at: datetime | None = None
     restore_seconds: float | None = None
     rpo: timedelta | None = None
@@ -50,7 +50,7 @@ class Facts:
     failing_since_at: datetime | None = None
     problem: str = ""
     failed_job: str = ""
-    log_problem: str = ""  # why nothing of its log could be restored now, although it should be followed
+    log_problem: str = ""  # why nothing could be restored from its log now, although it should be followed
     paused: bool = False
     paused_until_at: datetime | None = None
     key: str = "main"
@@ -59,7 +59,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What `status` says: the state, sentences that need a person, and commands that help."""
+    """What `status` shows: the state, sentences for the user, and commands that help."""
 
     state: Health
     attention: tuple[str, ...]
@@ -106,7 +106,7 @@ def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
         yield _Point(Health.FAILING, f"{name}: the database is not there: {facts.missing}", way)
     elif facts.failures:
         yield _failing(facts)
-    elif facts.newest_failure:  # somebody has since verified another one, or it was found damaged
+    elif facts.newest_failure:  # another backup was verified since, or it was found damaged
         what = f"{name}: the newest backup cannot be relied on: {facts.newest_failure}"
         yield _Point(Health.FAILING, what, f"dbguardctl backup {name} --verify")
     if older := facts.failed - bool(facts.newest_failure):
@@ -129,7 +129,7 @@ def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
 
 
 def _behind(facts: Facts, now: datetime) -> Iterator[_Point]:
-    """What keeps the newest from being restorable."""
+    """Yield what keeps the newest data from being restorable."""
     name = facts.name
     if facts.recoverable_to_at is None:
         yield _unproven(facts)
@@ -161,7 +161,7 @@ def _unproven(facts: Facts) -> _Point:
     if facts.newest_at is None:
         return _Point(Health.UNPROVEN, f"{name}: there is no backup yet", f"dbguardctl backup {name} --verify")
     why = "" if facts.verified else ' (verify = "off")'
-    what = f"{name}: a backup exists, but no restore of it has ever been proven{why}"
+    what = f"{name}: a backup exists, but none has ever been proven by a restore{why}"
     return _Point(Health.UNPROVEN, what, f"dbguardctl verify {name}")
 
 
@@ -185,7 +185,7 @@ def _utc(moment: datetime) -> str:
 
 
 def length(span: timedelta) -> str:
-    """Return a length of time for people, in its two largest units: "3 d 4 h", "15 min"."""
+    """Return a duration for people, in its two largest units: "3 d 4 h", "15 min"."""
     seconds = span.total_seconds()
     if seconds < 60:
         return f"{seconds:.3g} s"

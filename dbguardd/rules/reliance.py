@@ -1,8 +1,8 @@
-"""Which backup a restore takes when nobody names one: the one that `status` says could be restored.
+"""Decides which backup a restore uses if none is named: the one that `status` shows as restorable.
 
-Pure. The newest proven backup; where none is proven, the newest that nothing speaks against. Newest is what was made
-last: one of a day when the clock was ahead bears a later time, and an older state. A safety copy of a restore in place
-never: it holds what somebody wanted to get rid of. Every newer one that is passed over can be said, with why.
+Pure. It is the newest proven backup; if none is proven, the newest without a known fault. Newest means the last made: a
+backup made while the clock was ahead has a later time and an older state. The safety copy of a restore in place is
+never used: it holds the state that the user replaced. Every newer backup that is passed over is returned, too.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dbguardd.rules.dated import Dated, newest_first
+from dbguardd.rules.backup_state import BackupState, newest_first
 
 UNDO_DAYS = 7
-"""So long a restore in place can be undone."""
+"""For how many days a restore in place can be undone."""
 SAFETY_NOTE = "before restore --in-place"
-"""The note of every safety copy. Its hold ends with the time for an undo, the note does not."""
+"""The note of every safety copy. Its hold ends with the time for an undo, the note stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The backup to rely on, None if there is none, and the newer ones that were passed over, newest first.
+    """The backup to rely on (None if there is none), and the newer ones that were passed over, newest first.
 
-    `later`: what is as good, was made before it, and bears a later time all the same, newest first.
+    `later`: equally good backups that were made before it and yet have a later time, newest first.
     """
 
-    backup: Dated | None
-    passed_over: tuple[Dated, ...]
-    later: tuple[Dated, ...] = ()
+    backup: BackupState | None
+    passed_over: tuple[BackupState, ...]
+    later: tuple[BackupState, ...] = ()
 
 
-def choose(backups: Iterable[Dated], at: datetime | None = None) -> Choice:
+def choose(backups: Iterable[BackupState], at: datetime | None = None) -> Choice:
     """Choose among the backups that were made at or before `at`, or among all."""
     ordered = [backup for backup in newest_first(backups) if at is None or backup.created_at <= at]
     sound = [backup for backup in ordered if not (backup.failed or backup.safety)]
@@ -46,8 +46,8 @@ def choose(backups: Iterable[Dated], at: datetime | None = None) -> Choice:
     )
 
 
-def doubt(backup: Dated) -> str:
-    """Say what speaks against a backup, empty if nothing does."""
+def doubt(backup: BackupState) -> str:
+    """Return what speaks against a backup; empty if nothing does."""
     if backup.failed:
         return "it did not pass its last test restore, or a check found it damaged"
     if backup.safety:

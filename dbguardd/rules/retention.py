@@ -1,17 +1,17 @@
-"""Which backups stay and why, which go and when.
+"""Decides which backups stay and why, and which expire and when.
 
-Pure: no clock, no input or output; it runs in the daemon and in workers alike.
+Pure: no clock, no input or output; it runs in the daemon and in workers.
 
-1. A backup stays if any reason keeps it. Every one that stays bears its reasons, every one that goes too.
-2. The newest backup stays: what was made last, whatever the clock said. The newest proven ones stay, `min_proven` of
-   them. Held ones stay.
+1. A backup stays if any reason keeps it. Every backup has its reasons, whether it stays or expires.
+2. The newest backup stays: the last made, whatever the clock said. The newest `min_proven` proven ones stay. Held ones
+   stay.
 3. Days, weeks, months and years are those of the policy's zone, and only those that have a backup count; `within` is
-   measured from the newest backup, not from now. So where no backups are made none are lost, whatever the clock says.
-   Those that bear a later time than the newest, of days when the clock was ahead, are kept beside what is counted.
-4. The newest backup of a day (week, ...) stands for it; if another one of that day is proven, the newest proven one.
-5. A backup whose verification failed counts for nothing, and stays for a week after that as evidence. Nor does the
-   safety copy of a restore in place count: it stays as long as its hold, which is the time for an undo.
-6. Deciding twice is deciding once, and asking for more never drops more.
+   measured from the newest backup, not from now. So if no backups are made, none are lost, whatever the clock says.
+   Backups with a later time than the newest one, made while the clock was ahead, are kept in addition.
+4. The newest backup of a day (week, ...) represents it; if another one of that day is proven, the newest proven one.
+5. A backup whose verification failed represents nothing, and stays for a week after that as evidence. Nor does the
+   safety copy of a restore in place: it stays as long as its hold, which is the time for an undo.
+6. Deciding twice gives the same result as deciding once, and asking for more never drops more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from dbguardd.rules.dated import Dated, newest_first
+from dbguardd.rules.backup_state import BackupState, newest_first
 
 EVIDENCE = timedelta(days=7)
 BREAKER_COUNT = 3
@@ -50,8 +50,8 @@ class Keep:
     def from_spec(cls, database: Mapping[str, Any]) -> Keep:
         """Return what the member `database` of a job's spec asks for.
 
-        What a log goes on from stays as long as the log: else the seconds after it would go with it. Where the log is
-        made coarser, one a day is enough.
+        The base of a log stays as long as the log, which could not be restored without it. Where the log is made
+        coarser, one backup a day suffices.
         """
         keep = dict(database["keep"])
         seconds = keep.get("within_seconds")
@@ -69,7 +69,7 @@ class Keep:
 
     @property
     def empty(self) -> bool:
-        """True if no rule is given: then everything stays."""
+        """True if no rule is set: then everything stays."""
         return self.within is None and not (self.last or any(getattr(self, unit) for unit in _BUCKETS))
 
     def __str__(self) -> str:
@@ -79,9 +79,9 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to be done with the backups of one database: reasons by id, newest first.
+    """What to do with the backups of one database: reasons by id, newest first.
 
-    `breaker` says why one run may not delete so much without being asked twice; empty if it may.
+    `breaker` says why one run may not delete so many without confirmation; empty if it may.
     """
 
     keep: Mapping[str, tuple[str, ...]]
@@ -91,17 +91,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """One reason to keep one backup; it ends after `ahead` more backups (or days, weeks, ... with a backup)."""
+    """A reason to keep one backup; it ends after `ahead` more backups (or days, weeks, ... with a backup)."""
 
-    backup: Dated
+    backup: BackupState
     reason: str
     unit: str
     ahead: int = 0
     until: datetime | None = None
 
 
-def decide(backups: Sequence[Dated], keep: Keep, now: datetime) -> Verdict:
-    """Return which backups stay and which go, with reasons."""
+def decide(backups: Sequence[BackupState], keep: Keep, now: datetime) -> Verdict:
+    """Return which backups stay and which expire, with reasons."""
     ordered = newest_first(backups)
     kept: dict[str, list[str]] = {}
     for claim in _claims(ordered, keep, now):
@@ -115,24 +115,24 @@ def decide(backups: Sequence[Dated], keep: Keep, now: datetime) -> Verdict:
 
 
 def breaker(total: int, dropped: int) -> str:
-    """Return why one run may not delete `dropped` of `total` backups unasked; empty if it may."""
+    """Return why one run may not delete `dropped` of `total` backups without confirmation; empty if it may."""
     if dropped <= BREAKER_COUNT or dropped <= total * BREAKER_SHARE:
         return ""
     return f"{dropped} of {total} backups would go; one run deletes at most {BREAKER_COUNT} or {BREAKER_SHARE:.0%}."
 
 
-def shrinks(backups: Sequence[Dated], old: Keep, new: Keep, now: datetime) -> Mapping[str, tuple[str, ...]]:
-    """Return what a new policy would delete at once and the old one would not: reasons by id, newest first."""
+def shrinks(backups: Sequence[BackupState], old: Keep, new: Keep, now: datetime) -> Mapping[str, tuple[str, ...]]:
+    """Return what a new policy would delete at once that the old one would keep: reasons by id, newest first."""
     stays = decide(backups, old, now).keep
     return {id: reasons for id, reasons in decide(backups, new, now).drop.items() if id in stays}
 
 
 def departures(
-    backups: Sequence[Dated], keep: Keep, now: datetime, next_run: Callable[[datetime], datetime | None]
+    backups: Sequence[BackupState], keep: Keep, now: datetime, next_run: Callable[[datetime], datetime | None]
 ) -> Mapping[str, datetime | None]:
-    """Return when each backup that stays is to go if all goes well; None: not as things are.
+    """Return when each backup that stays will expire if all goes well; None: not under present conditions.
 
-    An estimate: it takes it that every planned backup (`next_run`: the first one after a moment) is made and proven.
+    An estimate: it assumes that every planned backup (`next_run`: the first one after a moment) is made and proven.
     """
     ordered = newest_first(backups)
     calendar = _Future(ordered[0] if ordered else None, keep.zone, now, next_run)
@@ -144,13 +144,13 @@ def departures(
     return ends
 
 
-def _why_not(backup: Dated, keep: Keep) -> str:
+def _why_not(backup: BackupState, keep: Keep) -> str:
     if backup.failed:
         return "its verification failed a while ago"
     return "a safety copy that is no longer held" if backup.safety else f"beyond {keep}"
 
 
-def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Claim]:
+def _claims(ordered: Sequence[BackupState], keep: Keep, now: datetime) -> Iterator[_Claim]:
     """Yield every reason to keep any backup; `ordered` is newest first."""
     for backup in ordered:
         for hold in backup.holds:
@@ -174,7 +174,7 @@ def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Cl
                 yield _Claim(backup, f"within {_days(keep.within)}", "after", until=end)
 
 
-def _guarantees(ordered: Sequence[Dated], good: Sequence[Dated], min_proven: int) -> Iterator[_Claim]:
+def _guarantees(ordered: Sequence[BackupState], good: Sequence[BackupState], min_proven: int) -> Iterator[_Claim]:
     if ordered:
         yield _Claim(ordered[0], "newest", "run", 1)
     if good and good[0] is not ordered[0]:
@@ -184,9 +184,11 @@ def _guarantees(ordered: Sequence[Dated], good: Sequence[Dated], min_proven: int
         yield _Claim(backup, reason, "run", min_proven - rank)
 
 
-def _bucket_claims(good: Sequence[Dated], newest: Dated, unit: str, count: int, zone: ZoneInfo) -> Iterator[_Claim]:
-    """Yield what stands for the newest days (weeks, ...); `good` is by time, and `newest` is what was made last."""
-    standing: dict[Any, Dated] = {}
+def _bucket_claims(
+    good: Sequence[BackupState], newest: BackupState, unit: str, count: int, zone: ZoneInfo
+) -> Iterator[_Claim]:
+    """Yield the backups that represent the newest days (weeks, ...); `good` is by time, `newest` the last made."""
+    standing: dict[Any, BackupState] = {}
     for backup in good if count else ():
         bucket = _BUCKETS[unit](backup.created_at.astimezone(zone))
         first = standing.setdefault(bucket, backup)
@@ -211,7 +213,7 @@ _BUCKETS: Mapping[str, Callable[[datetime], Any]] = {
     "monthly": lambda local: (local.year, local.month),
     "yearly": lambda local: local.year,
 }
-"""What tells two hours, days, ... apart, by the wall time of a backup."""
+"""What distinguishes two hours, days, ..., by the wall time of a backup."""
 
 _NEXT_BUCKETS: Mapping[str, Callable[[datetime], date]] = {
     "daily": lambda local: local.date() + timedelta(days=1),
@@ -223,16 +225,16 @@ _NEXT_BUCKETS: Mapping[str, Callable[[datetime], date]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Future:
-    """The backups to come."""
+    """The future backups."""
 
-    newest: Dated | None
+    newest: BackupState | None
     zone: ZoneInfo
     now: datetime
     next_run: Callable[[datetime], datetime | None]
-    ahead: dict[str, list[datetime | None]] = field(default_factory=dict)  # by unit: the ends that were asked for
+    ahead: dict[str, list[datetime | None]] = field(default_factory=dict)  # the steps computed so far, by unit
 
     def end(self, claim: _Claim) -> datetime | None:
-        """Return when a claim ends; None: not as things are."""
+        """Return when a claim ends; None: not under present conditions."""
         match claim.unit:
             case "never":
                 return None
@@ -248,12 +250,12 @@ class _Future:
         bucket = _BUCKETS[claim.unit]
         here = bucket(claim.backup.created_at.astimezone(self.zone))
         if bucket(first.astimezone(self.zone)) == here:
-            return first  # the next backup will stand for this day
+            return first  # the next backup will represent this day
         newest = self.newest.created_at
         return self._steps(claim.unit, claim.ahead, newest, lambda moment: self._last_moment(moment, claim.unit))
 
     def _steps(self, unit: str, count: int, start: datetime, skip: Callable[[datetime], datetime]) -> datetime | None:
-        """Return the moment `count` steps after `start`. Claims of a unit go the same way: it is gone once for all."""
+        """Return the moment `count` steps after `start`. All claims of a unit share the steps, computed once."""
         moments = self.ahead.setdefault(unit, [start])
         while len(moments) <= count:
             last = moments[-1]

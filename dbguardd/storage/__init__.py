@@ -1,7 +1,7 @@
-"""Where bytes lie: storages. What can be put around them is in layers.py.
+"""Storages, which hold bytes under names. The layers around them are in layers.py.
 
-STORAGES is the table of kinds; open_storage opens one as a policy names it. A new kind is a new row, a module that
-keeps storage/base.py's promises, and a line in tests/storage/test_contract.py.
+STORAGES is the table of kinds; open_storage opens one as a policy describes it. A new kind needs a new row, a module
+that keeps the promises of storage/base.py, and a line in tests/storage/test_contract.py.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def _directory(settings: Mapping[str, Any], create: bool) -> Storage:
 
 
 def _memory(settings: Mapping[str, Any], create: bool) -> Storage:
-    from dbguardd.storage.memory import Memory  # noqa: PLC0415 - what no policy names
+    from dbguardd.storage.memory import Memory  # noqa: PLC0415 - no policy names it
 
     return Memory()
 
 
 STORAGES: Mapping[str, Callable[[Mapping[str, Any], bool], Storage]] = {"directory": _directory, "memory": _memory}
-"""Every kind of storage: its type in the policy, and what opens it."""
+"""Every kind of storage: its type in the policy, and the function that opens it."""
 
 
 def open_storage(settings: Mapping[str, Any], *, create: bool = False) -> Storage:
     """Open a storage as the job spec describes it: type, and for a directory path, keep_free and max_bytes.
 
-    `create` makes what is missing of the place itself (not a repository in it). Raises PolicyInvalid, Unreachable.
+    `create` creates the place if it is missing (but no repository in it). Raises PolicyInvalid, Unreachable.
     """
     kind = settings.get("type", "directory")
     if kind not in STORAGES:

@@ -1,10 +1,10 @@
-"""What a storage is: bytes under a name, written once. Six verbs, no streaming.
+"""The interface of storages: bytes under a name, written once. Six verbs, no streaming.
 
-Invariants that every storage keeps, and the contract suite in tests/storage checks:
+Every storage keeps these invariants, and the contract suite in tests/storage checks them:
 1. put is create-only, all or nothing, and durable when it returns.
 2. Nothing is larger than MAX_OBJECT, so one object fits in memory.
 3. Names are relative, `/`-separated, made of [A-Za-z0-9._-]; no part is empty or starts with a dot.
-4. Only errors of dbguardd.errors get out, with the cause attached.
+4. It raises only errors of dbguardd.errors, with the cause attached.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One stored object. `modified_at` is the storage's own clock, in UTC."""
+    """One stored object. `modified_at` is by the storage's own clock, in UTC."""
 
     name: str
     size: int
@@ -31,7 +31,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a probe found by doing it. None: the storage cannot tell."""
+    """What a probe found by trying it. None: the storage cannot tell."""
 
     create_only: bool
     read_after_write: bool
@@ -43,27 +43,27 @@ class Capabilities:
 
 
 class Storage(Protocol):
-    """Bytes under a name. Wrappers (retry, record, read-only) are storages around storages."""
+    """Bytes under a name. Layers (retry, record, read-only) are storages around storages."""
 
     @property
     def url(self) -> str:
-        """Where it is, for people: directory:/srv/backups. Holds no secret."""
+        """The location for people: directory:/srv/backups. It contains no secret."""
 
     def put(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
         """Store `data` (one buffer or several to be joined) under a new name; durable on return.
 
-        The same bytes again are no error; other bytes raise Conflict. Raises NoSpace before keep_free is touched,
-        Degraded when bytes could not be made durable, Unreachable.
+        The same bytes again are no error; other bytes raise Conflict. Raises NoSpace before keep_free is violated,
+        Degraded if the bytes could not be made durable, Unreachable.
         """
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """Return exactly the bytes asked for; a negative `start` counts from the end.
+        """Return exactly the requested bytes; a negative `start` counts from the end.
 
-        Raises ObjectMissing, Damaged when the object is shorter than asked for, Unreachable.
+        Raises ObjectMissing, Damaged if the object is too short, Unreachable.
         """
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield every object whose name starts with `prefix`, in name order, each once, never a half-written one."""
+        """Yield every object whose name starts with `prefix` once, in name order, and never a half-written one."""
 
     def delete(self, name: str) -> None:
         """Remove the object. A missing one is no error: deletes are retried."""
@@ -72,4 +72,4 @@ class Storage(Protocol):
         """Return the entry of one object. Raises ObjectMissing."""
 
     def probe(self) -> Capabilities:
-        """Find out what works by doing it: write, write again, read back, delete. Leaves nothing behind."""
+        """Try what works: write, write again, read back, delete. Leaves nothing behind."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What publishing needs of the kernel. Everything is relative to a held directory, never to a path."""
+    """The system calls for publishing. All are relative to an open directory, never to a path."""
 
     open: Callable[..., int] = os.open
     writev: Callable[[int, Sequence[memoryview]], int] = os.writev

@@ -1,7 +1,7 @@
-"""A storage in a directory: local disk, USB disk, or a network file system that is mounted.
+"""A storage in a directory: on a local disk, a USB disk, or a mounted network file system.
 
-All work is relative to a directory that is held open, so nobody can swap a path underneath. Symbolic links inside the
-storage are refused. Objects are read-only files (0400) of the daemon's user, directories are 0700.
+All work is relative to a directory that is held open, so that no path can be replaced during it. Symbolic links inside
+the storage are refused. Objects are read-only files (0400) of the daemon's user, directories are 0700.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
 class Directory:
-    """Objects are files below one directory. Safe for several threads, processes and hosts at once."""
+    """Objects are files below one directory. Safe for several threads, processes and hosts at the same time."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class Directory:
         calls: Calls | None = None,
         nameless: bool = True,
     ) -> None:
-        """Open the directory; `create` makes it (0700) when it is missing.
+        """Open the directory; `create` creates it (0700) if it is missing.
 
-        Without `create` a missing one raises Unreachable: the mount point of an unplugged disk must not be filled.
-        `nameless` False forces temporary names where files without a name would do.
+        Without `create` a missing directory raises Unreachable: the mount point of an unplugged disk must not be
+        filled. `nameless` False forces temporary names where unnamed files (O_TMPFILE) would work.
         """
         self._path = path
         self._calls = calls or Calls()
@@ -105,7 +105,7 @@ class Directory:
             size = os.stat(last, dir_fd=folder, follow_symlinks=False).st_size
             self._calls.unlink(last, dir_fd=folder)
             self._room.changed(-size)
-            self._sync(folder)  # what is destroyed must not come back with the next power cut
+            self._sync(folder)  # a deleted object must not reappear after a power cut
 
     def stat(self, name: str) -> Entry:
         *folders, last = split_name(name)
@@ -115,7 +115,7 @@ class Directory:
             return _entry(name, found)
 
     def probe(self) -> Capabilities:
-        for left in self.list(_PROBE):  # by someone who was killed
+        for left in self.list(_PROBE):  # left by killed processes
             if self._calls.now() - left.modified_at.timestamp() > STALE_SECONDS:
                 self.delete(left.name)
         name = f"{_PROBE}{self._calls.random(8).hex()}"
@@ -135,7 +135,7 @@ class Directory:
             _close(parent)
 
     def _write(self, folder: int, name: str, last: str, parts: Sequence[memoryview]) -> bool:
-        """Link a durable file to its name; False if the name was taken. A second file is tried when fsync fails."""
+        """Link a durable file to its name; False if the name was taken. A second file is tried if fsync fails."""
         size = sum(map(len, parts))
         self._room.need(f"{self.url}: {name}", size, self._calls.statvfs(self._root), self._count)
         try:
@@ -159,7 +159,7 @@ class Directory:
         return sum(entry.size for entry in self.list(""))
 
     def _compare(self, folder: int, name: str, last: str, parts: Sequence[memoryview]) -> None:
-        """Accept what has the name already if it has the same bytes, and make it as durable as our own."""
+        """Accept an existing object if it has the same bytes, and make it durable; else raise Conflict."""
         try:
             fd = os.open(last, _READ, dir_fd=folder)
         except OSError as error:
@@ -172,21 +172,21 @@ class Directory:
                 detail = f"{self.url}: {found.st_size} bytes there, {size} bytes to store"
                 raise Conflict(f"{name}: exists with other content", detail=detail)
             try:
-                sync_file(self._calls, fd)  # someone else's copy may never have been synced
+                sync_file(self._calls, fd)  # another process's copy may never have been synced
             except NotDurable as error:
                 raise self._degraded(name, str(error)) from error
         finally:
             _close(fd)
 
     def _sync(self, folder: int) -> None:
-        """Make the entries of a held directory durable. There is no second try: the name cannot be taken back."""
+        """Make the entries of an open directory durable. There is no second try: the name cannot be taken back."""
         try:
             self._syncs_folders &= sync_directory(self._calls, folder)
         except NotDurable as error:
             raise self._degraded("a directory", str(error)) from error
 
     def _degraded(self, name: str, why: str) -> Degraded:
-        # From here on this process stores nothing: an fsync that succeeds after one that failed proves nothing.
+        # From here on this process stores nothing: an fsync that succeeds after a failed one proves nothing.
         self._failure = why
         return Degraded(f"{name}: could not be made durable", detail=f"{self.url}: fsync: {why}")
 
@@ -194,14 +194,14 @@ class Directory:
 
     @contextmanager
     def _inside(self, folders: Sequence[str], *, create: bool = False) -> Iterator[int]:
-        """Hold the directory of an object, without following symbolic links; `create` makes it, durably."""
+        """Hold the directory of an object open, without following symbolic links; `create` creates it durably."""
         held = [self._root]
         try:
             for depth, part in enumerate(folders, 1):
                 path = "/".join(folders[:depth])
                 held.append(self._enter(held[-1], part, path, create))
                 if create and path not in self._durable_folders:
-                    # Also one that exists: who made it may have been killed before it was durable.
+                    # Also if it exists: the process that created it may have been killed before it was durable.
                     self._sync(held[-2])
                     self._durable_folders.add(path)
             yield held[-1]
@@ -252,7 +252,7 @@ class Directory:
                 raise Unreachable(f"{path}{name}: a symbolic link, not followed", detail=self.url)
 
     def _scan(self, folders: Sequence[str], start: str) -> Sequence[tuple[str, os.stat_result]]:
-        """Return what is in one directory, sorted as whole names sort: a directory counts with its slash."""
+        """Return the entries of one directory, sorted as full names sort: a directory counts with its slash."""
         found = []
         with suppress(FileNotFoundError), self._inside(folders) as folder, os.scandir(folder) as entries:
             for entry in entries:
@@ -270,7 +270,7 @@ class Directory:
 
     @contextmanager
     def _told(self, what: str, *, storing: int | None = None) -> Iterator[None]:
-        """Turn the kernel's errors into ours; `storing` is the number of bytes that a put wants room for."""
+        """Translate OSError into our errors; `storing` is the number of bytes that a put needs room for."""
         try:
             try:
                 yield
@@ -284,7 +284,7 @@ class Directory:
 
 
 def _close(fd: int) -> None:
-    with suppress(OSError):  # nothing was written through it, so it cannot have anything to say
+    with suppress(OSError):  # nothing was written through it, so there is no error to miss
         os.close(fd)
 
 

@@ -15,10 +15,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """Tries again what failed because the storage did not answer. All six verbs may be repeated safely.
+    """Retries what failed because the storage did not answer. All six verbs may be repeated safely.
 
-    One more try after each of `waits` (seconds). Only Unreachable is worth it: a full storage stays full, and after
-    Degraded nothing that the same process hears about durability can be believed. `sleep` may raise to give up early.
+    There is one more try after each of `waits` (seconds). Only Unreachable is retried: a full storage stays full, and
+    after Degraded nothing that this process hears about durability can be trusted. `sleep` may raise to give up early.
     """
 
     storage: Storage
@@ -80,7 +80,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Notes every call in `calls`, also those that fail (with the size that was to be put)."""
+    """Notes every call in `calls`, including those that fail (with the size that was to be put)."""
 
     storage: Storage
     calls: list[Call] = field(default_factory=list)
@@ -122,7 +122,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class ReadOnly:
-    """Refuses whatever would change the storage: for recovery, checks, and a mirror that someone else writes."""
+    """Refuses whatever would change the storage: for recovery, checks, and a mirror that another process writes."""
 
     storage: Storage
 

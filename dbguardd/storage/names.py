@@ -1,4 +1,4 @@
-"""Names and bytes of objects: what every storage checks before it does anything."""
+"""Checks the names and bytes of objects, as every storage does before anything else."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dbguardd.errors import TooLarge, Usage
 from dbguardd.storage.base import MAX_OBJECT, Buffer
 
 MAX_PART = 160
-"""Longest part of a name; leaves room for the temporary name of a file whose name may have 255 bytes."""
+"""The longest part of a name; leaves room for the temporary name of a file, which may have 255 bytes."""
 
 _PART = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{MAX_PART - 1}}}", re.ASCII)
 
 
 def is_part(part: str) -> bool:
-    """Tell whether `part` may stand between two slashes of a name."""
+    """Return whether `part` may be a part of a name."""
     return _PART.fullmatch(part) is not None
 
 
@@ -28,7 +28,7 @@ def split_name(name: str) -> list[str]:
 
 
 def split_prefix(prefix: str) -> tuple[list[str], str]:
-    """Return the whole parts of a prefix, and the beginning of the next one. Raises Usage."""
+    """Return the complete parts of a prefix, and the beginning of the next one. Raises Usage."""
     *parts, start = prefix.split("/")
     if not all(map(is_part, parts)) or (start and not is_part(start)):
         raise Usage(f"{prefix[:200]!r} is not the beginning of a name")
@@ -45,7 +45,7 @@ def as_parts(name: str, data: Buffer | Sequence[Buffer]) -> list[memoryview]:
 
 
 def as_range(size: int, start: int, length: int | None) -> tuple[int, int] | None:
-    """Return first byte and number of bytes of a range in an object of `size` bytes; None if it does not hold it."""
+    """Return offset and length of a range in an object of `size` bytes; None if the object is too short."""
     first = size + start if start < 0 else start
     count = size - first if length is None else length
     return (first, count) if first >= 0 and count >= 0 and first + count <= size else None

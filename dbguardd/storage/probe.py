@@ -1,4 +1,4 @@
-"""Finds out what a storage really does: by doing it, because some servers and file systems only pretend."""
+"""Finds out what a storage really does by trying it, because some servers and file systems only pretend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def try_out(storage: Storage, name: str, now: float) -> tuple[bool, bool, float]
     """Write `name`, write it again with the same and with other bytes, read it back, delete it.
 
     Returns whether it is create-only, whether it reads what was written, and the clock skew in seconds (storage minus
-    host, `now` being the host's clock just before the call).
+    host; `now` is the host's clock just before the call).
     """
     mine, other = f"mine {name}".encode(), f"other {name}".encode()
     try:

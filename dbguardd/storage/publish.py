@@ -1,8 +1,8 @@
-"""Atomic publishing: a file appears under its name whole and durable, or not at all.
+"""Atomic publishing: a file appears under its name complete and durable, or not at all.
 
-The order is the whole point: write into a file without a name (or with a temporary one), fsync it, link it to its name
-without replacing anything, fsync the directory. Who is killed or loses power in between leaves no half-written object,
-and loses none that was acknowledged. tests/faults/test_publish_states.py enumerates the states.
+The order matters: write into an unnamed file (or one with a temporary name), fsync it, link it to its name without
+replacing anything, fsync the directory. A kill or a power cut in between leaves no half-written object, and loses none
+that was acknowledged. tests/faults/test_publish_states.py enumerates the states.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from pathlib import Path
 from dbguardd.storage.calls import Calls
 
 TEMPORARY = ".tmp-"
-"""How the name of every unfinished file begins. No object's name begins with a dot."""
+"""The prefix of the name of every unfinished file. No object's name begins with a dot."""
 
 STALE_SECONDS = 24 * 3600
-"""Age at which an unfinished file is dead though its owner cannot be looked up (other host, or before a reboot)."""
+"""The age at which an unfinished file counts as abandoned if its owner is of another host or boot."""
 
-_MOST_BUFFERS = 512  # of one writev; the kernel takes 1024
+_MOST_BUFFERS = 512  # for one writev; the kernel takes 1024
 _NO_TMPFILE = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT))
 _NO_DIRECTORY_SYNC = frozenset((errno.EINVAL, errno.EOPNOTSUPP))
 
 
 class NotDurable(Exception):
-    """An fsync failed. The kernel may have dropped the pages and will not say so again: the file is worthless."""
+    """An fsync failed. The kernel may have dropped the pages and will not report it again: the file is worthless."""
 
 
 def write_all(calls: Calls, fd: int, parts: Sequence[memoryview]) -> None:
-    """Write every byte of `parts`, however many the kernel takes at once."""
+    """Write every byte of `parts`, in as many calls as the kernel needs."""
     rest = [part for part in parts if len(part)]
     while rest:
         written = calls.writev(fd, rest[:_MOST_BUFFERS])
@@ -44,7 +44,7 @@ def write_all(calls: Calls, fd: int, parts: Sequence[memoryview]) -> None:
 
 
 def sync_file(calls: Calls, fd: int) -> None:
-    """Make the bytes of a file durable. Raises NotDurable; OSError when only room was missing."""
+    """Make the bytes of a file durable. Raises NotDurable; OSError if only space was missing."""
     try:
         calls.fsync(fd)
     except OSError as error:
@@ -54,7 +54,7 @@ def sync_file(calls: Calls, fd: int) -> None:
 
 
 def sync_directory(calls: Calls, fd: int) -> bool:
-    """Make the entries of a directory durable; False if this file system has no way to.
+    """Make the entries of a directory durable; False if this file system cannot.
 
     Raises NotDurable.
     """
@@ -68,10 +68,10 @@ def sync_directory(calls: Calls, fd: int) -> bool:
 
 
 class Draft:
-    """Writes files that nobody sees before they are whole.
+    """Writes files that are invisible until they are complete.
 
-    `temporaries` is a held directory for files with a temporary name, used where the file system or the missing /proc
-    rule out files without a name.
+    `temporaries` is an open directory for files with a temporary name, used where the file system or a missing /proc
+    rules out unnamed files.
     """
 
     def __init__(self, calls: Calls, temporaries: int, owner: str, *, nameless: bool = True) -> None:
@@ -81,14 +81,14 @@ class Draft:
         self._nameless = nameless and os.path.isdir("/proc/self/fd")
 
     def publish(self, directory: int, name: str, parts: Sequence[memoryview]) -> bool:
-        """Write `parts` and link them to `name` in the held `directory`; False if the name is taken.
+        """Write `parts` and link them to `name` in the open `directory`; False if the name is taken.
 
-        The file is durable, its name not yet: sync_directory comes next. Raises NotDurable, OSError.
+        The file is durable, its name is not yet: call sync_directory next. Raises NotDurable, OSError.
         """
         with self._open(directory, name) as (fd, temporary):
             write_all(self._calls, fd, parts)
             sync_file(self._calls, fd)
-            with suppress(OSError):  # who reads it back reads the disk, and the cache stays the applications'
+            with suppress(OSError):  # so that reading it back reads the disk, and it does not evict others' pages
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             try:
                 if temporary:
@@ -105,7 +105,7 @@ class Draft:
         try:
             yield fd, temporary
         finally:
-            with suppress(OSError):  # after fsync a failing close takes nothing back; before it the file is thrown away
+            with suppress(OSError):  # after fsync a failing close changes nothing; before it, the file is discarded
                 self._calls.close(fd)
             if temporary:
                 with suppress(OSError):  # the next open of the storage sweeps it
@@ -125,10 +125,10 @@ class Draft:
 
 
 def owner_of(pid: int) -> str:
-    """Return who owns the files of a process: HOST.PID.START, unique over hosts, reboots and reused process ids.
+    """Return the owner mark of a process's files: HOST.PID.START, unique across hosts, reboots and reused pids.
 
-    HOST stands for this boot and this process namespace; where /proc hides them, for the host's name. START is 0 for a
-    process that cannot be seen.
+    HOST identifies this boot and this pid namespace; where /proc hides them, it identifies the host's name. START is 0
+    for a process that cannot be seen.
     """
     host = os.uname().nodename
     with suppress(OSError):
@@ -144,15 +144,15 @@ def _start_of(pid: int) -> str:
 
 
 def sweep_orphans(calls: Calls, directory: int) -> int:
-    """Remove the unfinished files of dead owners from a held directory; return how many.
+    """Remove the unfinished files of dead owners from an open directory; return how many.
 
-    Owners of another host or boot cannot be looked up: their files go when nobody touched them for STALE_SECONDS.
+    Owners on another host or boot cannot be looked up: their files are removed if untouched for STALE_SECONDS.
     """
     swept = 0
     with os.scandir(directory) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(TEMPORARY)]
     for name in names:
-        with suppress(OSError):  # someone else swept it, or the storage is read-only
+        with suppress(OSError):  # another process swept it, or the storage is read-only
             if _is_orphan(name, os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime, calls.now()):
                 calls.unlink(name, dir_fd=directory)
                 swept += 1

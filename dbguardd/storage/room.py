@@ -1,4 +1,4 @@
-"""How much a storage may hold: what stays free on its file system, and how much it may take in all."""
+"""The limits of a storage: how much must stay free on its file system, and how much it may hold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Limits:
 
     @classmethod
     def of(cls, keep_free: int | str, max_bytes: int | None) -> Limits:
-        """Read them as a policy writes them: bytes, or "10%" of the file system. Raises PolicyInvalid."""
+        """Parse the values of a policy: bytes, or "10%" of the file system. Raises PolicyInvalid."""
         if isinstance(keep_free, str):
             if not (match := _PERCENT.fullmatch(keep_free)):
                 raise PolicyInvalid(f"keep_free {keep_free!r} is neither a number of bytes nor a percentage")
@@ -41,10 +41,10 @@ class Limits:
 
 @dataclass(slots=True)
 class Room:
-    """Room that is left under Limits. What is there is counted (`count`) once, and again before anything is refused.
+    """The room that is left under Limits. The used bytes are counted (`count`) once, and again before a refusal.
 
-    Other processes that write at the same time can overshoot max_bytes by what they write in that time; keep_free is
-    asked of the file system each time.
+    Processes that write at the same time can exceed max_bytes by what they write in that time; keep_free is checked
+    with the file system each time.
     """
 
     limits: Limits
@@ -79,7 +79,7 @@ class Room:
             return self._used
 
     def changed(self, size: int) -> None:
-        """Note that `size` bytes came (or went, if negative)."""
+        """Note that `size` bytes were added (or removed, if negative)."""
         with self._lock:
             if self._used is not None:
                 self._used += size

@@ -1,1 +1,1 @@
-"""The two halves of a worker: how they are started, joined by the seam, watched and cancelled."""
+"""The worker's two halves: how they are started, connected by the seam, watched and cancelled."""

@@ -1,6 +1,6 @@
 """One half of a worker: `python -I -m dbguardd.worker repository|engine|question PARENT_PID SEAM_FD`.
 
-Loading code is most of what a short job costs. None of it is garbage, so nothing is searched for any until it is there.
+Loading code is most of the cost of a short job, and none of it is garbage: collection starts when all is loaded.
 """
 
 from __future__ import annotations

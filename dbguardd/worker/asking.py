@@ -1,4 +1,4 @@
-"""What a question has that no other job has: a reader who may nothing, and a file without a name for the answer."""
+"""What only questions need: a reader without rights, and an unnamed file for the answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import IO
 from dbguardd.errors import PlaceDenied, of_file
 
 
-def reader(may_become_others: bool) -> int:
-    """Return as whom a question half is started: as nobody, if this process can become others.
+def question_uid(may_become_others: bool) -> int:
+    """Return the uid with which a question half is started: that of nobody, if this process can become other users.
 
-    Root starts it as root, and it becomes nobody by itself: that way nobody need not be able to read our code.
+    Root starts it as root and it becomes nobody by itself, so that nobody need not be able to read our code.
     """
     if os.geteuid() == 0 or not may_become_others:
         return os.geteuid()
@@ -26,7 +26,7 @@ def reader(may_become_others: bool) -> int:
 
 
 def cannot_read(user: str, error: OSError) -> PlaceDenied:
-    """Return what it means that the reader cannot run our Python."""
+    """Return the error for a reader that cannot run our Python."""
     return PlaceDenied(
         f"{user}, as whom backups are read for a question, cannot run {sys.executable}",
         detail=error.strerror or str(error),
@@ -34,8 +34,8 @@ def cannot_read(user: str, error: OSError) -> PlaceDenied:
     )
 
 
-def unnamed(state: Path) -> IO[bytes]:
-    """Return an open file of the state directory that has no name. Raises NoSpace, PlaceDenied, Degraded."""
+def anonymous_file(state: Path) -> IO[bytes]:
+    """Return an open, unnamed file in the state directory. Raises NoSpace, PlaceDenied, Degraded."""
     try:
         return tempfile.TemporaryFile(dir=state, buffering=0)
     except OSError as error:

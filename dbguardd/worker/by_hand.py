@@ -1,6 +1,6 @@
-"""One job in the foreground: `dbguardd run VERB`, for the day after a disaster and for scripts.
+"""Runs one job in the foreground: `dbguardd run VERB`, for the day after a disaster and for scripts.
 
-It needs the policy, the storage and the key; no running daemon, no socket, no catalog. The worker is the same.
+It needs the policy, the storage and the key, but no daemon, socket or catalog. It uses the same worker.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _STALL_SECONDS = 3600.0
 
 
 def run(policy: Policy, state: str, verb: str, request: Mapping[str, Any], *, as_json: bool) -> int:
-    """Run one job as `policy` says, show what happens, and return the exit status. Raises the job's problem.
+    """Run one job according to `policy`, print its messages, and return the exit status. Raises the job's problem.
 
-    The caller owns the state directory meanwhile. A backup with `verify` is proven by a second job, as in the daemon.
+    The caller owns the state directory during the run. As in the daemon, a second job proves a backup with `verify`.
     """
     began = time.monotonic()
     result = asyncio.run(_run(_spec(policy, state, verb, request), as_json))
     if verb == "backup" and request["verify"]:
         proving = {"database": request["database"], "backup": result["backup"]["id"]}
         result |= asyncio.run(_run(_spec(policy, state, "verify", proving), as_json))
-    if verb in QUESTION_VERBS:  # the answer is all that standard output gets
+    if verb in QUESTION_VERBS:  # standard output gets nothing but the answer
         for line in by_hand_text.of_result(verb, request, result, time.monotonic() - began):
             print(safe(line), file=sys.stderr)
     elif as_json:
@@ -50,7 +50,7 @@ def run(policy: Policy, state: str, verb: str, request: Mapping[str, Any], *, as
 
 
 def _spec(policy: Policy, state: str, verb: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the job spec that the daemon would have made."""
+    """Return the job spec that the daemon would make."""
     if "database" in request:
         parts = policy.spec(str(request["database"]), state)
     else:
@@ -95,13 +95,13 @@ async def _run(spec: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
 
 
 def _show(message: Mapping[str, Any], as_json: bool) -> None:
-    """Print one message: JSON lines, or what a person wants to see."""
-    with suppress(BrokenPipeError):  # nobody reads any more: the job matters more than who watches it
+    """Print one message: as a JSON line, or as text for people."""
+    with suppress(BrokenPipeError):  # the reader is gone, but the job matters more than its output
         _print(message, as_json)
 
 
 def _hand_out(answer: IO[bytes]) -> None:
-    """Write an answer to standard output as it is; a terminal gets no control characters of it."""
+    """Write an answer to standard output unchanged; on a terminal, escape its control characters."""
     with answer, suppress(BrokenPipeError):
         answer.seek(0)
         while portion := answer.read(1 << 18):
@@ -130,7 +130,7 @@ def _on_terminal() -> bool:
 
 
 def complain(error: GuardError, program: Sequence[str], *, as_json: bool) -> None:
-    """Print an error as people or programs want it, on standard error."""
+    """Print an error on standard error, for people or for programs."""
     if as_json:
         print(json.dumps(error.problem()), file=sys.stderr)
         return
@@ -139,7 +139,7 @@ def complain(error: GuardError, program: Sequence[str], *, as_json: bool) -> Non
 
 
 def _tell(line: str) -> None:
-    """Print one line; the progress that stands there, if any, goes first."""
+    """Print one line; first erase any progress on the line."""
     if _on_terminal():
         with suppress(OSError):
             os.write(2, b"\033[K")

@@ -1,6 +1,6 @@
-"""What a person reads of a job by hand: how it ended, the plan of a dry run, or what went wrong and what to do.
+"""The output of a job by hand for people: how it ended, the plan of a dry run, or an error and what to do.
 
-As dbguardctl says it; that one is a client, and this works without any daemon to be a client of.
+It is worded like dbguardctl's output; that is a client, while this works without a daemon.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _HERE = {
     "dbguardctl check ": "check ",
     "dbguardctl prune ": "expire ",
 }
-"""What dbguardctl asks the daemon for, and the verb that does it without one."""
+"""The commands of dbguardctl, and the verbs that do the same without a daemon."""
 
 
 def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[str]:
-    """Yield the lines of a job that is done; the last one says it all."""
+    """Yield the lines for a finished job; the last one is the summary."""
     name = request.get("database") or f"storage {request.get('storage')}"
     took = f" ({span(seconds)} in all)"
     if (answered := _ANSWERED.get(verb)) is not None:
@@ -55,9 +55,9 @@ def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[
 
 
 def status(verb: str, made: Json) -> int:
-    """Return the exit status of a job that is done: 4 for damage, 3 where something did not pass, else 0."""
+    """Return the exit status of a finished job: 4 for damage, 3 if a check did not pass, else 0."""
     if verb == "undo":
-        return 0  # what is put back was kept as it was, without a fingerprint; damage would have failed the job
+        return 0  # the state that is put back has no fingerprint to compare; damage would have failed the job
     if made.get("damaged"):
         return 4
     proof = made.get("proof") or {}
@@ -67,18 +67,18 @@ def status(verb: str, made: Json) -> int:
 
 
 def of_report(event: str, facts: Json) -> str | None:
-    """Return the line for what a person should know before the end of a job; None for all else."""
+    """Return the line for an event that people should see before the end of a job; None for others."""
     match event:
         case "backup.stored":
             return f"stored  backup {facts['id']}: durable, and read back from the storage"
         case "repository.created":
-            return f"note  storage {facts['storage']} was empty: a new repository was made in it"
+            return f"note  storage {facts['storage']} was empty: a new repository was created in it"
         case "standby":
             return _of_standby(facts)
         case "parent.unreadable":
-            return f"note  the backup before cannot be built upon, so all is stored again: {facts['problem']}"
+            return f"note  the parent backup cannot be read, so everything is stored again: {facts['problem']}"
         case "safety.unreadable":
-            return f"FAIL  the safety copy {facts['backup']} cannot be read, an undo may fail: {facts['problem']}"
+            return f"FAIL  the safety copy {facts['backup']} cannot be read; an undo may fail: {facts['problem']}"
         case "recovery.added":
             return f"note  recovery recipient {facts['recipient']} can open the repository from now on"
     return None
@@ -90,14 +90,14 @@ def _of_standby(facts: Json) -> str | None:
             return f"made  {facts['target']} from backup {facts['backup']}, as of {facts['at']}: for reading only"
         case "rebased":
             between = f"between {facts['from_at']} and {facts['until_at']}"
-            return f"GAP  moments {between} were left out: {facts['because']}"
+            return f"GAP  the copy skips all moments {between}: {facts['because']}"
         case "waiting":
-            return f"note  it stays as of {facts['at']}: {facts['why']}"
+            return f"note  the copy stays as of {facts['at']}: {facts['why']}"
     return None
 
 
 def of_error(error: GuardError, program: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of an error; `program` is the command line that has dbguardd run a verb, up to the verb."""
+    """Yield the lines of an error; `program` is the command line of dbguardd up to the verb."""
     yield f"error[{error.code}]: {error.message}"
     for line in [*humanized(error.detail).splitlines(), error.meaning]:
         yield f"       {line}".rstrip()
@@ -108,7 +108,7 @@ def of_error(error: GuardError, program: Sequence[str]) -> Iterator[str]:
 
 
 def here(hint: str, program: Sequence[str]) -> str:
-    """Return a hint with what works without a daemon in place of what asks one."""
+    """Return a hint with a command for the daemon replaced by one that works without it."""
     from shlex import join  # noqa: PLC0415 - only on the way to an error
 
     for asked, verb in _HERE.items():
@@ -124,7 +124,7 @@ def _backup(made: Json, took: str) -> Iterator[str]:
     if blocked is not None:
         yield f"  the application was never blocked{f' longer than {span(blocked)}' if blocked else ''}"
     if made["facts"].get("read_by") == "replication":
-        yield "  its server sent all of its files, which are not read here"
+        yield "  the server sent its files over a replication connection; no file was read here"
     if "proof" in made:
         yield from _proven(backup["database"], made, took)
     else:
@@ -143,8 +143,8 @@ def _proven(name: str, made: Json, took: str) -> Iterator[str]:
 
 
 def _plan(name: str, plan: Json) -> Iterator[str]:
-    takes, more = plan["takes_seconds"], ", and the recovery along its log" if plan["log_bytes"] else ""
-    yield f"Would restore {name} as it was at {plan['created_at']}"
+    takes, more = plan["takes_seconds"], ", plus the replay of its log" if plan["log_bytes"] else ""
+    yield f"Would restore {name} as of {plan['created_at']}"
     yield f"  from   backup {plan['backup']}, {'FAILED' if plan['failure'] else plan['grade']}"
     if plan["segments"]:
         much = f", {size(plan['log_bytes'])}" if plan["log_bytes"] is not None else ""
@@ -153,11 +153,11 @@ def _plan(name: str, plan: Json) -> Iterator[str]:
     yield from _warnings(plan)
     yield f"  to     {plan['to']}{'   (replaces the live database)' if plan['in_place'] else ''}"
     if plan["undo_days"]:
-        yield f"  before what is there now is stored as a backup, which undo puts back, for {plan['undo_days']} days"
+        yield f"  before the current state is stored as a backup; undo puts it back, for {plan['undo_days']} days"
     for one in plan["tablespaces"]:
         yield f"  space  {one['name']} ({one['from']}) to {one['to']}"
-    yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"
-    yield f"  takes  {'unknown: no restore of it was measured' if takes is None else f'about {span(takes)}{more}'}"
+    yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} free"
+    yield f"  takes  {'unknown: no restore has been measured' if takes is None else f'about {span(takes)}{more}'}"
     yield "Nothing was done."
 
 
@@ -170,38 +170,38 @@ def _restored(name: str, made: Json, took: str) -> Iterator[str]:
     yield from _warnings(made["plan"])
     if made.get("safety_copy"):
         back = f"run undo {name} --confirm {name} puts it back"
-        yield f"  the state before is kept as backup {made['safety_copy']}; {back}"
+        yield f"  the previous state is kept as backup {made['safety_copy']}; {back}"
     plan = made["plan"]
     more = f" and {count(plan['segments'], 'segment')} of its log" if plan["segments"] else ""
-    yield f"ok  {name} as it was at {plan['created_at']} (backup {plan['backup']}{more}) is at {made['target']}{took}"
+    yield f"ok  {name} as of {plan['created_at']} (backup {plan['backup']}{more}) restored to {made['target']}{took}"
 
 
 def _kept(name: str, made: Json, took: str, *, ended: bool) -> Iterator[str]:
     yield from _findings(made.get("findings", ()))
     yield from _warnings(made)
     if ended:
-        yield f"ok  {name} as it was at {made['at']} is at {made['target']}, an ordinary database from now on{took}"
+        yield f"ok  {name} as of {made['at']} is at {made['target']}, an ordinary database from now on{took}"
     else:
-        yield f"ok  {name}: {made['target']} is as it was at {made['at']}; run it again to go on{took}"
+        yield f"ok  {name}: {made['target']} is as of {made['at']}; run it again to continue{took}"
 
 
 def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:
     plan = made["plan"]
-    for rows, word in ((plan["keep"], "keep"), (plan["drop"], "goes" if dry else "gone")):
+    for rows, word in ((plan["keep"], "keep"), (plan["drop"], "expire" if dry else "expired")):
         yield from (f"  {row['id']}  {word}  {', '.join(row['because'])}" for row in rows)
     if plan["breaker"]:
         yield f"  {plan['breaker']}; if that is right: --confirm {name}"
     stay, go = len(plan["keep"]), len(plan["drop"])
     yield (
         f"ok  {name}: "
-        + (f"{go} would go, {stay} stay; nothing was deleted" if dry else f"{go} gone, {stay} stay")
+        + (f"{go} would expire, {stay} kept; nothing was deleted" if dry else f"{go} expired, {stay} kept")
         + took
     )
 
 
 def _answered(made: Json) -> Iterator[str]:
     yield from _warnings(made)
-    more = f"; there are more: the answer is full ({made['more']})" if made.get("more") else ""
+    more = f"; the answer is cut off, there are more rows (limit: {made['more']})" if made.get("more") else ""
     yield f"ok  {count(made['rows'], 'row')} from {_of(made)}{_asked(made)}{more}"
 
 
@@ -236,15 +236,15 @@ def _of(made: Json) -> str:
 def _swept(name: str, made: Json, took: str) -> Iterator[str]:
     if made["marked"]:
         marked = f"{count(made['marked'], 'object')} ({size(made['marked_bytes'])})"
-        yield f"  {marked} no longer needed, to be freed after a grace"
+        yield f"  {marked} no longer needed, to be freed after the grace period"
     if made["young"]:
         young = f"{count(made['young'], 'object')} ({size(made['young_bytes'])})"
-        yield f"  {young} of no backup, too young to judge: of failed jobs, or one that runs"
+        yield f"  {young} in no backup, too new to delete: from a failed job or a running one"
     if made["next_at"]:
-        yield f"  more can be freed from {made['next_at']} on"
+        yield f"  more can be freed after {made['next_at']}"
     freed = f"{size(made['freed_bytes'])} in {count(made['objects'], 'object')}"
     if made["dry_run"]:
-        done = f"{freed} would be freed; nothing was" if made["objects"] else "nothing could be freed now"
+        done = f"{freed} would be freed; nothing was deleted" if made["objects"] else "nothing could be freed now"
     else:
         done = f"freed {freed}"
     yield f"ok  {name}: {done}{took}"
@@ -258,4 +258,4 @@ def _findings(rows: Sequence[Json]) -> Iterator[str]:
 
 
 _ANSWERED = {"query": _answered, "get": _answered, "diff": _compared, "undelete": _missing}
-"""What is said of the questions to the past, beside their answers."""
+"""How to report the answers of questions, besides the answers themselves."""

@@ -1,9 +1,9 @@
 """Messages between the two halves of a worker: JSON, raw bytes and open files over one Unix socket pair.
 
-The socket is SOCK_SEQPACKET, so a message is never torn or joined. The first byte says what it is: `D` up to 128 KiB of
+The socket is SOCK_SEQPACKET, so messages are never split or joined. The first byte is the type: `D` up to 128 KiB of
 stream data; `J` a JSON object, perhaps with one file descriptor; `P` the first parts of a JSON object that is longer
-than one message. An object has at most 16 MiB. Neither half trusts the other with more than that: a longer or different
-message ends the conversation.
+than one message. An object has at most 16 MiB. Neither half trusts the other beyond that: a longer or different message
+ends the conversation.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ DATA_BYTES = 128 << 10
 """The most stream data in one message; fits the kernel's default socket buffer."""
 OBJECT_BYTES = 16 << 20
 NAMES = 10_000
-"""So many names of streams are in one message; fewer are the last."""
+"""How many names of streams are in one message; a message with fewer is the last."""
 ASKS = "filled?"
-"""The answer that asks how much of a file is there, see flow.Sink.adopt; no answer says that all of it was read."""
+"""The answer that asks how much of a file is there (see flow.Sink.adopt); any other says that all of it was read."""
 _POLL_SECONDS = 0.25
 _TEXT, _SIGN, _ITEMS, _PROBLEM_BYTES = 4000, 40, 50, 64 << 10
 
@@ -35,7 +35,7 @@ Object = dict[str, Any]
 
 
 class Channel:
-    """One end of the seam. `cancelled` is asked at least four times a second while waiting for the other half."""
+    """One end of the seam. `cancelled` is polled at least four times a second while waiting for the other half."""
 
     def __init__(self, end: socket.socket, cancelled: Callable[[], bool]) -> None:
         self._end = end
@@ -43,7 +43,7 @@ class Channel:
         self._end.settimeout(_POLL_SECONDS)
 
     def send(self, message: Mapping[str, Any], file: int | None = None) -> None:
-        """Send one JSON message, with a descriptor that the other half gets its own copy of."""
+        """Send one JSON message, with a descriptor of which the other half gets its own copy."""
         raw = memoryview(json.dumps(message, separators=(",", ":")).encode())
         if len(raw) > OBJECT_BYTES:
             raise Internal(f"seam: an object of {len(raw)} bytes is over the limit of {OBJECT_BYTES}")
@@ -54,14 +54,14 @@ class Channel:
         self._patiently(lambda: self._end.sendmsg([b"J", raw], ancillary))
 
     def offer(self, message: Mapping[str, Any]) -> None:
-        """Send a short message if there is room for it now: one that the next of its kind makes superfluous."""
+        """Send a short message if there is room for it now; for messages that the next of their kind supersedes."""
         if select.select([], [self._end], [], 0)[1]:
             self.send(message)
 
     def send_data(self, data: bytes | bytearray | memoryview, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Send stream data in as many messages as it takes. `meanwhile` is called before each, and while it waits.
+        """Send stream data in as many messages as needed. `meanwhile` is called before each, and while waiting.
 
-        It has to take what the other half says of its own accord, or both could wait for ever for the other to listen.
+        It must receive what the other half sends unasked, or both halves could wait forever for each other.
         """
         view = memoryview(data).cast("B")
         for start in range(0, len(view), DATA_BYTES):
@@ -70,7 +70,7 @@ class Channel:
             self._patiently(lambda piece=piece: self._end.sendmsg([b"D", piece]), meanwhile)  # type: ignore[misc]
 
     def said_something(self) -> bool:
-        """Say if a message of the other half is waiting, or its end."""
+        """Return whether a message of the other half, or its end, is waiting."""
         return bool(select.select([self._end], [], [], 0)[0])
 
     def receive(self) -> tuple[Object | bytes, int | None]:
@@ -96,7 +96,7 @@ class Channel:
         return message, file
 
     def receive_into(self, place: memoryview) -> None:
-        """Fill a place with stream data, in as many messages as it takes. Raises WorkerDied if anything else comes."""
+        """Fill a buffer with stream data from as many messages as needed. Raises WorkerDied if other messages come."""
         kind = bytearray(1)
         while place:
             buffers, room = [kind, place[:DATA_BYTES]], socket.CMSG_SPACE(16)
@@ -112,12 +112,12 @@ class Channel:
         return raw, self._descriptor(len(raw), ancillary, flags)
 
     def _descriptor(self, count: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> int | None:
-        """Return the descriptor that came with a message of so many bytes, if one did."""
+        """Return the descriptor that came with a message of `count` bytes, or None."""
         files = _descriptors(ancillary)
         if not count or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(files) > 1:
             for file in files:
                 os.close(file)
-            if self._cancelled():  # it was told so, as the answer to something, and may have ended first
+            if self._cancelled():  # the other half learnt of it from an answer, and may have ended first
                 raise Cancelled("the job was cancelled")
             detail = "It sent nonsense." if count else "It closed the seam."
             raise WorkerDied("the process that opens the database ended early", detail=detail)
@@ -132,16 +132,16 @@ class Channel:
         return message
 
     def answer(self) -> Any:
-        """Wait for the answer to what was just asked: its value, or its problem raised."""
+        """Wait for the answer to the last request: return its value, or raise its problem."""
         message = self.receive_object()
         if "problem" in message:
             raise from_problem(message["problem"])
         return message["value"]
 
     def serve(self, call: Callable[[str, Mapping[str, Any]], Any]) -> None:
-        """Answer calls of the other half until it hangs up: each with what `call(name, arguments)` returns or raises.
+        """Answer calls of the other half until it hangs up: with what `call(name, arguments)` returns or raises.
 
-        Raises WorkerDied at the end of the conversation, and Cancelled, which is no answer.
+        Raises WorkerDied at the end of the conversation, and Cancelled, which is not sent as an answer.
         """
         while True:
             asked = self.receive_object()
@@ -151,7 +151,7 @@ class Channel:
                 raise
             except Exception as error:  # noqa: BLE001 the other half decides what an error means
                 if not isinstance(error, GuardError):
-                    sys.excepthook(*sys.exc_info())  # a bug: standard error, of which the end is kept with the job
+                    sys.excepthook(*sys.exc_info())  # a bug: the end of standard error is kept with the job
                 self.send({"return": None, "problem": problem_of(error)})
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class Channel:
         self._end.close()
 
     def _patiently(self, act: Callable[[], Any], meanwhile: Callable[[], None] = lambda: None) -> Any:
-        """Repeat until it goes through, noticing a cancellation meanwhile."""
+        """Repeat until it succeeds; raise Cancelled as soon as the job is cancelled."""
         while True:
             try:
                 return act()
@@ -172,7 +172,7 @@ class Channel:
 
 
 def _drop(file: int | None) -> None:
-    """Close a descriptor that came where none belongs."""
+    """Close a descriptor that was not expected."""
     if file is not None:
         os.close(file)
 
@@ -180,8 +180,8 @@ def _drop(file: int | None) -> None:
 def problem_of(error: BaseException) -> Object:
     """Return the problem object of any exception; an unexpected one is an Internal error.
 
-    It is no longer than a person reads: the daemon keeps it with the job and its events, and who owns the database
-    chooses the names that SQLite puts into a message.
+    Its size is limited, because the daemon stores it with the job and its events, and the owner of the database chooses
+    the names that SQLite puts into a message.
     """
     if not isinstance(error, GuardError):
         error = Internal(discreet(f"{type(error).__name__}: {error}"))
@@ -190,8 +190,8 @@ def problem_of(error: BaseException) -> Object:
 
 
 def _cut(value: Any) -> Any:
-    """Return a member of a problem, with its texts cut."""
-    if isinstance(value, str) and len(value) > _TEXT + _SIGN:  # both halves do it
+    """Return a member of a problem with its texts shortened."""
+    if isinstance(value, str) and len(value) > _TEXT + _SIGN:  # allows for the suffix: both halves do this
         return f"{value[:_TEXT]}… ({len(value)} characters)"
     return [_cut(item) for item in value[:_ITEMS]] if isinstance(value, list) else value
 

@@ -1,6 +1,6 @@
-"""The engine half: runs as the owner of the database, opens it, and knows no key and no repository.
+"""The engine half: runs as the owner of the database, opens it, and has no key and no repository.
 
-It answers calls of the repository half. While a call runs, the engine's Sink and Tree are asked over the same channel.
+It answers calls of the repository half. During a call, the engine's Sink and Tree use the same channel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Engine, Query, Revived, Standby
+from dbguardd.engines.base import Engine, ProofQuery, ScratchRestore, Standby
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
@@ -28,25 +28,25 @@ from dbguardd.worker.question_half import answered
 
 _BEAT_SECONDS = 0.1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PRINT_BYTES = OBJECT_BYTES - (1 << 20)  # findings and facts are beside it
+_PRINT_BYTES = OBJECT_BYTES - (1 << 20)  # leaves room for findings and facts
 
 Content = TypeVar("Content", Fingerprint | None, Fingerprint | NoFingerprint)
 
 
 class SeamSink:
-    """A Sink whose other side is the repository half."""
+    """A Sink whose other end is the repository half."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     def admit(self, facts: Facts) -> None:
-        """Ask whether such a backup is taken."""
+        """Ask whether the backup is accepted."""
         self._channel.send({"sink": "admit", "facts": facts})
         self._channel.answer()
 
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
-        """Open a flow stream; leaving the block without an exception keeps it."""
+        """Open a flow stream; it is kept if the block ends without an exception."""
         self._channel.send({"sink": "write", "name": name, "stamp": stamp})
         raw = _Pushing(self._channel)
         out = io.BufferedWriter(raw, DATA_BYTES)
@@ -68,22 +68,22 @@ class SeamSink:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,
+        on_demand: bool = False,
         changing: bool = False,
     ) -> None:
-        """Hand an open file to the repository half and wait until it has read it."""
+        """Hand an open file to the repository half and wait until it has been read."""
         growing = filled is not None
-        how = {"page_size": page_size, "stamp": stamp, "growing": growing, "asked": asked, "changing": changing}
+        how = {"page_size": page_size, "stamp": stamp, "growing": growing, "on_demand": on_demand, "changing": changing}
         self._channel.send({"sink": "adopt", "name": name, **how}, file)
-        if filled is not None and asked:
-            self._step_when_asked(filled)
+        if filled is not None and on_demand:
+            self._step_on_demand(filled)
             return
         if filled is not None:
             self._follow(filled)
         self._channel.answer()
 
-    def _step_when_asked(self, filled: Iterable[int]) -> None:
-        """Take a step each time that the repository half asks for one, until it says that it has all."""
+    def _step_on_demand(self, filled: Iterable[int]) -> None:
+        """Advance each time that the repository half asks for it, until it says that it has everything."""
         steps = iter(filled)
         while self._channel.answer() == ASKS:
             with self._aborting():
@@ -91,17 +91,17 @@ class SeamSink:
             self._channel.send({"sink": "end"} if there is None else {"sink": "filled", "bytes": there})
 
     def _follow(self, filled: Iterable[int]) -> None:
-        """Tell how far the file is, as fast as it is filled: the repository half may lag behind."""
+        """Report how far the file is filled, as fast as it is: the repository half may lag behind."""
         with self._aborting():
             for there in filled:
                 self._channel.offer({"sink": "filled", "bytes": there})
                 if self._channel.said_something():
-                    break  # it cannot go on; answer() says why
+                    break  # it cannot continue; answer() says why
         self._channel.send({"sink": "end"})
 
     @contextmanager
     def _aborting(self) -> Iterator[None]:
-        """Let the repository half keep nothing of a file if the block does not end well."""
+        """Make the repository half discard the file if the block fails."""
         try:
             yield
         except BaseException:
@@ -111,13 +111,13 @@ class SeamSink:
             raise
 
     def reuse(self, name: str, stamp: str) -> bool:
-        """Ask whether the parent backup has the stream already."""
+        """Ask whether the parent backup already has the stream."""
         self._channel.send({"sink": "reuse", "name": name, "stamp": stamp})
         return bool(self._channel.answer())
 
 
 class SeamTree:
-    """A Tree whose other side is the repository half."""
+    """A Tree whose other end is the repository half."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -130,7 +130,7 @@ class SeamTree:
         return answer
 
     def names(self) -> Iterator[str]:
-        """Yield the streams in the order they were written: a cluster may have more than one message has room for."""
+        """Yield the names of the streams in the order they were written, in several messages if there are many."""
         told = 0
         while True:
             self._channel.send({"tree": "names", "after": told})
@@ -142,7 +142,7 @@ class SeamTree:
 
     @contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
-        """Open one stream. One at a time: the stream is drained when the block ends."""
+        """Open one stream. Only one at a time: it is drained when the block ends."""
         self._channel.send({"tree": "read", "name": name})
         source = _Pulling(self._channel)
         try:
@@ -150,14 +150,14 @@ class SeamTree:
         finally:
             source.drain()
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Let the repository half write the stream into an open file."""
-        self._channel.send({"tree": "deliver", "name": name, "over": over}, file)
+        self._channel.send({"tree": "deliver", "name": name, "delta": delta}, file)
         return int(self._channel.answer())
 
 
 class _Pushing(io.RawIOBase):
-    """Raw stream whose writes become data messages; after `given_up` they go nowhere."""
+    """A raw stream whose writes become data messages; after `given_up` they are discarded."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -172,14 +172,14 @@ class _Pushing(io.RawIOBase):
         return len(data)
 
 
-class SeamShip:
-    """A Ship whose other side is the repository half."""
+class SeamLogSink:
+    """A LogSink whose other end is the repository half."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:
-        """Say where the first segment will begin."""
+        """Announce where the first segment will begin."""
         facts = {"place": place, "continued": continued, "because": because}
         self._channel.send({"ship": "begin", "at": None, **facts})
 
@@ -196,20 +196,20 @@ class SeamShip:
         self._channel.answer()
 
     def audited(self, wrong: str) -> None:
-        """Say that all of the live database was compared with its log."""
+        """Report that the whole live database was compared with its log."""
         self._channel.send({"ship": "audited", "at": None, "wrong": wrong})
 
     def held(self, log_bytes: int, by: Sequence[str]) -> None:
-        """Say who holds a long log."""
+        """Report which processes hold a long log."""
         self._channel.send({"ship": "held", "at": None, "log_bytes": log_bytes, "by": list(by)})
 
     def reached(self, at: datetime | None) -> None:
-        """Say that all that was committed before `at` has been shipped."""
+        """Report that everything committed before `at` has been shipped."""
         self._channel.send({"ship": "reached", "at": None if at is None else at.isoformat()})
 
 
 class _Pulling(io.RawIOBase):
-    """Raw stream whose reads take data messages until the end message."""
+    """A raw stream whose reads take data messages until the end message."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -234,19 +234,19 @@ class _Pulling(io.RawIOBase):
         return taken
 
     def drain(self) -> None:
-        """Read what is left, so that the next question gets its own answer."""
+        """Read the rest, so that the next request gets its own answer."""
         scratch = bytearray(DATA_BYTES)
         while not self._ended or self._rest:
             self.readinto(scratch)
 
 
 class EngineHalf:
-    """Serves the calls of the repository half on one engine until the channel closes."""
+    """Serves the calls of the repository half with one engine until the channel closes."""
 
     def __init__(self, channel: Channel, engine: Engine) -> None:
         self._channel = channel
         self._engine = engine
-        self._standby: Standby | None = None
+        self._copy: Standby | None = None
         self._told = ("", 0.0)
 
     def serve(self) -> None:
@@ -266,20 +266,20 @@ class EngineHalf:
                 more = [args["places"]] if args["places"] else []
                 return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress, *more)
             case "examine":
-                queries = [Query(**query) for query in args["queries"]]
+                queries = [ProofQuery(**query) for query in args["queries"]]
                 found = snapshots.examine(Path(args["target"]), queries, progress)
                 return replace(found, fingerprint=_fitting(found.fingerprint))
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
-                return log.follow(SeamShip(self._channel), **args) if name == "follow" else log.unfollow(**args)
-        ways = {"delta_restore": self._delta_restore, "standby": self._keep, "find": self._find}
+                return log.follow(SeamLogSink(self._channel), **args) if name == "follow" else log.unfollow(**args)
+        ways = {"delta_restore": self._delta_restore, "standby": self._standby, "find": self._find}
         return ways.get(name.partition(".")[0], self._ask)(name, args)
 
     def _find(self, name: str, args: Mapping[str, Any]) -> Any:
-        if self._engine.find is None:
+        if self._engine.find_restore_point is None:
             raise Unsupported(f"in the log of this kind of database nothing has a name: {name}")
-        found = self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
+        found = self._engine.find_restore_point(SeamTree(self._channel), str(args["name"]), self._progress)
         return found and (found[0], found[1].isoformat())
 
     def _delta_restore(self, name: str, args: Mapping[str, Any]) -> Any:
@@ -287,32 +287,32 @@ class EngineHalf:
         match name.removeprefix("delta_restore."):
             case _ if delta is None:
                 raise Unsupported("this kind of database is not restored over the live one")
-            case "present":
-                return delta.present(live, args["facts"])
+            case "inspect":
+                return delta.inspect(live, args["facts"])
             case "check_unused":
                 return delta.check_unused(live, args["facts"])
-            case "keep":
-                return delta.keep(live, args["facts"], SeamSink(self._channel), progress)
+            case "save":
+                return delta.save(live, args["facts"], SeamSink(self._channel), progress)
             case "overwrite":
                 return str(delta.overwrite(SeamTree(self._channel), live, progress))
-            case "put":
-                return delta.put(live)
+            case "publish":
+                return delta.publish(live)
         raise Usage(f"the engine half has no call {name}")
 
     def _ask(self, name: str, args: Mapping[str, Any]) -> Any:
-        reviving = self._engine.reviving
-        if reviving is None:
+        questions = self._engine.server_questions
+        if questions is None:
             raise Usage(f"the engine half has no call {name}")
-        if name == "revive":
-            reviving.revive(SeamTree(self._channel), Path(args["place"]), args["database"], self._progress)
+        if name == "scratch_restore":
+            questions.scratch_restore(SeamTree(self._channel), Path(args["place"]), args["database"], self._progress)
             return None
-        asked = [Revived(Path(place), database) for place, database in args["asked"]]
-        return answered(reviving, name, asked, args, self._channel)
+        asked = [ScratchRestore(Path(place), database) for place, database in args["asked"]]
+        return answered(questions, name, asked, args, self._channel)
 
-    def _keep(self, name: str, args: Mapping[str, Any]) -> Any:
+    def _standby(self, name: str, args: Mapping[str, Any]) -> Any:
         if self._engine.standby is None:
             raise Unsupported("of this kind of database no standby is kept", detail="Only a SQLite database has one.")
-        standby = self._standby = self._standby or self._engine.standby()
+        standby = self._copy = self._copy or self._engine.standby()
         progress, tree = self._progress, SeamTree(self._channel)
         target, step = Path(args["target"]), name.removeprefix("standby.")
         match step:
@@ -321,11 +321,11 @@ class EngineHalf:
             case "make" | "advance" | "rebase":
                 return getattr(standby, step)(tree, target, args["mark"], progress)
             case "promote":
-                return standby.promote(target, [Query(**query) for query in args["queries"]], progress)
+                return standby.promote(target, [ProofQuery(**query) for query in args["queries"]], progress)
         raise Usage(f"the engine half has no call {name}")
 
     def _progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Tell of each new step, and else ten times a second: an engine may call this for every row."""
+        """Report each new step, and otherwise ten times a second: an engine may call this for every row."""
         now = time.monotonic()
         known = step == self._told[0]
         if known and now - self._told[1] < _BEAT_SECONDS:
@@ -336,14 +336,14 @@ class EngineHalf:
 
 
 def _fitting(found: Content) -> Content:
-    """Return a fingerprint of any number of tables as one message; all else as it is."""
+    """Return a fingerprint shortened to fit into one message, whatever its number of tables; other values unchanged."""
     return found.folded(_PRINT_BYTES) if isinstance(found, Fingerprint) else found
 
 
 def run(channel: Channel, settings: Mapping[str, Any]) -> None:
-    """Open the engine on a staging directory of its own, serve, and leave nothing behind.
+    """Open the engine with its own staging directory, serve, and leave nothing behind.
 
-    Nor what a question has left whose worker was killed: there may never be another one.
+    Also remove what a killed worker of a question has left, because there may never be another question.
     """
     staging, left = Path(settings["staging"]), Path(settings["left"])
     _wipe(staging)
@@ -364,7 +364,7 @@ def run(channel: Channel, settings: Mapping[str, Any]) -> None:
 
 
 def _hold(staging: Path) -> int:
-    """Make the directory, and hold it as long as this process lives: see _wipe_unheld()."""
+    """Create the directory, and hold a lock on it while this process lives: see _wipe_unheld()."""
     while True:
         staging.mkdir(mode=0o700, parents=False)
         file = os.open(staging, _DIRECTORY)
@@ -372,7 +372,7 @@ def _hold(staging: Path) -> int:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.lstat(staging)):
                 return file
-        os.close(file)  # it was wiped between the two
+        os.close(file)  # it was removed before the lock was taken
 
 
 def _wipe_unheld(staging: Path) -> None:
@@ -388,7 +388,7 @@ def _wipe_unheld(staging: Path) -> None:
 
 
 def _wipe(staging: Path) -> None:
-    """Remove what an earlier, killed worker left; only ever a directory that belongs to this user."""
+    """Remove what an earlier, killed worker left, but only a directory that belongs to this user."""
     if staging.is_symlink() or (staging.exists() and staging.stat().st_uid != os.geteuid()):
         sys.exit(f"{staging} belongs to someone else")
     shutil.rmtree(staging, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""What a half of a worker does from its first to its last moment.
+"""The main function of a half of a worker.
 
-The job, as JSON, comes on standard input, so that nothing of it shows in the process list.
+The job arrives as JSON on standard input, so that the process list shows nothing of it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import sys
 
 from dbguardd.errors import Cancelled, WorkerDied
 from dbguardd.worker.channel import Channel
-from dbguardd.worker.child import settle
+from dbguardd.worker.child import prepare
 
 
 def main(half: str, parent: str, seam: str) -> int:
-    """Run one half, to its end."""
+    """Run one half to its end."""
     if half == "question":
         from dbguardd.worker.question_half import answer_as_nobody  # noqa: PLC0415 each half loads its own drivers
 
         _loaded()
         return answer_as_nobody(int(parent), int(seam), json.load(sys.stdin))
-    cancelled = settle(int(parent))
+    cancelled = prepare(int(parent))
     spec = json.load(sys.stdin)
     with socket.socket(fileno=int(seam)) as end:
         channel = Channel(end, cancelled)
@@ -33,7 +33,7 @@ def main(half: str, parent: str, seam: str) -> int:
             try:
                 serve(channel, spec)
             except (WorkerDied, Cancelled):
-                return 0  # the repository half hung up: the ordinary end
+                return 0  # the repository half hung up: the normal end
             return 0
         from dbguardd.worker.repository_half import run  # noqa: PLC0415
 
@@ -42,6 +42,6 @@ def main(half: str, parent: str, seam: str) -> int:
 
 
 def _loaded() -> None:
-    """Search for garbage from now on (see __main__.py), and never among what is there already."""
+    """Collect garbage from now on (see __main__.py), but never among what is loaded already."""
     gc.freeze()
     gc.enable()

@@ -1,8 +1,8 @@
-"""Looks at a path, or at a server, with the rights of who may: before a policy names it, nobody has said whose it is.
+"""Examines a path or a server with the rights of its owner, before a policy names it.
 
-The daemon opens no database and may see little. A process of the owner looks, or of the owner of the directory that
-hides the path, and says what is there. `python -I -m dbguardd.worker.look PARENT_PID` is that process; what to look at
-comes on standard input.
+The daemon opens no database and may be unable to see the path. So a process of the owner examines it, or of the owner
+of the directory that hides it. `python -I -m dbguardd.worker.look PARENT_PID` is that process; what to examine arrives
+on standard input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dbguardd.policy.addresses import socket_of
 from dbguardd.requests import NOWHERE
 from dbguardd.serialize import to_json
 from dbguardd.worker.channel import problem_of
-from dbguardd.worker.child import settle
+from dbguardd.worker.child import prepare
 from dbguardd.worker.owner import identity, not_started, owner_near
 from dbguardd.worker.start import environment
 
@@ -34,12 +34,12 @@ _SECONDS = 30.0
 
 
 async def look(place: str) -> Mapping[str, Any]:
-    """Return what lies at an absolute path: its real `path`, `regular`, `size_bytes`, `uid`, `head` (hex), `empty`.
+    """Return what is at an absolute path: its real `path`, `regular`, `size_bytes`, `uid`, `head` (hex), `empty`.
 
-    `head` is empty if its owner may not read it; `empty` says if no table has a row, None if nobody can tell. Of the
-    address of a server: the `probe` of its engine, and the `uid` that asked. Raises OSError as stat(2) does for the one
-    who looks, SourceDenied, Stalled (a file system or a server that does not answer), WorkerDied, and what the engine
-    raises.
+    `head` is empty if its owner may not read it; `empty` tells whether no table has a row, None if unknown. For the
+    address of a server: the `probe` of its engine, and the `uid` that asked. Raises OSError as stat(2) does for that
+    process, SourceDenied, Stalled (a file system or a server that does not answer), WorkerDied, and the errors of the
+    engine.
     """
     engine = engine_of(place)
     if engine is not None:
@@ -85,7 +85,7 @@ async def _asked(about: str, question: Mapping[str, Any], uid: int) -> dict[str,
 
 
 def asked_of_server(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an engine finds, or the `problem` that it has."""
+    """Return what an engine finds, or its `problem`."""
     try:
         return {"probe": to_json(ENGINES[question["engine"]](question).snapshots.probe())}
     except GuardError as error:
@@ -93,23 +93,23 @@ def asked_of_server(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seen(path: str) -> dict[str, Any]:
-    """Return what lies at a path for this process, or the `errno` of looking."""
+    """Return what this process sees at a path, or the `errno`."""
     try:
-        real = os.path.realpath(path)  # it raises what it may not follow, below /proc for one
+        real = os.path.realpath(path)  # raises where it may not follow a link, for example below /proc
         status = os.stat(real)
     except OSError as error:
         return {"errno": error.errno}
     regular, head = stat.S_ISREG(status.st_mode), b""
     if regular:
-        with suppress(OSError):  # it may be looked at and not be read: the first backup will tell
+        with suppress(OSError):  # stat may work where reading does not: the first backup will report that
             file = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            head = os.pread(file, HEAD_BYTES, 0)  # the process ends at once, and with it the descriptor
+            head = os.pread(file, HEAD_BYTES, 0)  # the process exits soon, which closes the descriptor
     empty = is_empty(Path(real)) if head.startswith(b"SQLite format 3\0") else None
     found = {"path": real, "regular": regular, "size_bytes": status.st_size, "uid": status.st_uid, "head": head.hex()}
     return {**found, "empty": empty}
 
 
 if __name__ == "__main__":
-    settle(int(sys.argv[1]))
+    prepare(int(sys.argv[1]))
     asked = json.loads(sys.stdin.buffer.read())
     json.dump(seen(asked["path"]) if "path" in asked else asked_of_server(asked), sys.stdout)

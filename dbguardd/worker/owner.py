@@ -1,4 +1,4 @@
-"""Who opens a database: its owner, found without trusting the links on the way to it, and whether we can become him."""
+"""Finds the user who must open a database, without trusting the links on the way, and prepares to run as that user."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from dbguardd.worker.asking import cannot_read
 _MOST_LINKS = 40  # as the kernel
 
 
-def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
-    """Return who opens the database: the user that the policy names, or who owns its place (or the directory of that).
+def owner_of_database(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
+    """Return the uid that opens the database: the user in the policy, else the owner of its place (or its directory).
 
-    A daemon that cannot become someone else tries with its own rights. A database of which only backups are left is
-    restored by whoever owns the place that it goes to, but never as root: nobody has said that it was root's. A server
-    is restored there as the user that its kind of server runs as: it would not start as any other.
+    A daemon that cannot change users tries with its own rights. A database that only has backups is restored by the
+    owner of the target's place, but never as root: nobody has said that it was root's. A server is restored there as
+    the user that its kind of server runs as: it would not start as any other.
     """
     if database.get("run_as") is not None:
         return int(database["run_as"])
     place = database["place"]
     if place is None:
-        return os.geteuid()  # a server elsewhere: nobody here owns it
+        return os.geteuid()  # a server elsewhere: it has no owner on this host
     if place != NOWHERE:
         return owner_near(Path(str(place)))
     near = owner_near(Path(str(request["to"]))) if request.get("to") else 0
-    return near or _servant(str(database.get("engine"))) or os.geteuid()
+    return near or _service_uid(str(database.get("engine"))) or os.geteuid()
 
 
-def _servant(engine: str) -> int:
-    """Return whom a kind of server usually runs as on this host; 0: nobody is, or we could not become him."""
+def _service_uid(engine: str) -> int:
+    """Return the uid that a kind of server usually runs as on this host; 0 if there is none or we cannot become it."""
     with suppress(KeyError):
         return pwd.getpwnam(KINDS[engine].account).pw_uid if may_become_others() else 0
     return 0
 
 
 def owner_near(path: Path) -> int:
-    """Return who owns a path or, if it is not there, the directory that it should be in.
+    """Return the owner of a path or, if it does not exist, of the directory that it should be in.
 
-    What hides from us in a directory that only its owner may enter is taken to be that owner's. A process that cannot
-    become somebody else can only ask itself, but not over the link of a third person either: there may be things that
-    it can read and that one cannot.
+    A path that is hidden in a directory which only its owner may enter is taken to be that owner's. A process that
+    cannot change users only has itself, but still must not follow the link of a third user, who could make it read what
+    only this process can read.
     """
     for place in (path, *path.parents):
         try:
@@ -66,10 +66,10 @@ def owner_near(path: Path) -> int:
 
 
 def owner_of(place: Path) -> int:
-    """Return who owns what an absolute path leads to; OSError passes.
+    """Return the owner of what an absolute path leads to. Raises OSError.
 
-    Raises SourceDenied if a symbolic link of a third person is on the way: the owner of one database could otherwise
-    have another one read, or replaced, in the name of that one's owner.
+    Raises SourceDenied if a symbolic link of a third user is on the way: otherwise the owner of one database could have
+    another one read, or replaced, in the name of its owner.
     """
     way, here, links = list(place.parts[1:]), Path("/"), list[tuple[Path, int]]()
     found = os.lstat(here)
@@ -97,7 +97,7 @@ def owner_of(place: Path) -> int:
 
 
 def may_become_others() -> bool:
-    """Say if this process has CAP_SETUID (bit 7 of its effective capabilities)."""
+    """Return whether this process has CAP_SETUID (bit 7 of its effective capabilities)."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("CapEff:"):
@@ -106,7 +106,7 @@ def may_become_others() -> bool:
 
 
 def identity(run_as: int) -> dict[str, Any]:
-    """Return how the child gets the database owner's identity; nothing if it is ours already."""
+    """Return the arguments that start a child as the database's owner; none if that is our own user."""
     if run_as == os.geteuid():
         return {}
     try:
@@ -123,8 +123,8 @@ def identity(run_as: int) -> dict[str, Any]:
     return {"user": run_as, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
 
 
-def without_power(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
-    """Say why nobody else was asked to open the database, where that is what it lacked."""
+def explain_missing_setuid(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
+    """Add to an error that no other user could be asked to open the database, if that is the reason."""
     database = spec.get("database") or {}
     if database.get("run_as") is None and not may_become_others():
         name = pwd.getpwuid(os.geteuid()).pw_name
@@ -134,7 +134,7 @@ def without_power(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
 
 
 def not_started(half: str, run_as: int, error: OSError) -> GuardError:
-    """Return what it means that the kernel did not start a half: mostly that its user may not run our Python."""
+    """Return the error for a half that the kernel did not start: usually its user may not run our Python."""
     if isinstance(error, PermissionError) and run_as != os.geteuid():
         user = pwd.getpwuid(run_as).pw_name
         if half == "question":

@@ -1,6 +1,6 @@
-"""The question half: reads backups page by page for a question. It knows no key, no repository and no database.
+"""The question half: reads backups page by page for a question. It has no key, repository or database.
 
-What it reads may be hostile, so it runs as nobody where the daemon can arrange that, and may need only so much.
+What it reads may be hostile, so it runs as nobody where the daemon can arrange that, and its resources are limited.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Bounds, Past
+from dbguardd.engines.base import Bounds, Questions
 from dbguardd.errors import Cancelled, GuardError, Unsupported, Usage, WorkerDied, from_problem
 from dbguardd.flow import Facts, Pages
 from dbguardd.worker.channel import DATA_BYTES, Channel
-from dbguardd.worker.child import settle
+from dbguardd.worker.child import prepare
 from dbguardd.worker.rights import become_nobody
 
 _BEAT_SECONDS = 0.2
@@ -28,7 +28,7 @@ Asked = TypeVar("Asked")
 
 
 class SeamPages:
-    """Pages whose other side is the repository half. `number` says of which of the backups of the question."""
+    """Pages whose other end is the repository half. `number` selects one of the question's backups."""
 
     def __init__(self, channel: Channel, number: int, size: int, page_size: int) -> None:
         self._channel, self._number = channel, number
@@ -44,7 +44,7 @@ class SeamPages:
 
 
 class SeamAnswer:
-    """An answer whose other side is the repository half; small pieces are sent together."""
+    """An answer whose other end is the repository half; small pieces are sent together."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -61,12 +61,12 @@ class SeamAnswer:
         self.beat()
 
     def flush(self) -> None:
-        """Send what waits."""
+        """Send what is buffered."""
         self._channel.send_data(bytes(self._waiting))
         self._waiting.clear()
 
     def beat(self) -> None:
-        """Tell that it goes on, some times a second."""
+        """Report progress, a few times a second."""
         now = time.monotonic()
         if now - self._told >= _BEAT_SECONDS:
             self._told = now
@@ -76,7 +76,7 @@ class SeamAnswer:
 class QuestionHalf:
     """Serves the questions of the repository half until the channel closes."""
 
-    def __init__(self, channel: Channel, past: Past[Pages] | GuardError) -> None:
+    def __init__(self, channel: Channel, past: Questions[Pages] | GuardError) -> None:
         self._channel, self._past = channel, past
 
     def serve(self) -> None:
@@ -91,7 +91,9 @@ class QuestionHalf:
         return answered(self._past, name, pages, args, self._channel)
 
 
-def answered(past: Past[Asked], name: str, asked: Sequence[Asked], args: Mapping[str, Any], channel: Channel) -> Facts:
+def answered(
+    past: Questions[Asked], name: str, asked: Sequence[Asked], args: Mapping[str, Any], channel: Channel
+) -> Facts:
     """Answer the question `name` of the repository half over the channel; return its facts."""
     answer, bounds = SeamAnswer(channel), Bounds(**args["bounds"])
     match name:
@@ -111,21 +113,21 @@ def answered(past: Past[Asked], name: str, asked: Sequence[Asked], args: Mapping
 
 
 def answer_as_nobody(parent: int, seam: int, settings: Mapping[str, Any]) -> int:
-    """Answer questions to backups of the engine that `settings` name, until the repository half hangs up.
+    """Answer questions about backups of the engine in `settings` until the repository half hangs up.
 
-    All that is needed is loaded before this process becomes nobody, and nothing of a backup is read before.
+    Everything needed is loaded before this process becomes nobody, and no part of a backup is read before.
     """
     past = _load(settings)
-    cancelled = settle(parent, become_nobody)
+    cancelled = prepare(parent, become_nobody)
     with socket.socket(fileno=seam) as end, suppress(WorkerDied, Cancelled):
         QuestionHalf(Channel(end, cancelled), past).serve()
     return 0
 
 
-def _load(settings: Mapping[str, Any]) -> Past[Pages] | GuardError:
-    """Return what answers, or why nothing does: the other half is told when it asks."""
+def _load(settings: Mapping[str, Any]) -> Questions[Pages] | GuardError:
+    """Return what answers questions, or the error that the other half gets when it asks."""
     kind = settings["engine"]
-    opened = ENGINES[kind](settings).past if kind in ENGINES else None
+    opened = ENGINES[kind](settings).questions if kind in ENGINES else None
     if opened is None:
         return Unsupported(f"{kind}: backups of it cannot be asked anything")
     try:
@@ -135,7 +137,7 @@ def _load(settings: Mapping[str, Any]) -> Past[Pages] | GuardError:
 
 
 def _confine(seconds: float) -> None:
-    """Let the kernel end what the bounds of the question do not: one endless instruction, a hole in SQLite."""
+    """Let the kernel enforce what the bounds of the question cannot: an endless instruction, a bug in SQLite."""
     most = int(seconds) + _SPARE_SECONDS
     for kind, limit in (
         (resource.RLIMIT_CPU, most),

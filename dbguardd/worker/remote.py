@@ -1,4 +1,4 @@
-"""The engine as the repository half sees it: each call goes over the seam, and the seam's questions are answered."""
+"""The engine as the repository half sees it: sends calls over the seam, and serves the engine's requests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, Probe, Progress, Query
+from dbguardd.engines.base import Examination, Finding, Probe, Progress, ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint, TablePrint
 from dbguardd.errors import WorkerDied, from_problem
-from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
+from dbguardd.flow import TURNS, Facts, Images, LogSink, Segment, Sink, Tree
 from dbguardd.serialize import to_json
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, Channel, Object, problem_of
 
@@ -27,20 +27,20 @@ _HOLDERS = 20
 _SUM = re.compile("([0-9a-f]{16})?")
 
 
-class _GivenUp(Exception):  # noqa: N818
+class _SourceAborted(Exception):  # noqa: N818
     """The engine left the block of a stream with an exception."""
 
 
 class RemoteEngine:
-    """The Snapshots and Log protocols over a Channel."""
+    """The Snapshots and LogSource protocols over a Channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._within = False  # a call has not returned
+        self._within = False  # a call has not returned yet
 
     def probe(self) -> Probe:
-        """Say what is there."""
-        found = self.call("probe", {}, silent)
+        """Examine the database."""
+        found = self.call("probe", {}, no_progress)
         findings = tuple(Finding(**finding) for finding in found["findings"])
         return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]), findings)
 
@@ -55,21 +55,21 @@ class RemoteEngine:
         return NoFingerprint(str(found["why"])) if "why" in found else fingerprint_from(found)
 
     def release(self) -> None:
-        """Let go of the snapshot. An engine in the middle of a call that was given up listens to its end only."""
+        """Release the snapshot. In the middle of an abandoned call, close the channel: the engine notices only that."""
         if self._within:
             self._channel.close()
         else:
-            self.call("release", {}, silent)
+            self.call("release", {}, no_progress)
 
     def restore(
         self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
     ) -> list[str]:
-        """Rebuild the database at `target`; return which rights it could not be given."""
+        """Rebuild the database at `target`; return the permissions that could not be restored."""
         args = {"target": str(target), "places": dict(places or {})}
         return [str(lost) for lost in self.call("restore", args, progress, tree=tree)]
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
-        """Open a restored database and say what is found."""
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
+        """Open a restored database and return the findings."""
         found = self.call("examine", {"target": str(target), "queries": to_json(queries)}, progress)
         print_ = found["fingerprint"]
         return Examination(
@@ -79,23 +79,23 @@ class RemoteEngine:
         )
 
     def check_unused(self) -> None:
-        """Refuse a live database that is in use."""
-        self.call("check_unused", {}, silent)
+        """Raise an error if the live database is in use."""
+        self.call("check_unused", {}, no_progress)
 
     def replace(self, source: Path, progress: Progress) -> None:
         """Make the live database equal to the restored one at `source`."""
         self.call("replace", {"source": str(source)}, progress)
 
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
         """Ship every commit from now on, or from `resume` on."""
-        self.call("follow", {"resume": resume}, silent, ship=ship)
+        self.call("follow", {"resume": resume}, no_progress, ship=ship)
 
     def unfollow(self, *, if_short: bool = False) -> None:
-        """Let go of what keeps the log."""
-        self.call("unfollow", {"if_short": if_short}, silent)
+        """Release what keeps the log."""
+        self.call("unfollow", {"if_short": if_short}, no_progress)
 
     def find(self, tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
-        """Return the position in the log of a moment that bears a name, and when it was given."""
+        """Return the position in the log of a named restore point, and when it was created."""
         found = self.call("find", {"name": name}, progress, tree=tree)
         return None if found is None else (int(found[0]), datetime.fromisoformat(found[1]).astimezone(UTC))
 
@@ -107,9 +107,9 @@ class RemoteEngine:
         *,
         sink: Sink | None = None,
         tree: Tree | None = None,
-        ship: Ship | None = None,
+        ship: LogSink | None = None,
     ) -> Any:
-        """Have the engine half do something, and serve it meanwhile; return what it returns."""
+        """Make a call to the engine half, serve its requests during the call, and return the result."""
         self._within = True
         self._channel.send({"call": name, "args": args})
         while True:
@@ -142,7 +142,7 @@ class RemoteEngine:
         else:
             raise WorkerDied("the engine half asked out of turn")
 
-    def _serve_ship(self, message: Object, ship: Ship) -> None:
+    def _serve_ship(self, message: Object, ship: LogSink) -> None:
         at = None if message["at"] is None else datetime.fromisoformat(message["at"]).astimezone(UTC)
         match message["ship"]:
             case "begin":
@@ -161,7 +161,7 @@ class RemoteEngine:
                 raise WorkerDied("the engine half asked out of turn")
 
     def _segment(self, message: Object, at: datetime) -> Segment:
-        """Receive a segment. Raises WorkerDied for what is none, before its body takes up memory."""
+        """Receive a segment. Raises WorkerDied if it is invalid, before its body takes up memory."""
         stream, since, until = str(message["stream"]), _place(message["since"]), _place(message["until"])
         if len(stream) > _TEXT:
             raise _no_segment()
@@ -182,7 +182,7 @@ class RemoteEngine:
     def _bytes(self, message: Object, since: Facts, until: Facts) -> bytearray:
         count, start = int(message["bytes"]), since["position"]
         turns, before = until.get(TURNS, []), since.get(TURNS, [])
-        if len(turns) == len(before) + 1:  # it says where the bytes begin
+        if len(turns) == len(before) + 1:  # the last turn says where the bytes begin
             start = turns[-1][1]
             turned = turns[:-1] == before and turns[-1][:3] == [since["round"], start, since["position"]]
             turned = turned and start <= since["position"]
@@ -215,7 +215,7 @@ class RemoteEngine:
 
     def _take_stream(self, name: str, stamp: str, progress: Progress, sink: Sink) -> None:
         """Copy data messages into the sink until the engine ends or aborts the stream."""
-        with suppress(_GivenUp):
+        with suppress(_SourceAborted):
             with sink.write(name, stamp=stamp) as out:
                 while True:
                     part, stray = self._channel.receive()
@@ -229,28 +229,29 @@ class RemoteEngine:
                     elif part.get("sink") == "end":
                         break
                     else:
-                        raise _GivenUp  # the stream is not kept; why, comes with the call's own problem
+                        raise _SourceAborted  # the stream is discarded; the call's own problem says why
             self._channel.send({"value": None})
 
     def _adopt(self, message: Object, file: int, progress: Progress, sink: Sink) -> None:
-        """Let the sink read a file, perhaps while the engine half fills it. There is one answer, also to an abort."""
-        asked = bool(message["asked"])
-        filled = self._filled(progress, asked=asked) if message["growing"] else None
+        """Let the sink read a file, perhaps while the engine half fills it. There is one answer, even to an abort."""
+        on_demand = bool(message["on_demand"])
+        filled = self._filled(progress, on_demand=on_demand) if message["growing"] else None
 
         def adopt() -> None:
-            with suppress(_GivenUp):  # why, comes with the call's own problem
+            with suppress(_SourceAborted):  # the call's own problem says why
                 name, page_size, stamp = str(message["name"]), int(message["page_size"]), str(message["stamp"])
                 changing = bool(message["changing"])
-                sink.adopt(name, file, page_size, stamp=stamp, filled=filled, asked=asked, changing=changing)
+                sink.adopt(name, file, page_size, stamp=stamp, filled=filled, on_demand=on_demand, changing=changing)
 
         self._answer(adopt)
-        with suppress(_GivenUp):
-            for _ in filled if filled and not asked else ():  # if the sink failed: the engine half hears it and ends
+        with suppress(_SourceAborted):
+            # If the sink failed, the engine half is told, and ends.
+            for _ in filled if filled and not on_demand else ():
                 pass
 
-    def _filled(self, progress: Progress, *, asked: bool) -> Iterator[int]:
+    def _filled(self, progress: Progress, *, on_demand: bool) -> Iterator[int]:
         while True:
-            if asked:
+            if on_demand:
                 self._channel.send({"value": ASKS})
             message = self._channel.receive_object()
             match message.get("sink"):
@@ -259,7 +260,7 @@ class RemoteEngine:
                 case "end":
                     return
                 case "abort":
-                    raise _GivenUp
+                    raise _SourceAborted
                 case _:
                     _tell(message, progress)
 
@@ -272,7 +273,7 @@ class RemoteEngine:
                 after = int(message["after"])
                 self._answer(lambda: list(islice(tree.names(), after, after + NAMES)))
             case "deliver" if file is not None:
-                self._answer(lambda: tree.deliver(name, file, over=bool(message["over"])))
+                self._answer(lambda: tree.deliver(name, file, delta=bool(message["delta"])))
             case "read":
                 self._send_stream(name, progress, tree)
             case _:
@@ -287,7 +288,7 @@ class RemoteEngine:
             with tree.read(name) as source:
                 while data := source.read(DATA_BYTES):
                     self._channel.send_data(data, listen)
-        except Exception as error:  # noqa: BLE001 the engine cleans up first, then the call fails with the same error
+        except Exception as error:  # noqa: BLE001 the engine cleans up, then the call fails with the same error
             self._channel.send({"problem": problem_of(error)})
         else:
             self._channel.send({"value": None})
@@ -307,7 +308,7 @@ def _no_segment() -> WorkerDied:
 
 
 def _tell(message: Object, progress: Progress) -> None:
-    """Pass on a progress message, the only one that the engine half sends unasked."""
+    """Pass on a progress message, the only kind that the engine half sends unasked."""
     if "progress" not in message:
         raise WorkerDied("the engine half asked out of turn")
     step, done_bytes, total_bytes = message["progress"]
@@ -315,7 +316,7 @@ def _tell(message: Object, progress: Progress) -> None:
 
 
 def _place(value: Any) -> Facts:
-    """Return a place in a log, see flow.Segment. Raises WorkerDied for what no reader could compare with another."""
+    """Return a place in a log, see flow.Segment. Raises WorkerDied if it is malformed."""
     told = isinstance(value, dict) and isinstance(value.get("round"), str) and isinstance(value.get("position"), int)
     told = told and isinstance(value.get(TURNS, []), list) and all(map(_is_turn, value.get(TURNS, [])))
     if not told or len(json.dumps(value)) > _PLACE_BYTES:
@@ -338,5 +339,5 @@ def fingerprint_from(value: Mapping[str, Any]) -> Fingerprint:
     return Fingerprint(str(value["schema_digest"]), tables)
 
 
-def silent(step: str, done_bytes: int, total_bytes: int | None) -> None:
-    """Progress of calls that end at once."""
+def no_progress(step: str, done_bytes: int, total_bytes: int | None) -> None:
+    """Ignore progress, for short calls."""

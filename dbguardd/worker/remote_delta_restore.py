@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dbguardd.engines.base import Present, Progress
+from dbguardd.engines.base import LiveState, Progress
 from dbguardd.flow import Facts, Sink, Tree
-from dbguardd.worker.remote import RemoteEngine, silent
+from dbguardd.worker.remote import RemoteEngine, no_progress
 
 
 class RemoteDeltaRestore:
@@ -15,25 +15,25 @@ class RemoteDeltaRestore:
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
 
-    def present(self, live: Path, facts: Facts) -> Present:
-        """Say what is there."""
-        found = self._engine.call("delta_restore.present", {"live": str(live), "facts": dict(facts)}, silent)
-        return Present(int(found["bytes"]), int(found["free_bytes"]), bool(found["begun"]))
+    def inspect(self, live: Path, facts: Facts) -> LiveState:
+        """Return what is there."""
+        found = self._engine.call("delta_restore.inspect", {"live": str(live), "facts": dict(facts)}, no_progress)
+        return LiveState(int(found["bytes"]), int(found["free_bytes"]), bool(found["begun"]))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
-        """Refuse a live database that is in use."""
-        self._engine.call("delta_restore.check_unused", {"live": str(live), "facts": dict(facts)}, silent)
+        """Raise an error if the live database is in use."""
+        self._engine.call("delta_restore.check_unused", {"live": str(live), "facts": dict(facts)}, no_progress)
 
-    def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
-        """Back up what rests there."""
+    def save(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
+        """Back up the stopped database."""
         args = {"live": str(live), "facts": dict(facts)}
-        made: Facts = self._engine.call("delta_restore.keep", args, progress, sink=sink)
+        made: Facts = self._engine.call("delta_restore.save", args, progress, sink=sink)
         return made
 
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
-        """Make it what `tree` has."""
+        """Make it equal to `tree`."""
         return Path(self._engine.call("delta_restore.overwrite", {"live": str(live)}, progress, tree=tree))
 
-    def put(self, live: Path) -> str:
-        """Put it into its place."""
-        return str(self._engine.call("delta_restore.put", {"live": str(live)}, silent))
+    def publish(self, live: Path) -> str:
+        """Move it into its place."""
+        return str(self._engine.call("delta_restore.publish", {"live": str(live)}, no_progress))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dbguardd.engines.base import Finding, Progress, Query
+from dbguardd.engines.base import Finding, Progress, ProofQuery
 from dbguardd.errors import WorkerDied
 from dbguardd.flow import Facts, Tree
 from dbguardd.serialize import to_json
@@ -26,19 +26,19 @@ class RemoteStandby:
         return mark
 
     def make(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> list[str]:
-        """Make the copy; return which rights it could not be given."""
+        """Create the copy; return the permissions that could not be restored."""
         args = {"target": str(target), "mark": mark}
         return [str(lost) for lost in self._engine.call("standby.make", args, progress, tree=tree)]
 
     def advance(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
-        """Put a stretch of the log over the copy."""
+        """Replay a part of the log onto the copy."""
         self._engine.call("standby.advance", {"target": str(target), "mark": mark}, progress, tree=tree)
 
     def rebase(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
         """Make the copy equal to another state."""
         self._engine.call("standby.rebase", {"target": str(target), "mark": mark}, progress, tree=tree)
 
-    def promote(self, target: Path, queries: Sequence[Query], progress: Progress) -> list[Finding]:
-        """Check the copy and end its following."""
+    def promote(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> list[Finding]:
+        """Check the copy and end its replay."""
         args = {"target": str(target), "queries": to_json(queries)}
         return [Finding(**found) for found in self._engine.call("standby.promote", args, progress)]

@@ -1,6 +1,6 @@
 """The repository half: opens storage, keys and repository, and runs one job. It never opens a database.
 
-It tells the daemon what happens in JSON lines on standard output: progress, reports, and one result or problem.
+It reports to the daemon in JSON lines on standard output: progress, reports, and one result or problem.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from dbguardd.storage.base import Storage
 from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteEngine
 from dbguardd.worker.remote_delta_restore import RemoteDeltaRestore
-from dbguardd.worker.remote_past import RemotePast
+from dbguardd.worker.remote_questions import RemoteQuestions
 from dbguardd.worker.remote_standby import RemoteStandby
 
 _PROGRESS_SECONDS = 0.2
-_SEEN = 1000  # objects in the wrong directory: there may be any number
+_SEEN = 1000  # how many objects in a wrong directory are looked at: there may be any number
 _LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release", "recall"))
-"""Verbs that write small records only, and may use the room that is kept free: what frees space must not need it."""
+"""Verbs that only write small records and may use the room of keep_free: freeing space must not need space."""
 _MAKES = frozenset(("backup", "scan", "recovery-sheet"))
-"""Verbs that make a repository where there never was one. What only reads or deletes has come to the wrong place."""
+"""Verbs that create a repository where there never was one. Other verbs only make sense with an existing one."""
 _BY_IDENTITY = frozenset(("recover", "recovery-test"))
-"""Verbs for which a person brings a recovery identity: they must work when the key of this machine is lost."""
+"""Verbs for which the user provides a recovery identity: they must work if the key of this machine is lost."""
 
 
-class Voice:
+class Reporter:
     """Writes messages to the daemon, one a line; progress at most five times a second."""
 
     def __init__(self, out: int, cancelled: Callable[[], bool]) -> None:
@@ -53,7 +53,7 @@ class Voice:
         self._step = ""
 
     def progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Tell how far the job is. Raises Cancelled when it is to stop: jobs call this at safe points."""
+        """Report progress. Raises Cancelled if the job should stop: jobs call this at safe points."""
         if self._cancelled():
             raise Cancelled("the job was cancelled")
         now = time.monotonic()
@@ -62,11 +62,11 @@ class Voice:
             self.say({"type": "progress", "step": step, "done_bytes": done_bytes, "total_bytes": total_bytes})
 
     def report(self, event: str, /, **facts: Any) -> None:
-        """Tell a fact that the daemon keeps."""
+        """Report an event that the daemon stores."""
         self.say({"type": "report", "event": event, "facts": to_json(facts)})
 
     def say(self, message: Mapping[str, Any]) -> None:
-        """Write one line, whole."""
+        """Write one complete line."""
         data = memoryview(json.dumps(message, separators=(",", ":")).encode() + b"\n")
         with self._lock:
             while data:
@@ -74,11 +74,11 @@ class Voice:
 
 
 def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]) -> int:
-    """Run the job of `spec` to its end and say how it ended."""
-    voice = Voice(1, cancelled)
+    """Run the job of `spec` to its end and report how it ended."""
+    voice = Reporter(1, cancelled)
     try:
         engine = RemoteEngine(channel)
-        if spec["verb"] == "follow" and spec["request"]["end"]:  # nothing of the log that is stored is needed for that
+        if spec["verb"] == "follow" and spec["request"]["end"]:  # this does not need the stored log
             engine.unfollow()
             voice.say({"type": "result", "result": {}})
             return 0
@@ -106,10 +106,10 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 report=voice.report,
                 progress=voice.progress,
                 cancelled=cancelled,
-                past=RemotePast(channel, engine),
+                questions=RemoteQuestions(channel, engine),
                 standby=RemoteStandby(engine),
                 delta_restore=RemoteDeltaRestore(engine),
-                find=engine.find,
+                find_restore_point=engine.find,
             ),
             job.request(**spec["request"]),
         )
@@ -118,14 +118,14 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
             error.facts.setdefault("database", spec["database"]["name"])
         voice.say({"type": "problem", "problem": problem_of(error)})
         if not isinstance(error, GuardError):
-            raise  # a bug: the trace goes to standard error, of which the end is kept with the job
+            raise  # a bug: the trace goes to standard error, the end of which is kept with the job
         return 1
     voice.say({"type": "result", "result": to_json(result)})
     return 0
 
 
 def _look_after(engine: RemoteEngine, error: GuardError) -> None:
-    """Have no server run out of room for a log that cannot be stored. Raises NoSpace if it was let go of for that."""
+    """Keep a server from filling its disk with a log that cannot be stored. Raises NoSpace if the log was released."""
     try:
         engine.unfollow(if_short=True)
     except NoSpace as short:
@@ -133,11 +133,11 @@ def _look_after(engine: RemoteEngine, error: GuardError) -> None:
         raise
 
 
-def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tuple[Storage, Repository]:
-    """Open the repository that the policy names; what begins to use a storage (_MAKES) makes it if there never was one.
+def open_repository(spec: Mapping[str, Any], voice: Reporter, now: datetime) -> tuple[Storage, Repository]:
+    """Open the repository that the policy names; the verbs in _MAKES create it if there never was one.
 
-    The daemon remembers which repository it has seen in a storage (`repository_id`). If it saw one and it is gone,
-    that is an unmounted disk or worse, and nothing is created in its place.
+    The daemon remembers which repository it has seen in a storage (`repository_id`). If that one is gone, a disk is
+    unmounted or worse, and nothing is created in its place.
     """
     expected = spec["storage"].get("repository_id")
     settings = spec["storage"]
@@ -168,7 +168,7 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
 
 
 def _opened(settings: Mapping[str, Any], *, create: bool, seen: bool) -> Storage:
-    """Open a storage. Raises Unreachable; of one in which nobody has seen anything, that it is not made yet."""
+    """Open a storage. Raises Unreachable, with a hint if it was never seen and is not created yet."""
     try:
         return open_storage(settings, create=create)
     except Unreachable as error:
@@ -184,7 +184,7 @@ def _opened(settings: Mapping[str, Any], *, create: bool, seen: bool) -> Storage
 
 @contextmanager
 def _one_maker(state: str) -> Iterator[None]:
-    """Let workers make a key and a repository one after the other: the first jobs of a daemon may come at once."""
+    """Make workers create a key and a repository one after the other: the first jobs of a daemon may run at once."""
     lock = os.open(Path(state) / "making.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -194,12 +194,12 @@ def _one_maker(state: str) -> Iterator[None]:
 
 
 def _is_free(storage: Storage) -> bool:
-    """Say if a repository may be made: nothing is there, or what an attempt left that ended before its first backup."""
+    """Return whether a repository may be created: nothing is there but the remains of an attempt before any backup."""
     return all(entry.name.startswith(Repository.PRELUDE) for entry in storage.list(""))
 
 
 def _no_repository(storage: Storage, error: GuardError, may_make: bool) -> GuardError:
-    """Return why nothing opens: that there is no repository matters more than a key that is missing."""
+    """Return why nothing opens: a missing repository matters more than a missing key."""
     try:
         Repository.open(storage, ())
     except NotARepository as none:
@@ -213,14 +213,14 @@ def _no_repository(storage: Storage, error: GuardError, may_make: bool) -> Guard
 
 
 def _wrappers(spec: Mapping[str, Any]) -> list[KeyWrapper]:
-    """Return what opens the repository: the key of the policy, or the identity that a person brings after a loss."""
+    """Return what opens the repository: the key of the policy, or the identity that a user provides after a loss."""
     if spec["verb"] in _BY_IDENTITY:
         return [AgeRecipient.from_identity(Secret(spec["request"]["identity"].encode()))]
     return open_wrappers(spec["key"])
 
 
-def _admit(spec: Mapping[str, Any], repository: Repository, voice: Voice) -> None:
-    """Give the recovery recipients that the policy names access to the repository."""
+def _admit(spec: Mapping[str, Any], repository: Repository, voice: Reporter) -> None:
+    """Give the recovery recipients in the policy access to the repository."""
     known = {label for _, label, _ in repository.recipients()}
     for recipient in spec["key"].get("recovery", ()):
         if recipient not in known:

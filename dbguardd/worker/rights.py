@@ -1,4 +1,4 @@
-"""What a process of ours may do, given up for good: capabilities(7), by the system calls themselves."""
+"""Gives up the rights of a process permanently: capabilities(7), by direct system calls."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_KILL, _CAP_SETGID, _CAP_SETUID = 5, 6, 7
 
 
-def give_up() -> None:
-    """Give up what let the daemon become the database's owner, for good; root itself keeps being root.
+def drop_capabilities() -> None:
+    """Give up permanently what let the daemon become the database's owner; root stays root.
 
     Ambient capabilities survive a change from one ordinary user to another: without this, an engine half could become
-    anybody. An empty permitted set cannot be filled again under no_new_privs (capabilities(7)).
+    any user. An empty permitted set cannot be filled again under no_new_privs (capabilities(7)).
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -33,9 +33,9 @@ def give_up() -> None:
 
 
 def become_nobody() -> None:
-    """Go on as who may nothing at all, if this process may become somebody else: what it reads next may be hostile.
+    """Continue as nobody, if this process may change users: what it reads next may be hostile.
 
-    It is done by the process itself, with all that it needs loaded: nobody need not be able to read our code.
+    The process does it by itself, after loading all that it needs, so that nobody need not be able to read our code.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -53,10 +53,10 @@ def become_nobody() -> None:
 
 
 def go_on_as_owner(state: Path, policy: Path) -> None:
-    """If root runs this on the state of somebody else, go on as that user: what root writes there he could not use.
+    """If root runs this with the state of another user, continue as that user, who could not use files written by root.
 
-    If nobody but root can have written the policy, with what the unit gives to the service of that user: he may open
-    each database as its owner, and stop what hangs. A policy of that user's own gets nothing from root. Without a state
+    If only root can have written the policy, keep what the unit gives to that user's service: opening each database as
+    its owner, and stopping what hangs. A policy of that user's own gets no rights from root. Without a state directory
     yet, root stays root. Raises PlaceDenied.
     """
     if os.geteuid() != 0:
@@ -64,7 +64,7 @@ def go_on_as_owner(state: Path, policy: Path) -> None:
     try:
         owner, authors = state.stat().st_uid, {policy.stat().st_uid, policy.parent.stat().st_uid}
     except OSError:
-        return  # what is not there is told by whoever needs it
+        return  # the code that needs the missing path reports it
     if owner == 0:
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -85,7 +85,7 @@ def go_on_as_owner(state: Path, policy: Path) -> None:
 
 
 def _hold(libc: ctypes.CDLL, mask: int) -> None:
-    """Have these capabilities and no others; what this process starts inherits none."""
+    """Keep these capabilities and no others; child processes inherit none."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     if libc.capset(header, struct.pack("=6I", mask, mask, 0, 0, 0, 0)) != 0:
         raise SystemExit("cannot drop capabilities")

@@ -1,4 +1,4 @@
-"""The private directory of an engine half: where a snapshot lies, and what its proof is restored to."""
+"""The private directory of an engine half: for its snapshot, and for the test restores of its proofs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dbguardd.errors import GuardError, of_file
-from dbguardd.verbs import apart
+from dbguardd.verbs import staging_suffix
 from dbguardd.worker.owner import identity
 
 _SEED_BYTES = 32
@@ -23,10 +23,10 @@ _NAME = re.compile(r"(.+)-(\d+)-[0-9a-f]{20}", re.DOTALL)
 def staging_of(state: str, database: str, run_as: int, aside: str = "") -> str:
     """Return the private directory of the engine half: one for each database and user, so that leftovers are found.
 
-    What runs beside all other jobs of the database, `aside`, has one of its own.
+    A job that runs beside other jobs of the database has its own, distinguished by `aside`.
 
-    Nobody else can know its name. Anybody may make names in the directory above, and who makes this one first, again
-    and again, keeps the database from being backed up; but nobody may list it.
+    Other users cannot know its name. Any user may create names in the directory above, and one who created this name
+    again and again could prevent backups of the database; but no user may list that directory.
     """
     whose = f"{run_as}-{database}{aside and f'-{aside}'}"
     mark = hashlib.blake2b(whose.encode(), key=_seed(Path(state)), digest_size=10)
@@ -34,17 +34,17 @@ def staging_of(state: str, database: str, run_as: int, aside: str = "") -> str:
 
 
 async def sweep(state: Path) -> list[str]:
-    """Remove what the workers of a daemon that was killed have left: copies of databases. Return of which.
+    """Remove what the workers of a killed daemon have left: copies of databases. Return their databases.
 
-    Only what has a name that nobody else can know, and not that of a standby, which runs beside a daemon. No other
-    worker may live here: what is taken away is nobody's then.
+    Only directories whose names no other user can know, and not that of a standby, which runs beside a daemon. No other
+    worker may be alive: what is removed must not be in use.
     """
     found = dict[str, None]()
-    with suppress(OSError, GuardError):  # the next job of each says what is wrong, and takes it away
+    with suppress(OSError, GuardError):  # the next job of each database reports the error, and removes them
         for place in sorted((state / "staging").iterdir()):
             if parts := _NAME.fullmatch(place.name):
                 database, run_as = parts[1], int(parts[2])
-                asides = (apart(verb, {}) for verb in ("verify", "query", "follow"))
+                asides = (staging_suffix(verb, {}) for verb in ("verify", "query", "follow"))
                 ours = str(place) in (staging_of(str(state), database, run_as, aside) for aside in asides)
                 if ours and await wipe(place, run_as):
                     found[database] = None
@@ -52,8 +52,8 @@ async def sweep(state: Path) -> list[str]:
 
 
 async def wipe(staging: Path, run_as: int) -> bool:
-    """Remove the private directory of an engine half that was killed, as whose it is; say if it is gone."""
-    with suppress(OSError, GuardError):  # who may not become him has not made it
+    """Remove the private directory of a killed engine half, as its owner; return whether it is gone."""
+    with suppress(OSError, GuardError):  # if we cannot become that user, it was not made by us
         if os.lstat(staging).st_uid == run_as:
             argv, quiet = ("rm", "-rf", "--one-file-system", "--", str(staging)), asyncio.subprocess.DEVNULL
             process = await asyncio.create_subprocess_exec(
@@ -65,7 +65,7 @@ async def wipe(staging: Path, run_as: int) -> bool:
 
 
 def _seed(state: Path) -> bytes:
-    """Return what makes the names in staging unknown to others; made once. Raises NoSpace, PlaceDenied, Degraded."""
+    """Return the secret of the names in staging, created once. Raises NoSpace, PlaceDenied, Degraded."""
     path = state / "staging.seed"
     with suppress(OSError):
         if len(seed := path.read_bytes()) == _SEED_BYTES:
@@ -82,11 +82,11 @@ def _seed(state: Path) -> bytes:
     return seed
 
 
-def make_way(staging: Path, run_as: int) -> None:
-    """Take away what somebody else put where the engine half wants its directory.
+def remove_foreign(staging: Path, run_as: int) -> None:
+    """Remove what another user put where the engine half wants its directory.
 
-    Anybody may make names in the directory above (its mode is 1733), but only its owner, who we are, may move those of
-    others. What is not empty is set aside, for a person to look at.
+    Any user may create names in the directory above (its mode is 1733), but only its owner, which is us, may rename
+    those of others. What is not empty is moved aside, for a person to examine.
     """
     with suppress(OSError):
         found = os.lstat(staging)

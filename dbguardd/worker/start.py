@@ -1,7 +1,7 @@
-"""Starts both halves of a worker, joins them by the seam, and watches them until the job ends.
+"""Starts both halves of a worker, connects them by the seam, and watches them until the job ends.
 
-The daemon calls this for each job, and so does `dbguardd run`. Children get a clean environment, a session of their
-own and the job on a pipe; they die with this process. Cancelling is SIGTERM, then SIGKILL of both sessions.
+The daemon calls this for each job, and so does `dbguardd run`. Children get a clean environment, their own session and
+the job on a pipe; they die with this process. Cancelling is SIGTERM, then SIGKILL of both sessions.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from dbguardd.errors import (
 )
 from dbguardd.humanize import discreet
 from dbguardd.requests import NOWHERE, QUESTION_VERBS
-from dbguardd.verbs import apart, opens
-from dbguardd.worker.asking import reader, unnamed
-from dbguardd.worker.owner import identity, may_become_others, not_started, owner, without_power
-from dbguardd.worker.staging import make_way, staging_of, wipe
+from dbguardd.verbs import has_engine_half, staging_suffix
+from dbguardd.worker.asking import anonymous_file, question_uid
+from dbguardd.worker.owner import explain_missing_setuid, identity, may_become_others, not_started, owner_of_database
+from dbguardd.worker.staging import remove_foreign, staging_of, wipe
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
 _GRACE_SECONDS = 30.0
-_EXIT_SECONDS = 0.005  # between two looks whether a half has ended
+_EXIT_SECONDS = 0.005  # between two polls for the exit of a half
 
 OnMessage = Callable[[dict[str, Any]], None]
 
@@ -46,12 +46,12 @@ async def run_worker(
 ) -> dict[str, Any]:
     """Run one job in a new worker and return its result.
 
-    `on_message` gets every progress and report message as it comes. Raises the problem that the job reports,
-    Cancelled after `cancel` was set, Stalled when nothing was heard for `stall_timeout` seconds, WorkerDied (with the
-    end of standard error as detail) when a half ended without a word.
+    `on_message` gets every progress and report message as it arrives. Raises the problem that the job reports,
+    Cancelled after `cancel` was set, Stalled after `stall_timeout` seconds without a message, WorkerDied (with the end
+    of standard error as detail) if a half ended without a result.
 
-    The answer to a question is in a file that never had a name: it is gone with the last process that has it open.
-    `on_message` gets it as the last message, of the type answer, and closes it.
+    The answer to a question is in a file that never had a name: it vanishes with the last process that has it open.
+    `on_message` gets it as the last message, of type answer, and closes it.
     """
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     children: list[asyncio.subprocess.Process] = []
@@ -59,16 +59,20 @@ async def run_worker(
     try:
         engine = (spec["database"] or {}).get("engine")
         if spec["verb"] in QUESTION_VERBS:
-            answer = unnamed(Path(spec["state"]))
+            answer = anonymous_file(Path(spec["state"]))
             spec = {**spec, "answer": answer.fileno()}
-        if opens(spec["verb"], engine):
-            database, run_as = spec["database"], owner(spec["database"], spec["request"])
+        if has_engine_half(spec["verb"], engine):
+            database, run_as = spec["database"], owner_of_database(spec["database"], spec["request"])
             staging, asking, follows = (
                 staging_of(spec["state"], database["name"], run_as, aside)
-                for aside in (apart(spec["verb"], spec["request"]), apart("query", {}), apart("follow", {}))
+                for aside in (
+                    staging_suffix(spec["verb"], spec["request"]),
+                    staging_suffix("query", {}),
+                    staging_suffix("follow", {}),
+                )
             )
             spec = {**spec, "run_as": run_as, "staging": staging}
-            make_way(Path(spec["staging"]), run_as)
+            remove_foreign(Path(spec["staging"]), run_as)
             settings = {
                 **database["settings"],
                 "engine": engine,
@@ -79,7 +83,7 @@ async def run_worker(
             children.append(await _start("engine", there, settings, run_as))
         elif answer is not None:
             settings = {**spec["database"]["settings"], "engine": engine, "staging": NOWHERE}
-            children.append(await _start("question", there, settings, reader(may_become_others())))
+            children.append(await _start("question", there, settings, question_uid(may_become_others())))
         kept = () if answer is None else (answer.fileno(),)
         children.insert(0, await _start("repository", here, spec, os.geteuid(), kept))
         here.close()
@@ -90,7 +94,7 @@ async def run_worker(
             answer = None
         return result
     except SourceDenied as error:
-        raise without_power(error, spec) from None
+        raise explain_missing_setuid(error, spec) from None
     finally:
         if answer is not None:
             answer.close()
@@ -98,7 +102,7 @@ async def run_worker(
         there.close()
         await asyncio.gather(*(_end(child) for child in children))
         if "staging" in spec:
-            await wipe(Path(spec["staging"]), int(spec["run_as"]))  # what a half that was killed has left
+            await wipe(Path(spec["staging"]), int(spec["run_as"]))  # what a killed half has left
 
 
 async def _start(
@@ -130,7 +134,7 @@ async def _start(
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of every child: nothing of ours but where the credentials are."""
+    """Return the environment of every child: nothing of ours except where the credentials are."""
     kept = {name: os.environ[name] for name in ("CREDENTIALS_DIRECTORY",) if name in os.environ}
     clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
     return {**kept, **clean, "MALLOC_ARENA_MAX": "1"}  # one arena for all threads: less memory, no slower (measured)
@@ -139,7 +143,7 @@ def environment() -> dict[str, str]:
 async def _watch(
     children: list[asyncio.subprocess.Process], on_message: OnMessage, cancel: asyncio.Event, stall_timeout: float
 ) -> dict[str, Any]:
-    """Read messages until the result; a stop request is passed on once."""
+    """Read messages until the result; pass on a request to stop once."""
     repository = children[0]
     assert repository.stdout is not None  # noqa: S101 it was asked for
     errors = [asyncio.create_task(_tail(child)) for child in children]
@@ -147,7 +151,7 @@ async def _watch(
     try:
         while True:
             try:
-                async with asyncio.timeout(stall_timeout):  # wait_for() of Python 3.11 may forget to be cancelled
+                async with asyncio.timeout(stall_timeout):  # wait_for() of Python 3.11 may lose a cancellation
                     line = await repository.stdout.readline()
             except TimeoutError:
                 raise Stalled(f"no progress for {stall_timeout:g} s") from None
@@ -172,7 +176,7 @@ async def _watch(
 
 
 async def _stop_on(cancel: asyncio.Event, process: asyncio.subprocess.Process) -> None:
-    """Ask the repository half to stop at its next safe point; force it when it does not."""
+    """Ask the repository half to stop at its next safe point; kill it if it does not."""
     await cancel.wait()
     with suppress(ProcessLookupError):
         process.terminate()
@@ -181,7 +185,7 @@ async def _stop_on(cancel: asyncio.Event, process: asyncio.subprocess.Process) -
 
 
 async def _tail(process: asyncio.subprocess.Process) -> str:
-    """Drain standard error, keeping its end."""
+    """Drain standard error, and return its end."""
     assert process.stderr is not None  # noqa: S101 it was asked for
     kept = b""
     while data := await process.stderr.read(4096):
@@ -192,7 +196,7 @@ async def _tail(process: asyncio.subprocess.Process) -> str:
 async def _explained(
     error: GuardError, children: list[asyncio.subprocess.Process], errors: list[asyncio.Task[str]]
 ) -> GuardError:
-    """Add how the halves ended, and their last words, to an error that says that one did, or that there is a bug."""
+    """Add how the halves ended, and their last standard error, if the error means that one died or has a bug."""
     if not isinstance(error, WorkerDied | Internal):
         return error
     notes = [error.detail] if error.detail else []
@@ -213,7 +217,7 @@ def _ending(returncode: int) -> str:
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
-    """Let a half end by itself for a moment, then kill its whole session; always reap it, and let its pipes go."""
+    """Let a half exit by itself for a moment, then kill its session; always reap it and close its pipes."""
     try:
         async with asyncio.timeout(10):
             await _exit(child)
@@ -227,10 +231,10 @@ async def _end(child: asyncio.subprocess.Process) -> None:
 
 
 async def _exit(child: asyncio.subprocess.Process) -> None:
-    """Return when a half has ended.
+    """Return when a half has exited.
 
-    wait() also waits for the end of everybody who has its standard error: a process that the owner of the database left
-    behind would keep the job, and with it the daemon, for ever.
+    wait() also waits for every process that has its standard error open: one that the owner of the database left behind
+    would keep the job, and with it the daemon, forever.
     """
     while child.returncode is None:
         await asyncio.sleep(_EXIT_SECONDS)

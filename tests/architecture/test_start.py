@@ -19,7 +19,7 @@ HEAVY = {
 }
 OTHERS = {"dbguardd.wire", "dbguardd.repository.sweep"}  # what a half has no use for: each record costs it 0.4 ms
 RARE = {f"dbguardd.repository.{name}" for name in ("check", "moment", "sweep", "thin")}
-LATER = {f"dbguardd.engines.sqlite.{name}" for name in ("follow", "past", "replace", "standby")}
+LATER = {f"dbguardd.engines.sqlite.{name}" for name in ("follow", "questions", "replace", "standby")}
 LOADS = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sorted(sys.modules))"
 
 

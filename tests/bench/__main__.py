@@ -138,9 +138,12 @@ def _their_rounds(place: Path, base: Path, changed: Path, chosen: list[Peer]):
                 _swap(work, changed)
             if phase == "restore":
                 (work / "out").mkdir()
-                phases[phase] = run(peer.restore(work, number - 1, work / "out"), work / "src", seen)
+                out = work / "out" / "db"
+                durable = ["sync", str(out)]  # as ours is when it is acknowledged
+                commands = [*peer.restore(work, number - 1, out.parent), durable]
+                phases[phase] = run(commands, work / "src", seen)
                 if peer.exact:
-                    _same(work / "out" / "db", changed)
+                    _same(out, changed)
             elif peer.incremental or phase == "full" or phase == "changed":
                 phases[phase] = run(peer.backup(work, number), work / "src", seen)
                 phases[phase].stored = size_of(work / "repo") - before

@@ -269,3 +269,24 @@ def test_a_log_that_keeps_breaking_asks_for_its_backup_less_and_less_often() -> 
     assert [now for now in range(1000) if base.ask(now)] == [0, 5, 15, 35, 75, 155, 315, 635]
     assert not base.ask(635 + 599)
     assert base.ask(635 + 600) and base.ask(635 + 605)  # it has held for long
+
+
+def test_a_log_that_is_written_faster_than_it_is_stored_is_late(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        following, at = service._do.following, to_text(place.wall)
+        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
+        workers.begun.append({**facts, "stored_until_at": None})
+        following.reconsider()
+        await until(lambda: workers.following)
+
+        def problem() -> str:
+            return service._do.views.database("app", place.wall).log_problem or ""
+
+        assert not problem()
+        following._followers["app"].heard -= 80
+        assert problem().startswith("the last 1 min 20 s of its log are not stored")
+        told = {"chain": "B", "segment": 1, "until_at": to_text(place.wall)}
+        workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        assert not problem()
+
+    guarding(place, test)

@@ -114,6 +114,11 @@ def test_the_gauge_knows_what_is_there_and_says_what_is_not(tmp_path: Path) -> N
         assert level.free_bytes is not None
         assert 0 < level.free_bytes <= level.total_bytes
         assert "No such file" in paths.level(str(tmp_path / "gone")).error
+        assert level.repository == ""
+        (tmp_path / "repo.json").write_bytes(b"[" * 60_000)  # nested too deeply for a parser
+        await paths.measure([str(tmp_path)])
+        assert paths.level(str(tmp_path)).repository == ""
+        assert not paths.level(str(tmp_path)).error
 
     asyncio.run(main())
 

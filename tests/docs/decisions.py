@@ -8,9 +8,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "man" / "dbguard-architecture.7"
 BEGIN, END = ".Sh DECISIONS\n", ".Sh SEE ALSO\n"
 HEAD = """\
-Each stands in a file of
+Each is explained in a file of
 .Pa man/decisions
-whose name begins with its number, with what spoke for it and against it.
+whose name begins with its number, with the alternatives.
 """
 
 

@@ -37,7 +37,7 @@ class MemorySink:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,
+        on_demand: bool = False,
         changing: bool = False,
     ) -> None:
         assert 512 <= page_size <= 65536
@@ -72,7 +72,7 @@ class MemoryTree:
             raise NotFound(f"stream {name}: not in the backup")
         yield io.BytesIO(self._streams[name])
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         data = self._streams[name]
         for at in range(0, len(data), 1 << 20):
             os.pwrite(file, data[at : at + (1 << 20)], at)

@@ -158,7 +158,7 @@ def checkpoint(path, options):
 
 
 class Shelf:
-    """A flow.Ship that keeps everything in a file of pickles, each written by one call, until told to stop."""
+    """A flow.LogSink that keeps everything in a file of pickles, each written by one call, until told to stop."""
 
     def __init__(self, file):
         self.file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -185,7 +185,8 @@ class Shelf:
 
 def follow_it(path, file, options):
     """Follow in this process, and write down why it ended."""
-    from dbguardd.engines.sqlite.follow import Pace, follow  # noqa: PLC0415 - the other actions open it with sqlite3
+    from dbguardd.engines.sqlite.follow import follow  # noqa: PLC0415 - the other actions open it with sqlite3
+    from dbguardd.engines.sqlite.pace import Pace  # noqa: PLC0415
 
     shelf, resume = Shelf(file), options.pop("resume", None)
     try:
@@ -229,7 +230,8 @@ class Hooked(Shelf):
         self.world, self.hooks, self.pace = world, (begin, ship, alive, look), {**world.pace, **pace}
 
     def follow(self, resume=None):
-        from dbguardd.engines.sqlite.follow import Pace, follow
+        from dbguardd.engines.sqlite.follow import follow
+        from dbguardd.engines.sqlite.pace import Pace
 
         try:
             follow(str(self.world.path), Pace(**self.pace), self, resume)

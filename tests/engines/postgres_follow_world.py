@@ -38,7 +38,7 @@ def followable(prepared=0, *options):
 
 
 class _Shelf:
-    """A Ship that keeps what it gets in a file; with mode 0700 that is full."""
+    """A LogSink that keeps what it gets in a file; with mode 0700 that is full."""
 
     def __init__(self, path):
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND)

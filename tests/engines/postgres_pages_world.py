@@ -17,7 +17,7 @@ from postgres_world import alive_processes, cluster, owner, until
 
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
-from dbguardd.facts import Place
+from dbguardd.facts import LogPosition
 
 MADE = """
 CREATE TABLE big (n int PRIMARY KEY, t text);
@@ -59,7 +59,7 @@ FACTS = ClusterFacts(
     snapshot_at="2026-11-27T10:00:00+00:00",
     fingerprint_form=2,
     size_bytes=30 << 20,
-    log_place=Place("8/3", 0x1_0000_0200, end=0x1_0000_0300),
+    log_place=LogPosition("8/3", 0x1_0000_0200, end=0x1_0000_0300),
 )
 """What is stored with a backup."""
 
@@ -193,7 +193,7 @@ def by_hand(live, streams, target):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_bytes(data)
     page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
-    block = page.partition("by\nunpacking its two archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
+    block = page.partition("unpack its two archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
     script = block.replace("\\e\n", "\\\n").replace("/srv/recovered", str(target))
     script = script.replace("/usr/lib/postgresql/15/bin", str(live.programs))
     become = (

@@ -11,12 +11,12 @@ from postgres_world import as_owner, cluster
 
 from dbguardd.engines.base import Bounds
 from dbguardd.engines.postgresql import open_postgresql
-from dbguardd.engines.postgresql.past.ask import query
-from dbguardd.engines.postgresql.past.compare import Side, difference
-from dbguardd.engines.postgresql.past.missing import missing
-from dbguardd.engines.postgresql.past.reading import Meter, Reader
-from dbguardd.engines.postgresql.past.revive import Revival
-from dbguardd.engines.postgresql.past.take_out import table
+from dbguardd.engines.postgresql.questions.ask import query
+from dbguardd.engines.postgresql.questions.compare import Side, difference
+from dbguardd.engines.postgresql.questions.missing import missing
+from dbguardd.engines.postgresql.questions.reading import Meter, Reader
+from dbguardd.engines.postgresql.questions.scratch import ScratchRestores
+from dbguardd.engines.postgresql.questions.take_out import table
 from dbguardd.errors import GuardError
 
 BOUNDS = Bounds("cluster, backup B1", 60.0, 1000, 64 << 20)
@@ -157,12 +157,12 @@ class Twice:
 
         def asking():
             with ExitStack() as stack:
-                pasts, revival = [], Revival({})
+                pasts, revival = [], ScratchRestores({})
                 for name in names:
-                    revived = revival.revive(
+                    revived = revival.restore(
                         tree(*self.backups[name]), self.place / f"all{name}", database, no_progress
                     )
-                    pasts.append(stack.enter_context(revival.asked(revived, "b", lambda: None)))
+                    pasts.append(stack.enter_context(revival.serve(revived, "b", lambda: None)))
                 return [self._answered(pasts, verb, words, bounds) for verb, *words in questions]
 
         return as_owner(asking)
@@ -183,7 +183,7 @@ class Twice:
                 return error
 
     def past(self, **settings):
-        return open_postgresql({"url": self.live.url, "staging": "/nonexistent", **settings}).reviving
+        return open_postgresql({"url": self.live.url, "staging": "/nonexistent", **settings}).server_questions
 
     def ask(self, verb, *words, of="one", database="shop", bounds=BOUNDS, told=None, **settings):
         """Ask as the owner; return the facts and the answer. `of`: a backup, or two."""
@@ -193,7 +193,9 @@ class Twice:
 
         def asking():
             past = self.past(**settings)
-            revived = [past.revive(tree(*self.backups[name]), place, database, no_progress) for name, place in places]
+            revived = [
+                past.scratch_restore(tree(*self.backups[name]), place, database, no_progress) for name, place in places
+            ]
             asked = (revived,) if verb == "missing" else revived
             facts = dict(getattr(past, verb)(*asked, *words, bounds, told))
             assert facts.pop("in_database") == (database or "shop")
@@ -222,9 +224,9 @@ def loaded_by(made, sql):
     """Ask one backup by a dump; return the answer, and the tables whose rows were loaded for it."""
 
     def asking():
-        revival, told = Revival({}), Told()
-        revived = revival.revive(tree(*made.all["dump"]["one"]), made.place / "loaded", "books", no_progress)
-        with revival.asked(revived, "b", lambda: None) as past:
+        revival, told = ScratchRestores({}), Told()
+        revived = revival.restore(tree(*made.all["dump"]["one"]), made.place / "loaded", "books", no_progress)
+        with revival.serve(revived, "b", lambda: None) as past:
             query(past, sql, Meter(BOUNDS, told, made.place))
             return told.lines[1:], {name.decode() for name in past.dump.loaded}
 

@@ -78,7 +78,7 @@ class Known(MemorySink):
 
 def keep(live, facts, sink_of=MemorySink):
     sink = sink_of()
-    made = opened(live).delta_restore.keep(live.data, facts, sink, no_progress)
+    made = opened(live).delta_restore.save(live.data, facts, sink, no_progress)
     return sink.streams, made
 
 
@@ -87,7 +87,7 @@ def overwritten(live, streams, facts):
     where = engine.delta_restore.overwrite(tree(streams, facts), live.data, no_progress)
     assert where.name == "data.in-restore" and not live.data.exists()
     examined = engine.snapshots.examine(where, (), no_progress)
-    engine.delta_restore.put(live.data)
+    engine.delta_restore.publish(live.data)
     return examined
 
 
@@ -206,7 +206,7 @@ def test_who_is_killed_leaves_nothing_that_a_server_starts_on_and_the_next_one_m
 
 def test_nobody_may_be_there_and_nobody_gets_in(live, kept):
     streams, facts, _ = kept
-    before = as_owner(lambda: opened(live).delta_restore.present(live.data, facts))
+    before = as_owner(lambda: opened(live).delta_restore.inspect(live.data, facts))
     assert before.bytes > 20_000_000 and before.free_bytes > 0 and not before.begun
     with pytest.raises(TargetInUse, match="a server runs there") as refused:
         as_owner(overwritten, live, streams, facts)
@@ -231,7 +231,7 @@ def test_nobody_may_be_there_and_nobody_gets_in(live, kept):
                 tried.append(unstartable(live))
 
         engine, sink = opened(live), MemorySink()
-        engine.delta_restore.keep(live.data, facts, sink, progress)
+        engine.delta_restore.save(live.data, facts, sink, progress)
         return engine, tried
 
     def used_since():
@@ -281,7 +281,7 @@ def test_what_is_another_cluster_or_has_no_room_is_refused_before_anything_is_ch
     with pytest.raises(TargetExists, match="tablespace"):
         as_owner(overwritten, live, streams, facts)
     shutil.rmtree(live.place / "far")
-    assert not as_owner(lambda: opened(live).delta_restore.present(live.data, facts)).bytes
+    assert not as_owner(lambda: opened(live).delta_restore.inspect(live.data, facts)).bytes
     found = as_owner(overwritten, live, streams, facts)
     assert found.ok and found.fingerprint == taken
     live.start()

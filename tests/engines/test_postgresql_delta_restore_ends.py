@@ -72,7 +72,7 @@ class Kept:
             if facts is None:
                 made = engine.snapshots.dump(sink, no_progress, compared=False)
             else:
-                made = engine.delta_restore.keep(self.live.data, facts, sink, no_progress)
+                made = engine.delta_restore.save(self.live.data, facts, sink, no_progress)
             return sink.seal(made)
 
     def overwrite(self, backup, there, progress=no_progress):
@@ -83,7 +83,7 @@ class Kept:
         else:
             with repository.tree(there) as known, repository.tree(backup, there=known) as tree:
                 engine.delta_restore.overwrite(tree, self.live.data, progress)
-        engine.delta_restore.put(self.live.data)
+        engine.delta_restore.publish(self.live.data)
 
 
 def state(live):
@@ -122,7 +122,7 @@ def test_wherever_it_ends_the_undo_brings_back_what_was_there(disk, how):
         live.sql("DROP TABLE lost; CREATE TABLE newer AS SELECT 1 AS n; DELETE FROM changed WHERE n % 999 = 0")
         live.stop(signal.SIGINT)
         before = state(live)
-        safe = as_owner(kept.store, full.facts)
+        safe = as_owner(kept.store, full.raw_facts)
         ended = 0
         for at in range(1, 1 << 20, _CALLS):
             try:

@@ -14,7 +14,7 @@ from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_world import alive_processes, as_owner, cluster, owner, until
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import ProofQuery
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql import _Taking
 from dbguardd.engines.postgresql.connect import address_of, connected
@@ -138,12 +138,12 @@ def outcomes(found):
 
 def test_all_databases_of_a_server_come_back_equal(live, place):
     queries = [
-        Query("SELECT count(*) FROM purchase", equals=1000, database="shop"),
-        Query("SELECT sum(total) FROM purchase", equals=750750, database="shop"),
-        Query("SELECT 'x'", equals="y", database="shop"),
-        Query("SELECT * FROM nowhere", min=1, database="shop"),
-        Query("DELETE FROM purchase RETURNING 1", min=0, database="shop"),
-        Query("SELECT 1", equals=1, database="absent"),
+        ProofQuery("SELECT count(*) FROM purchase", equals=1000, database="shop"),
+        ProofQuery("SELECT sum(total) FROM purchase", equals=750750, database="shop"),
+        ProofQuery("SELECT 'x'", equals="y", database="shop"),
+        ProofQuery("SELECT * FROM nowhere", min=1, database="shop"),
+        ProofQuery("DELETE FROM purchase RETURNING 1", min=0, database="shop"),
+        ProofQuery("SELECT 1", equals=1, database="absent"),
     ]
     streams, facts, taken, found = as_owner(round_trip, live, place, queries)
     assert found.fingerprint == taken
@@ -195,7 +195,7 @@ def test_a_dump_is_of_one_moment_while_rows_are_written(live, place):
     try:
         until(lambda: int(live.sql("SELECT count(*) FROM ledger", "shop")) > 2, "the first rows")
         _, _, taken, found = as_owner(round_trip, live, place, [
-            Query("SELECT (SELECT count(*) FROM ledger) = (SELECT count(*) FROM mirror)", equals=1)
+            ProofQuery("SELECT (SELECT count(*) FROM ledger) = (SELECT count(*) FROM mirror)", equals=1)
         ])  # fmt: skip
     finally:
         stop.set()

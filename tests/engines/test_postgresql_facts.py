@@ -14,7 +14,7 @@ def test_what_is_stored_is_read_again_and_others_find_in_it_what_they_look_for()
     stored = FACTS.stored()
     assert ClusterFacts.read(stored) == FACTS and stored["recovery_lsn"] == "1/200"
     said = BackupFacts.read(stored)
-    assert (said.place, said.owner, said.directory) == (FACTS.log_place, FACTS.owner, FACTS.directory)
+    assert (said.log_position, said.owner, said.directory) == (FACTS.log_place, FACTS.owner, FACTS.directory)
     assert (said.system, said.timeline, said.tablespaces) == (str(FACTS.system), 3, FACTS.tablespaces)
 
 

@@ -18,7 +18,7 @@ from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.physical.roll_forward import Files
-from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import recover
@@ -313,7 +313,7 @@ def test_a_log_is_taken_by_its_server_as_the_manual_says(live, kept, place):
     backup = {"facts": {**kept.first[1], "log": {"chain": chain.id, "after": 0}}}
     recover.keep_log(place / "store", key, backup, when, target)
     page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
-    block = page.partition("so say where it is before that:\n.Bd -literal\n")[2].partition(".Ed")[0]
+    block = page.partition("so configure it before that:\n.Bd -literal\n")[2].partition(".Ed")[0]
     taken = page[page.index("if test -f log.conf") :].partition("fi\n")[0]
     told = block.replace("/srv/recovered", str(target)).replace("2026-09-12 08:59:00Z", when.isoformat())
     script = f"set -e\ntar xf files.tar; tar xf log.tar; rm files.tar log.tar\n{told}\n{taken}fi\nchmod -R go= .\n"
@@ -360,7 +360,7 @@ class Telling:
 
 def test_a_log_that_turns_takes_no_memory_for_its_large_files(tmp_path):
     size = 64 << 20
-    log, at = Log(7, 1, size), 5 * size + 3 * (1 << 20)
+    log, at = WalTimeline(7, 1, size), 5 * size + 3 * (1 << 20)
     old, later = (tmp_path / log.name(place) for place in (at, at + size))
     for path in (old, later):
         path.write_bytes(b"x" * (4 << 20))

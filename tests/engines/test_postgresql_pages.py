@@ -26,13 +26,13 @@ from postgres_pages_world import (
 )
 from postgres_world import as_owner, identity, owner, until
 
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.copy import Copy
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory, is_relation
-from dbguardd.engines.postgresql.physical.segments import Log, format_lsn, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, format_lsn, parse_lsn
 from dbguardd.engines.postgresql.physical.snapshot_place import Snapshot, between
 from dbguardd.errors import SourceChanged, SourceDamaged
 from dbguardd.repository.tree import Tree
@@ -62,14 +62,14 @@ def place():
 def test_a_cluster_comes_back_equal_to_its_snapshot_while_it_is_written(live, place):
     target = place / "restored"
     sums = [
-        Query(
+        ProofQuery(
             "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)", equals=1
         ),
-        Query(
+        ProofQuery(
             "SELECT (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(bbalance) FROM pgbench_branches)", min=1
         ),
-        Query("SELECT count(*) FROM passing", equals=0, database="shop"),
-        Query("SELECT 1", equals=1, database="absent"),
+        ProofQuery("SELECT count(*) FROM passing", equals=0, database="shop"),
+        ProofQuery("SELECT 1", equals=1, database="absent"),
     ]
     with writers(live):
         streams, facts, taken, found = as_owner(round_trip, live, target, sums)
@@ -384,9 +384,9 @@ def test_numbers_of_transactions_go_on_where_32_bits_end():
 
 
 def test_files_of_the_log_and_of_relations_have_the_names_that_the_server_gives_them():
-    log = Log(1, 10, 16 << 20)
+    log = WalTimeline(1, 10, 16 << 20)
     assert log.name(parse_lsn("16/B374D848")) == "0000000A00000016000000B3"
-    assert Log(1, 1, 1 << 20).name(parse_lsn("2/0")) == "000000010000000200000000"
+    assert WalTimeline(1, 1, 1 << 20).name(parse_lsn("2/0")) == "000000010000000200000000"
     assert [name for name, _ in log.names(parse_lsn("0/FEFFFFFF"), parse_lsn("1/1"))] == [
         "0000000A00000000000000FE", "0000000A00000000000000FF", "0000000A0000000100000000"
     ]  # fmt: skip

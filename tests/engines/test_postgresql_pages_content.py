@@ -1,10 +1,15 @@
 """The fingerprint of a live cluster: of the very tables of the snapshot, and nothing of their owners runs for it."""
 
+import struct
+
 import pytest
+from blake3 import blake3
 from postgres_pages_world import own_place, proven, stored
 from postgres_world import as_owner, cluster
 
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
+from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.physical.content import fingerprint
 
 HOSTILE = """
 CREATE ROLE mallory LOGIN; CREATE SCHEMA s AUTHORIZATION mallory; SET ROLE mallory;
@@ -136,3 +141,24 @@ def test_what_has_no_number_in_any_form_is_not_told_if_it_was_renamed(live):
     finally:
         live.sql("DROP TABLE IF EXISTS outer_one, inner_one, inner_two", "shop")
         live.sql("DROP ROLE IF EXISTS one; DROP ROLE IF EXISTS two")
+
+
+HUGE = """CREATE TABLE huge (v varbit); DO $$ DECLARE v varbit := B'1'; BEGIN
+FOR n IN 1..30 LOOP v := v || v; END LOOP; INSERT INTO huge VALUES (v); END $$"""
+
+
+def test_a_value_whose_text_no_server_can_make_is_content(live):
+    """That of bytea is twice its size, that of bits eight times: without it a whole backup is said to be damaged."""
+    live.sql(HUGE, "shop")
+
+    def read():
+        with connected(address_of(live.url), "shop") as connection:
+            connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ", prepare=False)
+            return fingerprint([(b"shop", connection)], lambda: None)
+
+    try:
+        found = as_owner(read).tables["shop.public.huge"]
+    finally:
+        live.sql("DROP TABLE huge", "shop")
+    row = blake3(struct.pack(">hii", 1, 4 + (1 << 27), 1 << 30) + b"\xff" * (1 << 27))
+    assert (found.rows, found.digest) == (1, row.digest()[::-1].hex())

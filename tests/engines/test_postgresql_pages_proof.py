@@ -11,7 +11,7 @@ from engine_memory import no_progress
 from postgres_pages_world import failed, made, own_place, proven, round_trip, shop, stored, tree
 from postgres_world import alive_processes, as_owner, cluster, until
 
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import ProofQuery
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.check import check_structure
@@ -160,7 +160,7 @@ def test_what_a_prepared_transaction_has_locked_is_not_waited_for_and_is_no_dama
         streams, facts, taken = stored(live)
         engine = made(live)
         engine.restore(tree(streams, facts), target, no_progress)
-        return taken, engine.examine(target, [Query("SELECT count(*) FROM public.own", equals=1)], patient)
+        return taken, engine.examine(target, [ProofQuery("SELECT count(*) FROM public.own", equals=1)], patient)
 
     with cluster() as live:
         live.sql("ALTER SYSTEM SET max_prepared_transactions = 4; ALTER SYSTEM SET max_locks_per_transaction = 512")
@@ -199,13 +199,17 @@ CREATE FUNCTION verify_heapam(relation oid, check_toast boolean)
 CREATE FUNCTION looks(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
   BEGIN PERFORM public.act(); EXCEPTION WHEN OTHERS THEN NULL; END; RETURN n; END $$;
 CREATE VIEW v AS SELECT looks(n) AS n FROM q;
+CREATE FUNCTION refuses() RETURNS event_trigger LANGUAGE plpgsql AS
+  $$ BEGIN PERFORM public.act(); RAISE EXCEPTION 'nobody defines anything here'; END $$;
+RESET ROLE; CREATE EVENT TRIGGER refuses ON ddl_command_start EXECUTE FUNCTION refuses();
+ALTER EVENT TRIGGER refuses ENABLE ALWAYS;
 """
 
 
 @pytest.mark.parametrize("hurt", [False, True], ids=["whole", "damaged"])
 def test_an_owner_who_is_no_superuser_becomes_none_and_hides_no_damage(place, hurt):
     """Functions of his have the names and arguments that checks are called by, and run in the admin's own queries."""
-    asked = [Query("SELECT sum(n) FROM public.v", equals=12502500, database="shop")]
+    asked = [ProofQuery("SELECT sum(n) FROM public.v", equals=12502500, database="shop")]
 
     def tried(live, target):
         streams, facts, taken = stored(live)

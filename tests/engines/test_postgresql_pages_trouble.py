@@ -14,7 +14,7 @@ from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_pages_world import OURS, backed_up, failed, made, own_place, proven, round_trip, shop, stored, timed, tree
 from postgres_world import Cluster, as_owner, cluster, identity, owner, until
 
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import ProofQuery
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
@@ -356,7 +356,7 @@ def test_where_a_database_lets_nobody_in_only_damage_fails_the_backup(live, plac
     assert isinstance(taken, NoFingerprint) and "no snapshot of every database" in taken.why
     assert datetime.fromisoformat(facts["snapshot_at"]) < told["log"]
     assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
-    query = Query("SELECT 1", equals=1, database="foreign_one")
+    query = ProofQuery("SELECT 1", equals=1, database="foreign_one")
     found = as_owner(proven, live, streams, facts, place / "restored", (query,))
     outcomes = {finding.name: finding.outcome for finding in found.findings if finding.outcome != "ok"}
     unknown = {"database foreign_one", "structure of foreign_one", "query: SELECT 1"}

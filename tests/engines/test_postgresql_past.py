@@ -16,8 +16,8 @@ from postgres_world import alive_processes, until
 from psycopg.conninfo import conninfo_to_dict
 
 from dbguardd.engines.base import Bounds
-from dbguardd.engines.postgresql.past.compare import _definitions
-from dbguardd.engines.postgresql.past.tables import Table, known
+from dbguardd.engines.postgresql.questions.compare import _definitions
+from dbguardd.engines.postgresql.questions.tables import Table, known
 from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import Cancelled, Damaged, SourceDamaged, TooCostly, ToolMissing, Unsupported, Usage
 

@@ -4,6 +4,8 @@ import pytest
 from postgres_world import as_owner, cluster
 from test_postgresql_dump import made, outcomes, place, round_trip, url
 
+from dbguardd.engines.postgresql.prove import judged
+
 __all__ = ["place"]
 
 SCHEMA = r"""
@@ -104,3 +106,48 @@ def test_what_users_made_a_template_is_dumped_and_what_nobody_can_read_is_named_
     assert said.outcome == "inconclusive" and "broken, shut: nobody can connect" in said.detail
     live.sql(said.detail.partition("Fix: ")[2].replace("; ", ";\n"))
     assert not [finding for finding in as_owner(made(live, place).probe).findings if finding.name == "databases"]
+
+
+def test_rows_are_compared_whatever_a_materialized_view_is_filled_from(live, place):  # noqa: F811
+    """And whatever takes more locks than a server has that nobody has set: thousands of partitions are often seen."""
+    live.sql("CREATE DATABASE derived")
+    live.sql(
+        """CREATE TABLE kept AS SELECT 1 AS n; CREATE EXTENSION postgres_fdw;
+        CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '/nowhere');
+        CREATE USER MAPPING FOR PUBLIC SERVER s OPTIONS (user 'x', password 'y');
+        CREATE FOREIGN TABLE afar (n int) SERVER s; CREATE MATERIALIZED VIEW seen AS SELECT * FROM afar WITH NO DATA;
+        UPDATE pg_class SET relispopulated = true WHERE relname = 'seen';  -- as when it could be reached
+        CREATE MATERIALIZED VIEW locks AS
+        SELECT count(pg_advisory_xact_lock_shared(n)::text) FROM generate_series(1, 4000) n""",
+        "derived",
+    )
+    try:
+        _, _, taken, found = as_owner(lambda: round_trip(live, place, url=url(live, "derived")))
+    finally:
+        live.sql("DROP DATABASE derived")
+    outcome, detail = outcomes(found)["database derived"]
+    assert outcome == "inconclusive" and detail.startswith("could not connect to server") and "rows are here" in detail
+    assert found.fingerprint == taken and taken.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        ("permission denied for table pg_authid", "inconclusive"),
+        ('permission denied to set parameter "session_replication_role"', "inconclusive"),
+        ('permission denied to create access method "heap2"', "inconclusive"),
+        ("password_required=false is superuser-only", "inconclusive"),
+        ("only superuser can define a leakproof function", "inconclusive"),
+        ('foreign-data wrapper "nothing" does not exist', "inconclusive"),
+        ('language "plold" does not exist', "inconclusive"),
+        ('relation "public.t" does not exist', "failed"),
+        ('could not create unique index "t_key"', "failed"),
+    ],
+)
+def test_what_only_a_superuser_makes_leaves_open_whether_a_backup_is_whole(said, outcome):
+    """The role of a test restore is none."""
+    refused = "pg_restore: error: could not execute query: ERROR:  "
+    told = f"{refused}{said}\nCommand was: CREATE THIS;\n\n\n"
+    assert judged(told) == (outcome, "", False)
+    view = f"{refused}division by zero\nCommand was: REFRESH MATERIALIZED VIEW v"
+    assert judged(view)[::2] == ("inconclusive", True) and judged(told + view)[::2] == (outcome, False)

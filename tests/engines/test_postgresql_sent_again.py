@@ -11,7 +11,7 @@ from postgres_pages_world import failed, proven, stored, tree
 from postgres_sent_world import clean, here, live, opened, over, place, sent
 from postgres_world import as_owner, stranger, until
 
-from dbguardd.engines.base import Bounds, Query
+from dbguardd.engines.base import Bounds, ProofQuery
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.errors import NoSpace, Unsupported
 from dbguardd.storage import open_storage
@@ -49,14 +49,14 @@ def test_a_moment_of_what_was_sent_by_one_of_several_servers_and_its_rows_come_b
     def came_back():
         engine = opened(live, place)
         engine.restore(then, place / "then", no_progress)
-        query = Query("SELECT count(*) FROM ledger WHERE note = 'then'", equals=1, database="postgres")
+        query = ProofQuery("SELECT count(*) FROM ledger WHERE note = 'then'", equals=1, database="postgres")
         return failed(engine.examine(place / "then", (query,), no_progress))
 
     assert here(came_back) == {}
 
     def missing():
-        past, told = open_postgresql({"url": url, "staging": "/nonexistent"}).reviving, Told()
-        both = [past.revive(tree(*one[:2]), place / f"past{number}", "shop", no_progress)
+        past, told = open_postgresql({"url": url, "staging": "/nonexistent"}).server_questions, Told()
+        both = [past.scratch_restore(tree(*one[:2]), place / f"past{number}", "shop", no_progress)
                 for number, one in enumerate((first, second))]  # fmt: skip
         return past.missing(both, ("rows", ""), "rows", BOUNDS, told)["rows"], told.lines[1:]
 

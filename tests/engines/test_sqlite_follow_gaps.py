@@ -10,8 +10,9 @@ import pytest
 from follow_user import Hooked
 from follow_world import World, sql, until
 
-from dbguardd.engines.sqlite.follow import Follower, Pace
+from dbguardd.engines.sqlite.follow import Follower
 from dbguardd.engines.sqlite.live import open_live
+from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.errors import LogBroken, SourceDamaged
 
 

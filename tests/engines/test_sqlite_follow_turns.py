@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager
+import re
+import subprocess
+import sys
+from contextlib import ExitStack, closing, contextmanager
 from itertools import repeat
 from pathlib import Path
 
@@ -13,10 +16,12 @@ from follow_world import World, reading, sql
 
 from dbguardd.engines.sqlite import keep, locks
 from dbguardd.engines.sqlite.child import child, uri
-from dbguardd.engines.sqlite.follow import Follower, Pace
-from dbguardd.engines.sqlite.frames import Frames, Place
+from dbguardd.engines.sqlite.follow import Follower
+from dbguardd.engines.sqlite.frames import Frames, WalPosition
 from dbguardd.engines.sqlite.live import open_live
 from dbguardd.engines.sqlite.marks import Marks
+from dbguardd.engines.sqlite.pace import Pace
+from dbguardd.errors import LogBroken
 
 KEEP = Path(keep.__file__)
 
@@ -49,7 +54,7 @@ class Told:
 
 
 class Steps:
-    """A Ship that does the next step for each segment, and stops the follower after so many looks."""
+    """A LogSink that does the next step for each segment, and stops the follower after so many looks."""
 
     def __init__(self, lines, *steps, looks=3, look=lambda: None):
         self._lines, self._steps, self._looks, self._look = lines, iter(steps), looks, look
@@ -117,7 +122,7 @@ def test_nothing_is_moved_under_a_mark_that_may_be_0(tmp_path):
 
 
 class Begun:
-    """A Ship with a step for the beginning."""
+    """A LogSink with a step for the beginning."""
 
     def __init__(self, ship, step):
         self._ship, self._step = ship, step
@@ -167,7 +172,7 @@ def test_one_quick_answer_of_a_disk_says_nothing_of_the_next(tmp_path):
         frames, told = Frames(live, log, shm, 1, lambda: None), Told(keeper, [], slow=[11.0, 0.0, 0.0, 0.0])
         marks, seen = Marks(live.path, told, frames, shm, lambda: None), []
         for _ in range(4):
-            marks.renew(Place(b"another round", 1, b"", 0), long=True)
+            marks.renew(WalPosition(b"another round", 1, b"", 0), long=True)
             seen.append(marks.slowest_seconds)
     assert seen == [11.0, 11.0, 11.0, 0.0]
 
@@ -202,11 +207,14 @@ def test_only_what_is_not_in_the_main_file_is_looked_back_at(tmp_path):
         moved = locks.read_index(shm).moved
         world.commits(2)
         index = locks.read_index(shm)
-        place, frames = Place(index.salts, index.frames, index.checksum, 0), Frames(live, log, shm, 1, lambda: None)
+        place, frames = (
+            WalPosition(index.salts, index.frames, index.checksum, 0),
+            Frames(live, log, shm, 1, lambda: None),
+        )
         every, late = list(frames.up_to(place, 4096, 0)), list(frames.up_to(place, 4096, moved))
         assert 0 < moved < len(every) == index.frames
         assert late == every[moved - 1 :]
-        middle = Place(index.salts, moved - 1, b"", 0)  # of the last transaction that was moved
+        middle = WalPosition(index.salts, moved - 1, b"", 0)  # of the last transaction that was moved
         assert list(frames.up_to(middle, 4096, moved))[1:] == written_since_a_commit(every[: moved - 1])
 
 
@@ -295,3 +303,64 @@ def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
     assert len(world.chains()) == 1
     world.prove()
     world.prove_end()
+
+
+class Writing:
+    """A process that makes so many commits whenever it is asked to, without being started each time."""
+
+    def __init__(self, world):
+        code = (
+            "import sqlite3, sys\n"
+            "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "db.execute('PRAGMA synchronous=OFF'); db.execute('PRAGMA wal_autocheckpoint=0')\n"
+            "for line in sys.stdin:\n"
+            "    for _ in range(int(line)): db.execute('UPDATE data SET x = randomblob(500) WHERE id = 1')\n"
+            "    print(flush=True)\n"
+        )
+        argv = [sys.executable, "-c", code, str(world.path)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def commits(self, count):
+        self._process.stdin.write(b"%d\n" % count)
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == b"\n"
+
+    def close(self):
+        self._process.stdin.close()
+        assert self._process.wait(60) == 0
+        self._process.stdout.close()
+
+
+def outrunning(world, lines, steps, count, first=100, **pace):
+    """Follow beside a writer that commits `count` times after each segment is stored, before a newer mark is taken."""
+    with closing(Writing(world)) as writer:
+
+        def outrun():
+            if lines[-2:-1] == ["ship"]:
+                writer.commits(count)
+
+        ship, before = Begun(steps, lambda: writer.commits(first)), dict.fromkeys(("move", "renew"), repeat(outrun))
+        return followed(world, ship, lines, before=before, turn_frames=10, segment_bytes=8 * 4096, **pace)
+
+
+def test_a_log_begins_anew_although_more_is_committed_while_a_segment_is_stored_than_it_may_have(tmp_path):
+    world = World(tmp_path, seed=59)
+    lines = []
+    outrunning(world, lines, Steps(lines, looks=40), count=6, first=1000)
+    assert "go" in lines
+
+
+def test_how_far_the_log_is_stored_is_told_after_each_look(tmp_path):
+    world = World(tmp_path, seed=60)
+    lines = []
+    outrunning(world, lines, Steps(lines, looks=5, look=lambda: lines.append("reached")), count=40)
+    looks = "".join({"ship": "s", "move": "m", "renew": "m", "reached": "r"}.get(line, "") for line in lines)
+    assert not re.search("ms+ms+m", looks)
+
+
+def test_a_log_whose_end_is_never_reached_is_let_go(tmp_path):
+    world = World(tmp_path, seed=61)
+    lines = []
+    with pytest.raises(LogBroken) as caught:
+        outrunning(world, lines, Steps(lines, looks=20), count=400, behind_bytes=1000 * 4096)
+    assert "no nearer to its end" in caught.value.detail

@@ -7,7 +7,7 @@ import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import make
 
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import ProofQuery
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.errors import SourceDamaged
 
@@ -52,7 +52,7 @@ def test_words_of_a_newer_sqlite_are_no_damage(live, staging, tmp_path):
     engine, tree, content = taken(live, staging)
     assert (len(content.tables), content.rows) == (2, 3)
     engine.restore(tree, tmp_path / "new.db", no_progress)
-    queries = [Query("SELECT count(*) FROM t", equals=2), Query("SELECT max(a) FROM seen", min=0)]
+    queries = [ProofQuery("SELECT count(*) FROM t", equals=2), ProofQuery("SELECT max(a) FROM seen", min=0)]
     found = engine.examine(tmp_path / "new.db", queries, no_progress)
     assert found.fingerprint == content
     assert [one.outcome for one in found.findings] == ["ok"] * 5 + ["inconclusive"]  # nobody knows the view

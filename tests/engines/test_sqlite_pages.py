@@ -446,7 +446,7 @@ class FileSink(MemorySink):
         super().__init__()
         self.path = path
 
-    def adopt(self, name, file, page_size, *, stamp="", filled=None, asked=False, changing=False):
+    def adopt(self, name, file, page_size, *, stamp="", filled=None, on_demand=False, changing=False):
         for _ in filled or ():
             pass
         size = os.fstat(file).st_size

@@ -16,7 +16,7 @@ import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import balance, directory, ledger, make, shell, using
 
-from dbguardd.engines.base import REPLACED, Query
+from dbguardd.engines.base import REPLACED, ProofQuery
 from dbguardd.engines.sqlite.pour import Pouring, pour
 from dbguardd.engines.sqlite.publish import hold
 from dbguardd.errors import Cancelled, Damaged, ProofFailed, SourceMissing, TargetExists, TargetInUse
@@ -33,7 +33,7 @@ def backup(live, staging, **settings):
 class TornTree(MemoryTree):
     """Fails after half of the bytes, as a damaged repository does."""
 
-    def deliver(self, name, file, *, over=False):
+    def deliver(self, name, file, *, delta=False):
         os.pwrite(file, self._streams[name][: len(self._streams[name]) // 2], 0)
         raise Damaged("pack: damaged")
 
@@ -111,22 +111,22 @@ def test_a_restore_can_be_cancelled(live, staging, tmp_path):
 # ------------------------------------------------------------------------------------------------ examine
 
 QUERIES = [
-    (Query("SELECT count(*) FROM a", min=50, max=50), "ok"),
-    (Query("SELECT count(*) FROM a", min=51), "failed"),
-    (Query("SELECT count(*) FROM a", max=49), "failed"),
-    (Query("SELECT 'x'", equals="x"), "ok"),
-    (Query("SELECT 'x'", equals="y"), "failed"),
-    (Query("SELECT 2", equals=2.0), "ok"),
-    (Query("SELECT max(note) FROM moves", min=1), "failed"),
-    (Query("SELECT max(note) FROM moves"), "failed"),
-    (Query("SELECT 1, 2"), "failed"),
-    (Query("SELECT id FROM a"), "failed"),
-    (Query("SELECT nonsense"), "failed"),
-    (Query("DELETE FROM a"), "failed"),
-    (Query("ATTACH '/tmp/dbguard-never.db' AS x"), "failed"),
-    (Query("PRAGMA user_version"), "failed"),
-    (Query("SELECT 1; SELECT 2"), "failed"),
-    (Query("SELECT load_extension('x')"), "failed"),
+    (ProofQuery("SELECT count(*) FROM a", min=50, max=50), "ok"),
+    (ProofQuery("SELECT count(*) FROM a", min=51), "failed"),
+    (ProofQuery("SELECT count(*) FROM a", max=49), "failed"),
+    (ProofQuery("SELECT 'x'", equals="x"), "ok"),
+    (ProofQuery("SELECT 'x'", equals="y"), "failed"),
+    (ProofQuery("SELECT 2", equals=2.0), "ok"),
+    (ProofQuery("SELECT max(note) FROM moves", min=1), "failed"),
+    (ProofQuery("SELECT max(note) FROM moves"), "failed"),
+    (ProofQuery("SELECT 1, 2"), "failed"),
+    (ProofQuery("SELECT id FROM a"), "failed"),
+    (ProofQuery("SELECT nonsense"), "failed"),
+    (ProofQuery("DELETE FROM a"), "failed"),
+    (ProofQuery("ATTACH '/tmp/dbguard-never.db' AS x"), "failed"),
+    (ProofQuery("PRAGMA user_version"), "failed"),
+    (ProofQuery("SELECT 1; SELECT 2"), "failed"),
+    (ProofQuery("SELECT load_extension('x')"), "failed"),
 ]
 
 
@@ -143,15 +143,15 @@ def test_proof_queries(live, staging, query, outcome):
 @pytest.mark.parametrize(
     "query, told",
     [
-        (Query("SELECT note FROM moves LIMIT 1", min=5), "a text of 6 characters, expected at least 5"),
-        (Query("SELECT note FROM moves LIMIT 1"), "a text of 6 characters"),
-        (Query("SELECT note FROM moves LIMIT 1", equals="x"), "a text of 6 characters, expected 'x'"),
-        (Query("SELECT note FROM moves LIMIT 1", equals="canary"), "'canary'"),
-        (Query("SELECT cast(note AS blob) FROM moves LIMIT 1"), "6 bytes"),
-        (Query("SELECT json_extract('{}', note) FROM moves LIMIT 1"), "SQLITE_ERROR while it ran"),
-        (Query("SELECT cast(x'ff' || note AS text) FROM moves LIMIT 1"), "a text of 7 characters"),
-        (Query("SELECT count(*) FROM moves", max=0), "1, expected at most 0"),
-        (Query("SELECT nonsense"), "no such column: nonsense"),
+        (ProofQuery("SELECT note FROM moves LIMIT 1", min=5), "a text of 6 characters, expected at least 5"),
+        (ProofQuery("SELECT note FROM moves LIMIT 1"), "a text of 6 characters"),
+        (ProofQuery("SELECT note FROM moves LIMIT 1", equals="x"), "a text of 6 characters, expected 'x'"),
+        (ProofQuery("SELECT note FROM moves LIMIT 1", equals="canary"), "'canary'"),
+        (ProofQuery("SELECT cast(note AS blob) FROM moves LIMIT 1"), "6 bytes"),
+        (ProofQuery("SELECT json_extract('{}', note) FROM moves LIMIT 1"), "SQLITE_ERROR while it ran"),
+        (ProofQuery("SELECT cast(x'ff' || note AS text) FROM moves LIMIT 1"), "a text of 7 characters"),
+        (ProofQuery("SELECT count(*) FROM moves", max=0), "1, expected at most 0"),
+        (ProofQuery("SELECT nonsense"), "no such column: nonsense"),
     ],
     ids=str,
 )
@@ -169,7 +169,7 @@ def test_what_stands_in_rows_is_not_told(live, staging, query, told):
 
 def test_a_proof_query_can_be_cancelled(live, staging):
     ledger(live)
-    endless = Query("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT count(*) FROM n")
+    endless = ProofQuery("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT count(*) FROM n")
     shown = []
 
     def cancel(step, done, total):

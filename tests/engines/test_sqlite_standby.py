@@ -61,7 +61,7 @@ class Whole:
     def __init__(self, data: bytes, **facts: Any) -> None:
         self.data, self.facts = data, {"method": "pages", "mode": 0o640, **facts}
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         assert name == "database"
         return os.pwrite(file, self.data, 0)
 
@@ -383,8 +383,8 @@ def test_a_copy_that_is_not_sound_stays_a_standby(target: Path, states: list[byt
 
 def test_a_full_disk_leaves_what_was_there(target: Path, states: list[bytes]) -> None:
     class Filling(Stretch):
-        def deliver(self, name: str, file: int, *, over: bool = False) -> int:
-            length = super().deliver(name, file, over=over)
+        def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
+            length = super().deliver(name, file, delta=delta)
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(states[0]) + 2 * PAGE, resource.RLIM_INFINITY))
             return length
 

@@ -24,7 +24,7 @@ class Middle(MemorySink):
         super().__init__()
         self.action, self.step, self.asked = action, step, 0
 
-    def adopt(self, name, file, page_size, *, stamp="", filled=None, asked=False, changing=False):
+    def adopt(self, name, file, page_size, *, stamp="", filled=None, on_demand=False, changing=False):
         def acting():
             for there in filled:
                 last = there == os.fstat(file).st_size
@@ -34,8 +34,10 @@ class Middle(MemorySink):
                 if last and self.step == -1:
                     self.act()
 
-        self.asked += asked
-        super().adopt(name, file, page_size, filled=acting() if asked else filled, asked=asked, changing=changing)
+        self.asked += on_demand
+        super().adopt(
+            name, file, page_size, filled=acting() if on_demand else filled, on_demand=on_demand, changing=changing
+        )
 
     def act(self):
         action, self.action = self.action, None

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbguardd.catalog import Catalog, coverage
-from dbguardd.daemon.inforce import dated
+from dbguardd.daemon.inforce import states_of
 from dbguardd.errors import GuardError, Unreachable
 from dbguardd.flow import Images, Segment
 from dbguardd.jobs.base import instant
@@ -92,7 +92,7 @@ class Living(World):
 
 def says(catalog: Catalog) -> list[Stretch]:
     rows = coverage.read(catalog.settings, "app")
-    return covered([row.logged() for row in rows], dated(catalog.backups.of("app")))
+    return covered([row.logged() for row in rows], states_of(catalog.backups.of("app")))
 
 
 STEPS = st.one_of(

@@ -4,21 +4,21 @@ import pytest
 
 from dbguardd.engines.base import Examination, Finding
 from dbguardd.errors import Damaged, NoSpace, ProofFailed
-from dbguardd.jobs.base import brief
+from dbguardd.jobs.base import shortened
 from dbguardd.repository.packs import HEADER
 from tests.jobs.world import World
 
 
 def test_long_texts_are_cut_and_say_so():
-    (cut,) = brief([Finding("n" * 5000, "ok", "d" * 2001)])
+    (cut,) = shortened([Finding("n" * 5000, "ok", "d" * 2001)])
     assert cut.name == "n" * 2000 + "… (5000 characters)"
     assert cut.detail == "d" * 2000 + "… (2001 characters)"
     whole = [Finding("n" * 2000, "failed", "d"), Finding("", "ok")]
-    assert brief(whole) == whole
+    assert shortened(whole) == whole
 
 
 def test_of_too_many_those_that_failed_are_kept_and_the_rest_is_not_green():
-    found = brief([*[Finding(str(n), "ok") for n in range(600)], Finding("last", "failed")])
+    found = shortened([*[Finding(str(n), "ok") for n in range(600)], Finding("last", "failed")])
     assert (found[0].name, len(found)) == ("last", 501)
     assert found[-1] == Finding("further findings", "inconclusive", "101 were left out")
 

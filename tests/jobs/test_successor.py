@@ -4,7 +4,7 @@ import pytest
 
 from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.errors import SourceReplaced, TargetInUse
-from dbguardd.jobs.verify import emptied
+from dbguardd.jobs.verify import lost_content
 from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
 from dbguardd.storage.layers import Recording
@@ -133,8 +133,10 @@ def test_names_of_tables_are_not_held_against_those_of_another_way_or_of_many_in
         return Fingerprint("", each)
 
     folded = Fingerprint("", {"a*": TablePrint(3, "2:aa")})
-    assert emptied(content(a=3), content(b=3), alike=True)
-    assert not emptied(content(a=3), content(b=3), alike=False)
-    assert not emptied(content(a=3), folded, alike=True) and not emptied(folded, content(a=3), alike=True)
-    assert not emptied(content(a=0), content(b=3), alike=True) and not emptied(content(), content(), alike=True)
-    assert emptied(folded, content(a=0), alike=False)
+    assert lost_content(content(a=3), content(b=3), alike=True)
+    assert not lost_content(content(a=3), content(b=3), alike=False)
+    assert not lost_content(content(a=3), folded, alike=True) and not lost_content(folded, content(a=3), alike=True)
+    assert not lost_content(content(a=0), content(b=3), alike=True) and not lost_content(
+        content(), content(), alike=True
+    )
+    assert lost_content(folded, content(a=0), alike=False)

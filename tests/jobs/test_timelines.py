@@ -143,7 +143,7 @@ def test_a_backup_of_a_standby_is_of_its_moment_and_the_log_goes_on_from_what_it
     world.engine.rights = {"log_place": at, "system": "7", "timeline": 1, **standby}
     id = world.backup(users=[1])
     (made,) = [one for one in world.repository.backups("app") if one.id == id]
-    assert made.created_at == lagging and made.facts["log"]["after"] == 2
+    assert made.created_at == lagging and made.raw_facts["log"]["after"] == 2
     assert plan(world, world.now) == (id, 2)
 
 

@@ -189,7 +189,7 @@ class PagedDeltaRestore(ToyDeltaRestore):
                 self.world.storage.delete(entry.name)
         live.rename(self.aside)
         with self.aside.open("r+b") as file:
-            tree.deliver("pages", file.fileno(), over=True)
+            tree.deliver("pages", file.fileno(), delta=True)
         self.engine.restored = dict(tree.facts)
         return self.aside
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, Present, Probe
+from dbguardd.engines.base import Examination, Finding, LiveState, Probe
 from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.errors import Cancelled, SourceMissing, TargetInUse
 from dbguardd.jobs import job_of
@@ -111,7 +111,7 @@ class ToyDeltaRestore:
         self.aside = engine.path.with_name("aside.json")
 
     def present(self, live, facts):
-        return Present(1, 1 << 40, begun=self.aside.exists())
+        return LiveState(1, 1 << 40, begun=self.aside.exists())
 
     def check_unused(self, live, facts):
         self.engine.check_unused()

@@ -336,7 +336,8 @@ def test_something_else_that_was_encrypted_for_us_is_damage() -> None:
 
     identity, recipient = new_identity()
     to = [pyrage.x25519.Recipient.from_str(recipient)]
-    for content in (b"", b"hello", b"[]", b"{}", b'{"context": 1, "secret": 2}', b'{"context": "zz", "secret": ""}'):
+    odd = (b'{"context": 1, "secret": 2}', b'{"context": "zz", "secret": ""}', b"[" * 50_000)
+    for content in (b"", b"hello", b"[]", b"{}", *odd):
         with pytest.raises(Damaged):
             AgeRecipient.from_identity(identity).unwrap(pyrage.encrypt(content, to), REPOSITORY)
 

@@ -42,8 +42,8 @@ def test_a_life_by_hand(run, house: House) -> None:
 
     planned = run("expire", "app", "--dry-run").stdout
     assert re.search(r"^  \w{26}  goes  beyond last 1$", planned, re.M)
-    assert "1 would go, 1 stay; nothing was deleted" in planned
-    assert "1 gone, 1 stay" in run("expire", "app").stdout
+    assert "1 would expire, 1 kept; nothing was deleted" in planned
+    assert "1 expired, 1 kept" in run("expire", "app").stdout
     assert "nothing could be freed now" in run("sweep", "local", "--dry-run").stdout
     assert "ok  storage local: freed 0 B" in run("sweep", "local").stdout
 
@@ -51,10 +51,10 @@ def test_a_life_by_hand(run, house: House) -> None:
     assert plan.splitlines()[-1] == "Nothing was done."
     assert f"from   backup {id}, proven" in plan
     back = run("restore", "app", "--to", "back.db").stdout
-    assert f"(backup {id}) is at {house.place / 'back.db'} (" in back
+    assert f"(backup {id}) restored to {house.place / 'back.db'} (" in back
     assert (house.place / "back.db").exists()
     replaced = run("restore", "app", "--in-place", "--confirm", "app").stdout
-    assert re.search(r"the state before is kept as backup \w{26}; run undo app --confirm app puts it back", replaced)
+    assert re.search(r"the previous state is kept as backup \w{26}; run undo app --confirm app puts it back", replaced)
     assert run("undo", "app", "--confirm", "app").returncode == 0
 
     checked = run("check", "app")
@@ -78,7 +78,7 @@ def test_json_stays_json(run) -> None:
         (["backup", ""], 2, "DBG-0001", "argument database: it is empty"),
         (["restore", "app", "--backup", ""], 2, "DBG-0001", "argument --backup: it is empty"),
         (["bakcup", "app"], 2, "DBG-0001", "invalid choice"),
-        (["backup", "lost"], 1, "DBG-2001", "dbguardctl status lost says what of it can be restored."),
+        (["backup", "lost"], 1, "DBG-2001", "dbguardctl status lost shows what can be restored."),
         (["backup", "nosuch"], 8, "DBG-0004", "Databases: app, lost."),
         (["restore", "app", "--in-place"], 10, "DBG-6004", "--in-place --confirm app"),
         (["restore", "app", "--to", "app.db"], 10, "DBG-6002", "run restore app --to "),

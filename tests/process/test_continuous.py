@@ -329,7 +329,7 @@ def test_a_moment_of_the_log_can_be_asked_without_restoring_it(house: House) -> 
         assert tuple(answer["rows"][0]) == db.execute(count[2]).fetchone()
     assert (answer["created_at"], answer["segments"]) == (plan["created_at"], plan["segments"])
     assert answer["sum_compared"] is False
-    assert "only a restore proves the whole" in house.ctl(*count, "--at", moment.isoformat()).err
+    assert "only a restore proves all of it" in house.ctl(*count, "--at", moment.isoformat()).err
     assert house.does(*count)["rows"][0][0] > answer["rows"][0][0]
     (found,) = house.does("diff", "app", "--from", moment.isoformat())["tables"]
     assert found["added"] == house.does(*count)["rows"][0][0] - answer["rows"][0][0]

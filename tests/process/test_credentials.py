@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dbguardctl.credstore import Credstore
-from dbguardd.errors import ConfirmMissing, NotFound, Usage
+from dbguardd.errors import ConfirmMissing, GuardError, NotFound, Usage
 from tests.process.house import House
 
 POLICY = """
@@ -86,3 +86,10 @@ def test_names_sizes_and_what_is_there(tmp_path: Path) -> None:
         store.set("words", b"secret", replace=False)
     assert (place / "dbguard.words").read_bytes() == b"sealed"
     assert not (tmp_path / "etc" / "systemd").exists()
+    (place / "dbguard.stuck").mkdir()
+    with pytest.raises(GuardError, match="stuck: cannot be removed"):
+        store.remove("stuck")
+    (tmp_path / "other" / "etc").mkdir(parents=True)
+    (tmp_path / "other" / "etc" / "credstore.encrypted").write_bytes(b"")
+    with pytest.raises(Usage, match="words: cannot be written"):  # a disk that is not full is not said to be
+        Credstore(tmp_path / "other").set("words", b"secret", replace=False)

@@ -32,7 +32,7 @@ def test_the_story_of_a_database(house: House) -> None:
     path.unlink()
     problem = house.fails("DBG-2001", 1, "backup", "app")
     lines = told(house, "app")
-    assert re.fullmatch(r"app: storage local was empty: a new repository was made in it", lines[0])
+    assert re.fullmatch(r"app: storage local was empty: a new repository was created in it", lines[0])
     assert re.fullmatch(rf"app: backup {id} is stored, \S+ \w+ new, \S+ m?s", lines[1])
     assert re.fullmatch(rf"app: backup {id} is proven: a restore takes \S+ m?s", lines[2])
     me = pwd.getpwuid(os.geteuid()).pw_name
@@ -42,11 +42,11 @@ def test_the_story_of_a_database(house: House) -> None:
     assert house.ctl("log", "shop").out == "Nothing has happened to shop that was asked for.\n"
     assert told(house, "--errors") == lines[5:]
     verbose = told(house, "app", "-v")
-    assert "app: job.queued" not in str(verbose) and any("waits for its turn" in line for line in verbose)
+    assert "app: job.queued" not in str(verbose) and any("backup is queued" in line for line in verbose)
     assert verbose[-1].endswith(f"dbguardctl job show {problem['job']}")
     everything = told(house)
     assert everything[0].startswith("the policy is in force: 2 databases")
-    assert "dbguardd is ready and guards 2 databases" in everything
+    assert "dbguardd is ready and protects 2 databases" in everything
 
 
 def test_the_log_says_what_the_daemon_logged(house: House) -> None:

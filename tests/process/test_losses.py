@@ -342,7 +342,7 @@ def test_backups_of_a_purged_installation_show_before_anything_is_protected(hous
     assert (key["recovery"], key["known"]) == ([], False)
     said = house.ctl("status").out
     assert "no key of this machine opens" in said and "dbguardctl key recover main" in said
-    assert "no recovery recipient" not in said and "not known before they are read" in said
+    assert "no recovery recipient" not in said and "not known until they have been read" in said
     assert house.ctl("key", "recover", stdin=identity).status == 0
     assert (house.status("app")["backups"], house.api.get("keys")["keys"][0]["known"]) == (2, True)
     house.is_sound()

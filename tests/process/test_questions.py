@@ -175,7 +175,7 @@ def test_who_may_restore_may_ask_and_nobody_gets_the_answer_of_another(house: Ho
             said = house.ctl("--json", *words, uid=uid)
             assert said.status in (0, 3) and (NEEDLE in said.out) is told, (words, uid, said.out)
     said = house.ctl("job", "show", asked[0]["id"], uid=stranger)
-    assert "not shown  sql: for who may ask the same" in said.out and "DBG-0001 Wrong usage" in said.out
+    assert "not shown  sql: only for users who may ask this" in said.out and "DBG-0001 Wrong usage" in said.out
     assert NEEDLE.encode() not in house.log.read_bytes()
     job = house.submit("query", "app", sql="select text from note where id = 7")  # as whoever runs the test
     assert house.ended(job)["state"] == "done"

@@ -49,7 +49,7 @@ def test_all_that_matters_works_for_a_service_without_rights(served: House, user
     path = served.place / "home" / "app.db"
     first = served.does("backup", "app")
     assert first["proof"]["grade"] == "proven"
-    lost_with = "the same file system as app: what takes that takes both"  # although only its owner sees it there
+    lost_with = "the same file system as app: one failure there loses both"  # although only its owner sees it there
     until(lambda: lost_with in served.ctl("status").out, lambda: served.ctl("status").out)
     served.does("restore", "app", "--to", str(path.with_name("again.db")))
     found = path.with_name("again.db").stat()
@@ -107,7 +107,7 @@ def test_what_left_the_policy_is_restored_for_its_owner_by_what_the_error_says(s
     rooted.chmod(0o777)  # anybody may write there: the job acts as the service, which may give nothing away
     said = served.ctl("restore", "app", "--to", str(rooted / "app.db"))
     assert (said.status, (rooted / "app.db").stat().st_uid) == (3, service)
-    assert "without all of its rights" in said.out and f"chown {pwd.getpwuid(owner).pw_name}:" in said.out
+    assert "not with all its permissions" in said.out and f"chown {pwd.getpwuid(owner).pw_name}:" in said.out
     served.is_sound()
 
 

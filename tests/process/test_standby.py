@@ -296,4 +296,4 @@ def test_it_runs_beside_the_daemon_of_the_database(house: House, far: Far) -> No
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert f"made  {target} from backup" in out
-    assert "run it again to go on" in out
+    assert "run it again to continue" in out

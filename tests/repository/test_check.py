@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from dbguardd.errors import GuardError
+from dbguardd.errors import GuardError, NotARepository
 from dbguardd.repository import Proof
 from tests.repository.lifecycle_kit import GRACE, World, clean, damage
 
@@ -202,3 +202,14 @@ def test_the_probe_of_another_check_is_no_stranger():
     put(world, "holiday.jpg", b"dbguard")
     found = [finding.object for finding in world.open().check(data=False) if finding.severity != "unseen"]
     assert found == ["holiday.jpg"]
+
+
+def test_json_that_is_nested_too_deeply_is_damage_and_no_bug():
+    world = World()
+    world.create()
+    nested = b"[" * 60_000
+    put(world, f"keys/{hashlib.sha256(nested).hexdigest()}", nested)
+    assert any("not a wrapped key" in finding.message for finding in world.open().check(False))
+    put(world, "repo.json", nested)
+    with pytest.raises(NotARepository):
+        world.open()

@@ -57,7 +57,7 @@ def swap(snaps: frozenset[Snap], old: Snap, new: Snap) -> frozenset[Snap]:
 
 
 def reliable(s: State, packs: frozenset[int], rules: frozenset[str]) -> bool:
-    """tombs.rely_on"""
+    """tombstones.check_packs_stay()"""
     margin = MARGIN if "margin" in rules else 0
     doomed = {pack for pack, at in s.tombs if s.now - at >= GRACE - margin}
     return not ("tombs" in rules and packs & doomed) and not ("exists" in rules and not packs <= s.packs)

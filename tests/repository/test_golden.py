@@ -46,7 +46,7 @@ def test_dbguard_reads_it(form, kind):
     assert [backup.id for backup in repository.backups()] == [row["id"] for row in expected["backups"]]
     for row in expected["backups"]:
         backup = repository.backup(row["id"])
-        assert (backup.database, backup.kind, backup.seq, backup.facts) == (
+        assert (backup.database, backup.kind, backup.seq, backup.raw_facts) == (
             *(row["database"], row["kind"], row["seq"], row["facts"]),
         )
         with repository.tree(backup) as tree:
@@ -110,7 +110,7 @@ def make(place: Path) -> None:
                 backup = saving.seal({"number": number})
         streams = {"main": hashlib.sha256(main).hexdigest(), "notes.txt": hashlib.sha256(notes).hexdigest()}
         rows.insert(0, {"id": backup.id, "database": database, "kind": backup.kind, "seq": backup.seq,
-                        "facts": dict(backup.facts), "streams": streams})  # fmt: skip
+                        "facts": dict(backup.raw_facts), "streams": streams})  # fmt: skip
     first, second, third = (row["id"] for row in rows[:0:-1])
     repository.attest(second, {"tables": {"t": {"rows": 3}}}, START)
     repository.add_proof(Proof(second, START, "proven", 0.25, ({"name": "opens", "outcome": "ok"},), "0.1.0"))

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
 from dbguardd.flow import Images, Segment
-from dbguardd.repository import Until, recover
+from dbguardd.repository import LogRange, recover
 from dbguardd.repository import log as logs
 from dbguardd.repository.check import Checking
-from dbguardd.repository.log import FOLD, Log
+from dbguardd.repository.log import FOLD, StoredLog
 from dbguardd.repository.moment import MomentTree
 from dbguardd.repository.records import Records
 from dbguardd.repository.seal import Domain, Keyring
@@ -32,10 +32,10 @@ PAGE = 512
 PLACE = {"round": "r", "position": 0, "check": ""}
 
 
-def open_log(storage, domain=DOMAIN, seed=1) -> Log:
+def open_log(storage, domain=DOMAIN, seed=1) -> StoredLog:
     keyring = Keyring(ROOT, {DOMAIN.id: DOMAIN, OTHER.id: OTHER})
     dice = random.Random(seed)
-    return Log(storage, Records(storage, keyring, dice.randbytes), domain, dice.randbytes)
+    return StoredLog(storage, Records(storage, keyring, dice.randbytes), domain, dice.randbytes)
 
 
 def segment(number: int, pages: dict[int, bytes] | None = None, size: int = 8 * PAGE, at: datetime | None = None):
@@ -50,7 +50,7 @@ def segment(number: int, pages: dict[int, bytes] | None = None, size: int = 8 * 
     )
 
 
-def filled(log: Log, count: int):
+def filled(log: StoredLog, count: int):
     chain = log.begin(PLACE, "the log was not followed before", NOW)
     for number in range(1, count + 1):
         chain = log.append(chain, segment(number))
@@ -68,7 +68,7 @@ def wanted(number: int) -> tuple:
     return number, one.at, one.since, one.until, one.body.size, pages
 
 
-def whole(log: Log, count: int) -> None:
+def whole(log: StoredLog, count: int) -> None:
     """Assert that the log has one chain with the segments 0 to `count`, each once."""
     (chain,) = log.chains()
     assert (chain.first, chain.last) == (0, count)
@@ -364,7 +364,7 @@ def moments():
 
     def apply(chain, after, last, name="main") -> bytes:
         with Tree(storage, DOMAIN, backup) as tree, tempfile.TemporaryFile() as file:
-            moment = MomentTree(tree, log, Until(chain, after, last))
+            moment = MomentTree(tree, log, LogRange(chain, after, last))
             assert list(moment.names()) == ["main", "notes"]
             size = moment.deliver(name, file.fileno())
             file.seek(0)
@@ -404,7 +404,7 @@ def test_a_moment_is_the_segments_put_over_the_backup_by_hand(history, cut):
             del expected[link.size :]
             expected.extend(bytes(link.size - len(expected)))
     with Tree(storage, DOMAIN, backup) as tree, tempfile.TemporaryFile() as file:
-        moment = MomentTree(tree, log, Until(chain, after, last))
+        moment = MomentTree(tree, log, LogRange(chain, after, last))
         if last > after and not history[last - 1][2]:
             with pytest.raises(Damaged):
                 moment.deliver("main", file.fileno())

@@ -11,7 +11,7 @@ import pytest
 from dbguardd.errors import Damaged, ObjectMissing
 from dbguardd.facts import Target
 from dbguardd.flow import LOG, Segment
-from dbguardd.repository import Until
+from dbguardd.repository import LogRange
 from dbguardd.repository.moment import LogTree
 from dbguardd.repository.tree import Tree
 from dbguardd.rules.chains import BYTES
@@ -38,7 +38,7 @@ def test_bytes_are_there_in_order_and_folded_and_are_read_behind_a_backup():
     assert not checked(storage)
     backup = save(storage, {"main": b"m" * 5000})
     with Tree(storage, DOMAIN, backup) as base, tempfile.TemporaryFile() as file:
-        tree = LogTree(base, log, Until(chain, 10, 60, BYTES, Target(at="then")))
+        tree = LogTree(base, log, LogRange(chain, 10, 60, BYTES, Target(at="then")))
         assert list(tree.names()) == ["main", "wal"]
         with tree.read("main") as main, tree.read("wal") as wal:
             assert (main.read(), wal.read()) == (b"m" * 5000, data[10_000:60_000])
@@ -57,12 +57,12 @@ def test_what_has_a_hole_or_something_else_in_it_is_refused_and_says_nothing_of_
     for number in range(1, 10):
         chain = log.append(chain, piece(number, b"w") if number != 5 else segment(5))
     with Tree(storage, DOMAIN, save(storage, {"main": b"m"})) as base:
-        with LogTree(base, log, Until(chain, 0, 9, BYTES)).read("wal") as source, pytest.raises(Damaged) as mixed:
+        with LogTree(base, log, LogRange(chain, 0, 9, BYTES)).read("wal") as source, pytest.raises(Damaged) as mixed:
             source.read()
         log.forget([each for each in log.chains()[0].pieces if each.first == 3])
         whole, _ = log.chains()
         with pytest.raises(ObjectMissing) as missing:
-            LogTree(base, log, Until(whole, 0, 9, BYTES))
+            LogTree(base, log, LogRange(whole, 0, 9, BYTES))
     assert LOG in mixed.value.facts and LOG in missing.value.facts
 
 
@@ -109,7 +109,7 @@ def test_a_segment_that_is_not_the_one_of_its_place_is_refused(wrong):
     with (
         Tree(storage, DOMAIN, save(storage, {"main": b"m"})) as base,
         pytest.raises(ObjectMissing if wrong == "missing" else Damaged) as refused,
-        LogTree(base, log, Until(log.chains()[0], 0, 5, BYTES)).read("wal") as source,
+        LogTree(base, log, LogRange(log.chains()[0], 0, 5, BYTES)).read("wal") as source,
     ):
         source.read()
     assert LOG in refused.value.facts

@@ -95,7 +95,7 @@ def test_over_another_state_only_what_differs_is_fetched_and_written(tmp_path: P
     with open(target, "w+b", buffering=0) as file, Tree(storage, DOMAIN, backup) as tree:
         file.write(other)
         before, fetched = written(), storage.fetched
-        assert tree.deliver("main", file.fileno(), over=True) == len(data)
+        assert tree.deliver("main", file.fileno(), delta=True) == len(data)
         lacking = max(0, len(data) - max(size, 2_200_000))
         assert written() - before <= 4 * 8192 + lacking + 8192
         assert storage.fetched - fetched < 4 * 262_144 + 1.2 * lacking + 20_000
@@ -125,7 +125,7 @@ def test_what_was_kept_of_another_state_just_now_is_not_read_again(tmp_path: Pat
         Tree(storage, DOMAIN, backup, there=there) as tree,
     ):
         before = read()
-        assert tree.deliver("main", file.fileno(), over=True) == len(data)
+        assert tree.deliver("main", file.fileno(), delta=True) == len(data)
         assert (read() - before < 5 * 65536) is (not of_use)
         kinds = {"what was kept is damaged": [Damaged], "or is gone": [ObjectMissing]}
         assert [type(doubt) for doubt in there.doubts] == kinds.get(of_use, [])
@@ -148,11 +148,11 @@ def test_what_is_there_already_keeps_its_times_and_is_not_even_read_where_that_i
         Tree(storage, DOMAIN, backup, there=there if known else None) as tree,
     ):
         fetched = storage.fetched
-        assert tree.deliver("main", file.fileno(), over=True) == len(data)
+        assert tree.deliver("main", file.fileno(), delta=True) == len(data)
         assert storage.fetched - fetched < len(data) // 10
         if known:
             os.pwrite(file.fileno(), b"not read", 0)
-            assert tree.deliver("main", file.fileno(), over=True) == len(data)
+            assert tree.deliver("main", file.fileno(), delta=True) == len(data)
             assert os.pread(file.fileno(), 8, 0) == b"not read"
         else:
             after = os.fstat(file.fileno())
@@ -168,7 +168,7 @@ def test_over_another_state_nothing_wrong_is_written_from_a_damaged_pack(tmp_pat
         data[len(data) // 2] ^= 1
         storage.objects[name] = bytes(data)
     with open(target, "r+b") as file, Tree(storage, DOMAIN, backup) as tree, pytest.raises(Damaged):
-        tree.deliver("main", file.fileno(), over=True)
+        tree.deliver("main", file.fileno(), delta=True)
     assert target.read_bytes() == noise(300_000, 2)
 
 
@@ -371,7 +371,7 @@ def test_who_is_asked_hears_of_the_end_when_all_was_read(tmp_path: Any) -> None:
             assert sink.written_bytes == len(data)
             os.pwrite(file.fileno(), bytes(len(data)), 0)
 
-        sink.adopt("main", file.fileno(), 4096, filled=watched(), asked=True)
+        sink.adopt("main", file.fileno(), 4096, filled=watched(), on_demand=True)
         made = sink.seal({})
     assert load(storage, made) == {"main": data}
 
@@ -465,7 +465,7 @@ def test_a_parent_with_one_damaged_leaf_means_full_again(leaf: int) -> None:
             yield len(data)
             os.pwrite(file.fileno(), b"later", 1_000_000)  # nobody reads any more
 
-        sink.adopt("main", file.fileno(), 4096, filled=owner(), asked=True)
+        sink.adopt("main", file.fileno(), 4096, filled=owner(), on_demand=True)
         backup = sink.seal({})
         assert [type(doubt) for doubt in sink.doubts] == [Damaged]
         assert sink.written_bytes == len(data)

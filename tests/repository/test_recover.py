@@ -238,6 +238,25 @@ def test_the_whole_sheet_is_an_identity(tmp_path, capsys):
     assert "55 of 58 characters follow" in capsys.readouterr().err
 
 
+def test_a_damaged_wrapped_key_does_not_hide_one_that_is_whole(tmp_path, capsys):
+    identity, recipient = new_identity()
+    (tmp_path / "identity.txt").write_bytes(identity.reveal())
+    world = World()
+    repository = world.create()
+    backup = world.save(repository)
+    repository.add_recipient(AgeRecipient(recipient))
+    place = spill(world.storage, tmp_path / "storage")
+    for content in (b"[]", b"[" * 60_000):  # under their own names, and one that is torn
+        (place / "keys" / hashlib.sha256(content).hexdigest()).write_bytes(content)
+    (place / "keys" / ("0" * 64)).write_bytes(b"torn")
+    assert recover.main(["--identity", str(tmp_path / "identity.txt"), str(place), "list"]) == 0
+    assert backup.id in capsys.readouterr().out
+    for key in (place / "keys").iterdir():
+        key.write_bytes(b"torn")
+    assert recover.main(["--identity", str(tmp_path / "identity.txt"), str(place), "list"]) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
 def test_errors_of_the_system_are_told_in_words(tmp_path, capsys):
     assert recover.main(["--identity", "x", str(tmp_path), "list"]) == 1
     assert "no repo.json in it" in capsys.readouterr().err

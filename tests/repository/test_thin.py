@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dbguardd.errors import ObjectMissing
 from dbguardd.repository import recover, thin
-from dbguardd.repository.log import FOLD, Link, Log
+from dbguardd.repository.log import FOLD, Link, StoredLog
 from dbguardd.repository.thin import Due, Grain
 from dbguardd.rules.chains import Chain
 from dbguardd.storage.memory import Memory
@@ -35,7 +35,7 @@ def put_over(state: State, link: Link) -> State:
     return bytes(file)
 
 
-def lived(log: Log, dice: random.Random, count: int) -> tuple[Chain, dict[int, State], list[datetime]]:
+def lived(log: StoredLog, dice: random.Random, count: int) -> tuple[Chain, dict[int, State], list[datetime]]:
     """A database that grows, shrinks and has long transactions: its log, and what it was at each moment."""
     chain, at, pages = log.begin(PLACE, "new", NOW), NOW, 8
     states, moments = {0: dice.randbytes(8 * PAGE)}, [NOW]
@@ -59,7 +59,7 @@ def all_of(chain: Chain, grain: int) -> Due:
     return Due(chain, grain, chain.last)
 
 
-def is_as_it_was(log: Log, states: dict[int, State], dice: random.Random) -> list[int]:
+def is_as_it_was(log: StoredLog, states: dict[int, State], dice: random.Random) -> list[int]:
     """Assert that each moment that is left comes back, from any state before it; return their numbers."""
     (chain,) = log.chains()
     left = [link.number for link in log.links(chain, 0, chain.last) if link.size]

@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbguardd.facts import Place
-from dbguardd.rules.chains import BYTES, Chain, Piece, Stored
+from dbguardd.facts import LogPosition
+from dbguardd.rules.chains import BYTES, Chain, LogView, Piece
 from dbguardd.rules.moment import Base, bases_of, before, hole, leads, newest, reaching, up_to
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -46,7 +46,7 @@ class Kept:
         self.pieces[Piece(f"log/{first}", ID, first, last, reached, 1, reached)] = list(segments)
 
     @property
-    def stored(self) -> Stored:
+    def stored(self) -> LogView:
         def look(piece: Piece) -> list[Segment]:
             self.opened.append(piece)
             return self.pieces[piece]
@@ -55,7 +55,7 @@ class Kept:
         for earlier, piece in pairwise(self.pieces):
             rows += [[]] if piece.first > earlier.last + 1 else []
             rows[-1].append(piece)
-        return Stored([Chain(ID, tuple(row)) for row in rows], look)
+        return LogView([Chain(ID, tuple(row)) for row in rows], look)
 
 
 def place(position: int) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def test_what_is_chosen_is_what_reading_all_of_the_log_would_choose(made: tuple[
     straight = all(one.at <= two.at for one, two in pairwise(segments))
     after = data.draw(st.integers(0, len(segments) - 1))
     position = data.draw(st.integers(after, len(segments) - 1))
-    base = Base("B", segments[position].at, ID, after, Place("r", position))
+    base = Base("B", segments[position].at, ID, after, LogPosition("r", position))
     moments = st.sampled_from([one.at + timedelta(seconds=more) for one in segments for more in (0, 0.5)])
     wanted = data.draw(st.none() | moments) if straight else None
     if wanted is not None and base.created_at > wanted:
@@ -118,7 +118,7 @@ def line(last: int, lost: range = range(0)) -> Kept:
 
 
 def test_of_a_long_log_only_what_its_names_do_not_settle_is_looked_into():
-    kept, base = line(300), Base("A", at(9), ID, 9, Place("r", 9))
+    kept, base = line(300), Base("A", at(9), ID, 9, LogPosition("r", 9))
     for wanted, number in ((at(200.5), 200), (None, 300)):
         kept.opened.clear()
         ending = newest(kept.stored, [base], base, wanted)
@@ -128,25 +128,25 @@ def test_of_a_long_log_only_what_its_names_do_not_settle_is_looked_into():
 
 def test_what_goes_on_from_the_backup_itself_counts_whatever_the_clock_says():
     kept = line(4)
-    alone = Base("B", at(90), ID, 2, Place("r", 2))
+    alone = Base("B", at(90), ID, 2, LogPosition("r", 2))
     ending = newest(kept.stored, [alone], alone, None)
     assert ending is not None and (ending.base, ending.link.number) == (alone, 4)
     elsewhere = Base("C", at(90))
-    assert newest(kept.stored, [elsewhere, Base("A", at(1), ID, 1, Place("r", 1))], elsewhere, None) is None
+    assert newest(kept.stored, [elsewhere, Base("A", at(1), ID, 1, LogPosition("r", 1))], elsewhere, None) is None
 
 
 def test_a_hole_ends_what_is_reached_and_is_told_where_more_was_wanted():
     log = line(9, range(5, 7)).stored
-    base = Base("A", at(1), ID, 1, Place("r", 1))
+    base = Base("A", at(1), ID, 1, LogPosition("r", 1))
     ending = newest(log, [base], base, None)
     assert ending is not None and ending.link.number == 4
     assert hole(log, ending.chain, None) == hole(log, ending.chain, at(8)) == (5, 6)
     assert hole(log, ending.chain, at(3)) is None
     assert list(bases_of(log.chains[1], [base])) == []
-    later = Base("D", at(4.5), ID, 4, Place("r", 3, end=4))
+    later = Base("D", at(4.5), ID, 4, LogPosition("r", 3, end=4))
     found = up_to(log, log.chains[0], [base], later)
     assert found is not None and (found.link.number, found.at) == (4, later.created_at)
-    assert up_to(log, log.chains[0], [base], Base("D", at(6), ID, 4, Place("r", 3, end=5))) is None
+    assert up_to(log, log.chains[0], [base], Base("D", at(6), ID, 4, LogPosition("r", 3, end=5))) is None
 
 
 def test_what_was_stored_of_a_round_behind_the_place_where_it_was_left_leads_nowhere():
@@ -154,23 +154,23 @@ def test_what_was_stored_of_a_round_behind_the_place_where_it_was_left_leads_now
     kept = line(7)
     kept.put(Segment(8, at(9), place(7), turned))
     log = kept.stored
-    base = Base("A", at(1), ID, 1, Place("r", 1))
+    base = Base("A", at(1), ID, 1, LogPosition("r", 1))
     for position, number in ((3, 3), (4, 4), (5, 8), (9, 8)):
         link = reaching(log, log.chains[0], base, position)
         assert link is not None and link.number == number
-    end = Place.read(turned)
+    end = LogPosition.read(turned)
     assert end is not None
-    assert [leads(Place("r", position), end) for position in (4, 5)] == [True, False]
-    assert leads(None, end) and leads(Place("s", 99), end) and not leads(Place("q", 1), end)
-    late = Base("L", at(6), ID, 6, Place("r", 6))
+    assert [leads(LogPosition("r", position), end) for position in (4, 5)] == [True, False]
+    assert leads(None, end) and leads(LogPosition("s", 99), end) and not leads(LogPosition("q", 1), end)
+    late = Base("L", at(6), ID, 6, LogPosition("r", 6))
     ending = newest(log, [late, base], late, None)
     assert ending is not None and ending.base == base
 
 
 def test_what_lies_before_a_backup_was_made_before_it_and_is_of_no_place_behind_it() -> None:
     """A clock that was ahead says nothing of that; a standby that lags is behind what was made before it."""
-    ahead = Base("01", datetime(2099, 1, 1, tzinfo=UTC), place=Place("r", 5))
-    assert before(ahead, Base("02", datetime(2026, 1, 1, tzinfo=UTC), place=Place("r", 5)))
-    assert not before(ahead, Base("02", datetime(2100, 1, 1, tzinfo=UTC), place=Place("r", 4)))
-    assert before(ahead, Base("02", datetime(2026, 1, 1, tzinfo=UTC), place=Place("s", 4)))
+    ahead = Base("01", datetime(2099, 1, 1, tzinfo=UTC), place=LogPosition("r", 5))
+    assert before(ahead, Base("02", datetime(2026, 1, 1, tzinfo=UTC), place=LogPosition("r", 5)))
+    assert not before(ahead, Base("02", datetime(2100, 1, 1, tzinfo=UTC), place=LogPosition("r", 4)))
+    assert before(ahead, Base("02", datetime(2026, 1, 1, tzinfo=UTC), place=LogPosition("s", 4)))
     assert not before(Base("03", datetime(2026, 1, 1, tzinfo=UTC)), ahead)

@@ -58,7 +58,7 @@ def test_a_safe_database_needs_nobody():
         (
             {"recoverable_to_at": None},
             Health.UNPROVEN,
-            "app: a backup exists, but no restore of it has ever been proven",
+            "app: a backup exists, but none has ever been proven by a restore",
             "dbguardctl verify app",
         ),
         (

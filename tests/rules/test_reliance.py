@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbguardd.rules.dated import Dated
+from dbguardd.rules.backup_state import BackupState
 from dbguardd.rules.reliance import choose, doubt
 from dbguardd.rules.retention import Keep, decide
 
@@ -19,10 +19,10 @@ def id_of(age: int) -> str:
     return f"{99 - age}"
 
 
-def history(*kinds: str) -> list[Dated]:
+def history(*kinds: str) -> list[BackupState]:
     """Return backups, newest first: proven, stored, failed or safety; each an hour older than the one before."""
     return [
-        Dated(id_of(age), NOW - timedelta(hours=age), proven=kind == "proven", failed=kind == "failed",
+        BackupState(id_of(age), NOW - timedelta(hours=age), proven=kind == "proven", failed=kind == "failed",
               safety=kind == "safety")
         for age, kind in enumerate(kinds)
     ]  # fmt: skip
@@ -55,9 +55,9 @@ def test_what_is_younger_than_asked_for_does_not_count():
 
 def test_a_later_time_is_no_newer_state():
     """A clock that was ahead has dated what was made before it was set right."""
-    ahead = Dated("01", NOW + timedelta(days=365), proven=True)
-    unproven = Dated("00", NOW + timedelta(days=366))
-    since = Dated("02", NOW, proven=True)
+    ahead = BackupState("01", NOW + timedelta(days=365), proven=True)
+    unproven = BackupState("00", NOW + timedelta(days=366))
+    since = BackupState("02", NOW, proven=True)
     choice = choose([unproven, ahead, since])
     assert (choice.backup, choice.passed_over, choice.later) == (since, (), (ahead,))
     assert choose([unproven, ahead, since], NOW + timedelta(hours=1)).later == ()
@@ -78,6 +78,7 @@ def test_safety_copies_push_no_backup_out():
     assert {id_of(6), id_of(7), id_of(8)} <= set(verdict.keep)
     assert verdict.drop[id_of(1)] == ("a safety copy that is no longer held",)
     held = [
-        Dated(b.id, b.created_at, b.proven, ("restore undo",) if b.safety else (), safety=b.safety) for b in backups
+        BackupState(b.id, b.created_at, b.proven, ("restore undo",) if b.safety else (), safety=b.safety)
+        for b in backups
     ]
     assert not decide(held, Keep(last=3), NOW).drop

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbguardd.rules.dated import Dated
+from dbguardd.rules.backup_state import BackupState
 from dbguardd.rules.retention import EVIDENCE, Keep, breaker, decide, departures, shrinks
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
@@ -30,10 +30,10 @@ def keeps(draw: st.DrawFn) -> Keep:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Dated]:
+def histories(draw: st.DrawFn) -> list[BackupState]:
     ages = draw(st.lists(st.integers(0, 3 * 365 * 24 * 4), max_size=40))
     return [
-        Dated(
+        BackupState(
             f"{number:04}",
             NOW - timedelta(minutes=15 * age),
             proven=(proven := draw(st.booleans())),
@@ -94,8 +94,8 @@ def test_departures_are_told_for_what_stays_and_lie_ahead(backups, keep):
     assert all(ends[backup.id] is None for backup in backups if backup.holds)
 
 
-def daily(days: int, **facts: bool) -> list[Dated]:
-    return [Dated(f"d{999 - day}", NOW - timedelta(days=day), **facts) for day in range(days)]
+def daily(days: int, **facts: bool) -> list[BackupState]:
+    return [BackupState(f"d{999 - day}", NOW - timedelta(days=day), **facts) for day in range(days)]
 
 
 def test_last_daily_weekly_monthly():
@@ -117,17 +117,17 @@ def test_last_daily_weekly_monthly():
 
 def test_a_proven_backup_stands_for_its_day_before_a_newer_unproven_one():
     backups = [
-        Dated("3 late", NOW, proven=False),
-        Dated("2 noon", NOW - timedelta(hours=1), proven=True),
-        Dated("1 early", NOW - timedelta(hours=2), proven=True),
+        BackupState("3 late", NOW, proven=False),
+        BackupState("2 noon", NOW - timedelta(hours=1), proven=True),
+        BackupState("1 early", NOW - timedelta(hours=2), proven=True),
     ]
     kept = decide(backups, Keep(daily=1), NOW).keep
     assert kept == {"3 late": ("newest",), "2 noon": ("newest proven", "daily 1 of 1")}
 
 
 def test_failed_backups_do_not_push_good_ones_out_and_stay_as_evidence():
-    bad = [Dated(f"bad{9 - n}", NOW - timedelta(hours=n), failed=True) for n in range(10)]
-    good = Dated("a good one", NOW - timedelta(days=3))
+    bad = [BackupState(f"bad{9 - n}", NOW - timedelta(hours=n), failed=True) for n in range(10)]
+    good = BackupState("a good one", NOW - timedelta(days=3))
     kept = decide([*bad, good], Keep(last=1), NOW).keep
     assert kept["a good one"] == ("newest that did not fail", "last 1 of 1")
     assert kept["bad0"] == ("evidence",)
@@ -137,11 +137,11 @@ def test_failed_backups_do_not_push_good_ones_out_and_stay_as_evidence():
 
 
 def test_backups_of_a_clock_that_was_ahead_do_not_push_out_those_that_are_made_since():
-    ahead = [Dated(f"{number:04}", NOW + timedelta(days=3650, hours=number), proven=True) for number in range(3)]
-    since = [Dated(f"{number:04}", NOW + timedelta(hours=number), proven=number != 6) for number in range(3, 7)]
+    ahead = [BackupState(f"{number:04}", NOW + timedelta(days=3650, hours=number), proven=True) for number in range(3)]
+    since = [BackupState(f"{number:04}", NOW + timedelta(hours=number), proven=number != 6) for number in range(3, 7)]
     verdict = decide([*ahead, *since], Keep(last=2, min_proven=1), NOW)
     assert verdict.keep == {"0006": ("newest", "last 1 of 2"), "0005": ("newest proven", "last 2 of 2")}
-    before = [Dated(f"+{backup.id}", backup.created_at) for backup in daily(3)]
+    before = [BackupState(f"+{backup.id}", backup.created_at) for backup in daily(3)]
     counted = decide([*ahead, *since, *before], Keep(daily=2, within=timedelta(hours=2)), NOW).keep
     assert counted["0002"] == ("daily, later than what was made last", "within 2h")
     assert counted["0005"] == ("newest proven", "daily 1 of 2", "within 2h")
@@ -149,14 +149,14 @@ def test_backups_of_a_clock_that_was_ahead_do_not_push_out_those_that_are_made_s
 
 
 def test_what_a_clock_that_was_behind_has_dated_takes_nothing_away():
-    behind = Dated("e000", NOW - timedelta(days=20_000), proven=True)
+    behind = BackupState("e000", NOW - timedelta(days=20_000), proven=True)
     kept = decide(daily(30), Keep(daily=7, monthly=2), NOW).keep
     assert {*kept} < {*decide([*daily(30), behind], Keep(daily=7, monthly=2), NOW).keep}
 
 
 def test_days_are_those_of_the_zone():
     evening, night = (datetime(2026, 6, 1, hour, tzinfo=UTC) for hour in (21, 23))  # 23:00 and 01:00 in Berlin
-    backups = [Dated("evening", evening), Dated("night", night)]
+    backups = [BackupState("evening", evening), BackupState("night", night)]
     assert "evening" not in decide(backups, Keep(daily=2), NOW).keep
     assert "evening" in decide(backups, Keep(daily=2, zone=ZoneInfo("Europe/Berlin")), NOW).keep
 
@@ -192,7 +192,7 @@ def test_departures_come_true_when_every_planned_backup_is_made():
     at = NOW
     for number in range(100):
         at += timedelta(days=1)
-        backups.append(Dated(f"n{number:03}", at, proven=True))
+        backups.append(BackupState(f"n{number:03}", at, proven=True))
         for id in decide(backups, keep, at).drop:
             gone[id] = at
         backups = [backup for backup in backups if backup.id not in gone]
@@ -227,7 +227,7 @@ def test_a_worker_can_decide_without_pydantic():
 
 
 def test_departures_without_a_schedule_are_not_known():
-    backups = [Dated("b", NOW), Dated("a", NOW - timedelta(days=1), failed=True)]
+    backups = [BackupState("b", NOW), BackupState("a", NOW - timedelta(days=1), failed=True)]
     ends = departures(backups, Keep(daily=1, yearly=1), NOW, lambda moment: None)
     assert ends == {"b": None, "a": NOW + timedelta(days=6)}
     assert departures([], Keep(daily=1), NOW, lambda moment: None) == {}

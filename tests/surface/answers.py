@@ -39,7 +39,7 @@ APP = database(
 )  # fmt: skip
 CRM = database(
     "crm", Health.UNPROVEN, backups=1, source_bytes=5368709120,
-    attention=["crm: a backup exists, but no restore of it has ever been proven"], hints=["dbguardctl verify crm"],
+    attention=["crm: a backup exists, but none has ever been proven by a restore"], hints=["dbguardctl verify crm"],
     next_run_at="2026-09-13T00:00:00Z", next_verb="backup",
 )  # fmt: skip
 CACHE = database(

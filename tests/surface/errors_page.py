@@ -33,15 +33,15 @@ Every error that
 .Xr dbguardd 8
 and
 .Xr dbguardctl 1
-report has a stable code, which stands in messages, in JSON and in the
+report has a stable code, shown in messages, in JSON and in the
 journal.
 Each entry below says what happened, what that means for the data, and what to
 do.
 .Ql dbguardctl explain CODE
 prints the same without a daemon.
-An error that is marked
+An error marked
 .Em passing
-may be gone when the same is tried again; the daemon does so by itself for
+may go away when the same is tried again; the daemon does so by itself for
 scheduled work.
 .Sh CODES
 """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,15 @@ def test_a_place_that_may_not_be_written_is_no_matter_of_roles(inside: Callable[
     said = capsys.readouterr().err
     assert said.startswith("error[DBG-0012]: /sys/dbguard/policy.toml: ")
     assert "role" not in said
+
+
+def test_a_disk_that_is_full_leaves_no_half_policy(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    command = [sys.executable, "-m", "dbguardctl", "init", "--policy", str(path)]
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, 100))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=full)  # noqa: PLW1509
+    assert done.returncode == 11 and done.stderr.startswith("error[DBG-3002]: ")
+    assert not path.exists()
 
 
 def test_ctrl_c_while_it_loads_is_no_traceback(tmp_path: Path) -> None:

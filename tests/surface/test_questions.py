@@ -109,7 +109,7 @@ def test_rows_with_other_values_are_told_of_and_shown_with_both(ctl: Ctl, daemon
     daemon.verb_jobs["undelete"] = [answers.job("undelete", result=found, request={"sql": False})]
     words = ["undelete", "app", "--table", "orders", "--id", APP_1]
     done = ctl(*words)
-    assert "3 rows of it are there with other values than then" in done.stderr
+    assert "3 rows exist now with other values" in done.stderr
     assert f"dbguardctl undelete app --table orders --id {APP_1} --changed" in done.stderr
     changes = [line for line in answers.DIFFERENCE if line.get("change") == "changed"]
     monkeypatch.setitem(answers.ANSWERS, "undelete", b"".join(json.dumps(line).encode() + b"\n" for line in changes))

@@ -53,8 +53,8 @@ def test_no_word_is_broken_on_a_narrow_terminal(fold: frozenset[int]) -> None:
     ("outcomes", "said"),
     [
         (["ok"], "1 check, all passed."),
-        (["ok", "ok", "not configured"], "2 checks, all passed. Lines with - are no checks: 1."),
-        (["ok", "inconclusive", "not configured"], "1 of 2 checks did not pass. Lines with - are no checks: 1."),
+        (["ok", "ok", "not configured"], "2 checks, all passed. Not configured: 1."),
+        (["ok", "inconclusive", "not configured"], "1 of 2 checks did not pass. Not configured: 1."),
     ],
 )
 def test_what_was_not_looked_at_is_counted_among_no_checks(outcomes: list[str], said: str) -> None:

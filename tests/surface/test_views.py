@@ -11,7 +11,7 @@ import pytest
 
 from dbguardctl.screen import Block, Cell, Screen, Table, speaks_utf8, text
 from dbguardctl.session import error_blocks
-from dbguardctl.views import backups, care, config, jobs, past, questions, status
+from dbguardctl.views import backups, care, config, jobs, log, questions, status
 from dbguardctl.views.setup import promise, protected, unprotected
 from dbguardd.errors import KeyRefused, NoSpace, PolicyInvalid
 from dbguardd.states import Health
@@ -32,8 +32,8 @@ def _job(verb: str, **request: object) -> list[Block]:
 
 
 def _log(s: Screen, *, verbose: bool) -> list[Block]:
-    rows = map(past.entry, answers.EVENTS)
-    return [block for row in rows for block in past.entry_lines(row, s, BERLIN, verbose=verbose)]
+    rows = map(log.entry, answers.EVENTS)
+    return [block for row in rows for block in log.entry_lines(row, s, BERLIN, verbose=verbose)]
 
 
 def _lines(verb: str) -> tuple[list[str], list[list[object]]]:
@@ -143,7 +143,7 @@ SCREENS: dict[str, Draw] = {
     "job-show": lambda s: jobs.job(
         answers.job("verify", "failed", problem=NoSpace("app: full", detail="a\nb", hints=["x"]).problem()), NOW, BERLIN
     ),
-    "events": lambda s: past.events(answers.EVENTS, NOW, BERLIN),
+    "events": lambda s: log.events(answers.EVENTS, NOW, BERLIN),
     "log": lambda s: _log(s, verbose=False),
     "log-verbose": lambda s: _log(s, verbose=True),
     "query": lambda s: [*questions.table(*_lines("query")), questions.cut_off(answers.RESULTS["query"])],

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Barrier
 
-from dbguardd.worker.repository_half import Voice, open_repository
+from dbguardd.worker.repository_half import Reporter, open_repository
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 TOGETHER = 8
@@ -23,7 +23,7 @@ def test_all_of_them_open_the_same_repository(tmp_path):
 
     def first_job(_):
         start.wait()
-        return open_repository(spec, Voice(nowhere, lambda: False), NOW)[1].id
+        return open_repository(spec, Reporter(nowhere, lambda: False), NOW)[1].id
 
     try:
         with ThreadPoolExecutor(TOGETHER) as pool:

@@ -8,8 +8,8 @@ import pytest
 
 from dbguardd.errors import SourceDenied
 from dbguardd.requests import NOWHERE
-from dbguardd.worker.owner import owner as opens
 from dbguardd.worker.owner import owner_of
+from dbguardd.worker.owner import owner_of_database as opens
 
 APP, OTHER, ADMIN = 1001, 1002, 0
 

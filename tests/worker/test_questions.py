@@ -21,7 +21,7 @@ from dbguardd.errors import Cancelled, Damaged, TooCostly, Unsupported, Usage, W
 from dbguardd.flow import BLOCK_BYTES
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.remote import RemoteEngine
-from dbguardd.worker.remote_past import RemotePast
+from dbguardd.worker.remote_questions import RemoteQuestions
 
 BOUNDS = Bounds("app", 30.0, 100_000, 8 << 20)
 
@@ -68,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 def asker(end):
     """The Past at this end of the seam."""
     channel = Channel(end, lambda: False)
-    return RemotePast(channel, RemoteEngine(channel))
+    return RemoteQuestions(channel, RemoteEngine(channel))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dbguardd.errors import NoSpace, NotARepository, Unreachable, WorkerDied
 from dbguardd.jobs import JOBS
 from dbguardd.keys import new_identity
 from dbguardd.worker.channel import Channel
-from dbguardd.worker.repository_half import Voice, open_repository, run
+from dbguardd.worker.repository_half import Reporter, open_repository, run
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 MAKERS = {"backup", "scan", "recovery-sheet"}
@@ -29,7 +29,7 @@ def spec(place: Path, verb: str):
 @pytest.fixture
 def voice(tmp_path):
     with (tmp_path / "said").open("wb") as out:
-        yield Voice(out.fileno(), lambda: False)
+        yield Reporter(out.fileno(), lambda: False)
 
 
 @pytest.mark.parametrize("verb", sorted(MAKERS))

@@ -43,7 +43,7 @@ class MemorySink:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,
+        on_demand: bool = False,
         changing: bool = False,
     ) -> None:
         if self.full:
@@ -77,7 +77,7 @@ class MemoryTree:
             raise Damaged("pack: not what was stored")
         yield io.BytesIO(self.streams[name])
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         return os.pwrite(file, self.streams[name], 0)
 
 
@@ -114,7 +114,7 @@ class FakeEngine:
             self.asked.clear()
             for name, last in (("asked", 1), ("moved", 0)):
                 with nullcontext() if last else pytest.raises(ZeroDivisionError):
-                    sink.adopt(name, source.fileno(), 4096, filled=self.watched(100, last), asked=True)
+                    sink.adopt(name, source.fileno(), 4096, filled=self.watched(100, last), on_demand=True)
         return {"reused": [sink.reuse("x", "same"), sink.reuse("x", "other")], "steps": len(steps)}
 
     def watched(self, steps, last):
@@ -226,11 +226,11 @@ def test_a_writer_is_told_when_nobody_can_read_on(seam):
     """Far more messages than the socket holds: the writer neither waits for the reader nor fills for nothing."""
 
     class Broken(MemorySink):
-        def adopt(self, name, file, page_size, *, stamp="", filled=None, asked=False, changing=False):
+        def adopt(self, name, file, page_size, *, stamp="", filled=None, on_demand=False, changing=False):
             if name == "growing":
                 next(iter(filled))
                 raise NoSpace("storage: full")
-            super().adopt(name, file, page_size, stamp=stamp, filled=filled, asked=asked)
+            super().adopt(name, file, page_size, stamp=stamp, filled=filled, on_demand=on_demand)
 
     remote, _, _ = seam
     with pytest.raises(NoSpace):
@@ -244,14 +244,14 @@ def test_who_is_asked_takes_no_step_that_nobody_wants(seam):
     paces = []
 
     class Slow(MemorySink):
-        def adopt(self, name, file, page_size, *, stamp="", filled=None, asked=False, changing=False):
-            assert asked == (name in ("asked", "moved"))
-            if asked:
+        def adopt(self, name, file, page_size, *, stamp="", filled=None, on_demand=False, changing=False):
+            assert on_demand == (name in ("asked", "moved"))
+            if on_demand:
                 for there in filled:
                     paces.append((there, len(FakeEngine.asked)))
                     if there == 7:
                         raise NoSpace("storage: full")
-            super().adopt(name, file, page_size, stamp=stamp, filled=filled, asked=asked)
+            super().adopt(name, file, page_size, stamp=stamp, filled=filled, on_demand=on_demand)
 
     with pytest.raises(NoSpace):
         remote.dump(Slow(), silent)

@@ -29,7 +29,7 @@ BEGIN = {"ship": "begin", "at": None, "place": PLACE, "continued": False, "becau
 
 
 class Shelf:
-    """A Ship that keeps what it gets."""
+    """A LogSink that keeps what it gets."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dbguardd.worker.staging import make_way, staging_of
+from dbguardd.worker.staging import remove_foreign, staging_of
 
 
 @pytest.fixture
@@ -14,21 +14,21 @@ def staging(tmp_path):
 
 
 def test_its_own_leftovers_are_left_to_the_engine_half(staging):
-    make_way(staging, os.geteuid())
+    remove_foreign(staging, os.geteuid())
     staging.mkdir()
     (staging / "snapshot").touch()
-    make_way(staging, os.geteuid())
+    remove_foreign(staging, os.geteuid())
     assert (staging / "snapshot").exists()
 
 
 def test_a_file_or_a_link_goes_and_what_it_leads_to_stays(staging, tmp_path):
     (tmp_path / "precious").mkdir()
     staging.symlink_to(tmp_path / "precious")
-    make_way(staging, os.geteuid())
+    remove_foreign(staging, os.geteuid())
     assert not os.path.lexists(staging)
     assert (tmp_path / "precious").is_dir()
     staging.touch()
-    make_way(staging, os.geteuid())
+    remove_foreign(staging, os.geteuid())
     assert not staging.exists()
 
 
@@ -38,7 +38,7 @@ def test_a_directory_of_somebody_else_goes_or_is_set_aside(staging, tmp_path, fu
     (staging / "theirs").touch()
     if not full:
         (staging / "theirs").unlink()
-    make_way(staging, os.geteuid() + 1)  # as if we ran it as another user than whose it is
+    remove_foreign(staging, os.geteuid() + 1)  # as if we ran it as another user than whose it is
     assert not staging.exists()
     assert len(list(tmp_path.glob("foreign-app-0-*/theirs"))) == full
 

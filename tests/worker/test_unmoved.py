@@ -17,7 +17,7 @@ from dbguardd.repository import Repository
 from dbguardd.storage.memory import Memory
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.engine_half import EngineHalf
-from dbguardd.worker.remote import RemoteEngine, silent
+from dbguardd.worker.remote import RemoteEngine, no_progress
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 ROWS = 3000
@@ -61,7 +61,7 @@ def halves(live, tmp_path):
 
 def back_up(remote, repository, during=lambda stored: None):
     with repository.saving("app", "sqlite", "pages", NOW, progress=during) as saving:
-        return saving.seal(remote.dump(saving, silent))
+        return saving.seal(remote.dump(saving, no_progress))
 
 
 @pytest.mark.parametrize("sql", ["DELETE FROM t WHERE n > 5", f"INSERT INTO t SELECT n + {ROWS}, x FROM t"])
@@ -72,7 +72,7 @@ def test_what_changes_after_the_backup_is_not_in_its_fingerprint(live, halves, s
     write(live, sql)
     write(live, "VACUUM")
     with repository.tree(made) as stored:
-        assert remote.fingerprint(silent, stored).tables["t"].rows == ROWS
+        assert remote.fingerprint(no_progress, stored).tables["t"].rows == ROWS
         with stored.read("database") as kept:
             assert kept.read() == pages
 
@@ -93,11 +93,11 @@ def test_what_changes_while_it_is_stored_is_stored_again(live, halves, sql, tmp_
     if made.facts["cloned"]:
         pytest.skip("this file system copies in one step")
     assert made.facts["tries"] == 2
-    print_ = remote.fingerprint(silent)
+    print_ = remote.fingerprint(no_progress)
     remote.release()
     with repository.tree(made) as stored:
-        remote.restore(stored, tmp_path / "restored.db", silent)
-    found = remote.examine(tmp_path / "restored.db", [], silent)
+        remote.restore(stored, tmp_path / "restored.db", no_progress)
+    found = remote.examine(tmp_path / "restored.db", [], no_progress)
     assert found.ok
     assert found.fingerprint == print_
     assert print_.tables["t"].rows in (5, 2 * ROWS)

@@ -1,9 +1,9 @@
-"""PostgreSQL: the databases behind one server, dumped by its makers' programs and proven in a throw-away one.
+"""PostgreSQL: the databases of one server, dumped with PostgreSQL's own programs and proven in a throw-away server.
 
-Modules, in reading order: connect (what a server says), snapshot (one moment, held), content (the fingerprint), tools,
-child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a throw-away one), sandbox
-(where a dump is made anew), prove, look (what is there). The other method, of whole clusters by their pages, is in
-physical; questions to backups are in past.
+Modules, in reading order: connect (what a server says), snapshot (one moment, held open), content (the fingerprint),
+tools, child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a throw-away server),
+sandbox (where a dump is restored for a proof), prove, look (what is there). The other method, backing up whole clusters
+by their pages, is in physical; questions to backups are in questions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Probe, Progress, Query, Snapshots
+from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Snapshots
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import (
     address_of,
@@ -29,7 +29,6 @@ from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.dump_files import write_files
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
 from dbguardd.engines.postgresql.physical.delta_restore import PagesDeltaRestore
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
@@ -37,6 +36,7 @@ from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.physical.rebuild import Restored
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.prove import examine
+from dbguardd.engines.postgresql.questions import PostgresqlQuestions
 from dbguardd.engines.postgresql.roles import meant, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_closed, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
@@ -45,17 +45,17 @@ from dbguardd.flow import Facts, Sink, Tree
 
 __all__ = ["Postgresql", "open_postgresql"]
 
-_NAMED = 100  # so many databases and tables are named in the facts of a backup: contents.json has all
+_NAMED = 100  # at most this many databases and tables are named in the facts of a backup: contents.json has all
 
 
 def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
-    Settings: url (a restore and its proof need none), staging (a private directory of this job), method ("pages" or
-    "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous (true: the log is streamed;
-    "archive": its archiver waits for us), follows (the staging of who follows), look_seconds (how often a log that is
-    followed is stored), watch_seconds (how often its server is looked at), patience_seconds (how long one may
-    answer, or send, nothing).
+    Settings: url (not needed for a restore and its proof), staging (a private directory of this job), method ("pages"
+    or "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous (true: the log is
+    streamed; "archive": the server's archiver waits for us), follows (the staging directory of the follower),
+    look_seconds (how often a followed log is stored), watch_seconds (how often its server is checked), patience_seconds
+    (how long a server may neither answer nor send anything).
     """
     address = address_of(str(settings.get("url") or ""))
     pace = Pace(
@@ -65,14 +65,16 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     )
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
-    delta, past = PagesDeltaRestore(snapshots.restored_over), PostgresqlPast(settings)
-    return Engine("postgresql", snapshots, log=log, reviving=past, delta_restore=delta, find=find_point)
+    delta, past = PagesDeltaRestore(snapshots.restored_over), PostgresqlQuestions(settings)
+    return Engine(
+        "postgresql", snapshots, log=log, server_questions=past, delta_restore=delta, find_restore_point=find_point
+    )
 
 
 class Postgresql:
     """Backups of one server, by the method of the policy. Implements engines.base.Snapshots.
 
-    What is restored is restored by the method that it was backed up by, whatever the policy says meanwhile.
+    A restore uses the method of its backup, whatever the policy says now.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -102,11 +104,11 @@ class Postgresql:
         self._restored = self._ways[str(tree.facts.get("method", "dump"))]
         return self._restored.restore(tree, target, progress, places)
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
 
     def restored_over(self, target: Path, restored: Restored) -> None:
-        """Take it that a cluster was restored to `target` by its pages: examine() is asked about that."""
+        """Note that a cluster was restored by its pages to `target`, which examine() will be called for."""
         self._restored = self._pages
         self._pages.restored[target] = restored
 
@@ -133,15 +135,15 @@ class PostgresqlDumps:
         return replace(found, findings=(*found.findings, *filter(None, [servers(address)])))
 
     def _where(self) -> tuple[dict[str, str], str]:
-        """Return the address of the server, and the database that the url names; empty: all."""
+        """Return the address of the server, and the database that the url names ("" for all)."""
         address = address_of(self._url)
         only = address.get("dbname", "")
         return address, only
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
-        """Dump one database after the other, and read it while its snapshot is held: see engines.base.
+        """Dump one database after the other, and read each while its snapshot is held: see engines.base.
 
-        So the fingerprint is at hand when all are dumped. What kept it from being taken is told by fingerprint().
+        So the fingerprint is complete when all are dumped. fingerprint() reports what prevented it.
         """
         self.release()
         several, only = self._where()
@@ -161,7 +163,7 @@ class PostgresqlDumps:
                     taking.take(held)
             except SourceMissing:
                 if only:
-                    raise  # else it was dropped since it was listed: nothing of it can be lost
+                    raise  # otherwise it was dropped since the list was made, so nothing is lost
         if not taking.parts:
             raise SourceMissing(f"{place_of(address)}: has no database")
         dumper.globals(taking.parts[0].database.name, passwords=passwords)
@@ -185,7 +187,7 @@ class PostgresqlDumps:
         write_files(tree, target, progress, address_of(self._url))
         return []
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         only = self._where()[1] if self._url else ""
         return examine(target, self._staging, queries, progress, only)
 
@@ -197,7 +199,7 @@ class PostgresqlDumps:
 
 
 class _Taking:
-    """What was taken so far of a backup that is made."""
+    """The progress of a backup being made."""
 
     def __init__(self, dumper: Dumper, exclude: Sequence[str], progress: Progress, *, compared: bool) -> None:
         self._dumper, self._exclude, self._progress, self._compared = dumper, exclude, progress, compared
@@ -208,7 +210,7 @@ class _Taking:
         self.parts: list[Part] = []
 
     def take(self, held: Held) -> None:
-        """Dump a database, and read it if what is restored will be compared."""
+        """Dump a database, and read it if restores will be compared with it."""
         database, stream = held.database, stream_of(len(self.parts) + 1)
         excluded = left_out(database.name, held.tables, self._exclude)
         self._dumper.database(held, stream, excluded)
@@ -223,7 +225,7 @@ class _Taking:
                 self._content.add(held.connection, names, self._tick, large=held.large, lines=held.lines)
         except Cancelled:
             raise
-        except GuardError as error:  # the dump is whole: it is kept, and never graded higher than restored
+        except GuardError as error:  # the dump is whole: it is kept, but its grade cannot exceed restored
             self._unread = self._unread or error
 
     def _tick(self, size: int) -> None:
@@ -241,7 +243,7 @@ class _Taking:
         }
 
     def fingerprint(self) -> Fingerprint | NoFingerprint:
-        """Return what all of it is, or what kept it from being read. Raises SourceDamaged."""
+        """Return the fingerprint of all databases, or what prevented it. Raises SourceDamaged."""
         if isinstance(self._unread, SourceDamaged):
             raise self._unread
         if self._unread is not None:

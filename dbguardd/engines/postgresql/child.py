@@ -1,4 +1,4 @@
-"""Runs PostgreSQL's own programs: each ends with us whatever happens, and its last words are kept."""
+"""Runs PostgreSQL's own programs. Each ends when we do, whatever happens, and its error output is kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PIECE_BYTES = 256 << 10
 _MOST_OUTPUT_BYTES = 256 << 20  # the list of a dump: 100 bytes for each object
 
 Alive = Callable[[], None]
-"""Called some times a second while something is waited for. Raises Cancelled when the job is to end."""
+"""Called several times a second while waiting. Raises Cancelled when the job is to end."""
 
 
 def command(kind: str, number: int, program: Sequence[str], places: Sequence[str] = ()) -> list[str]:
@@ -35,7 +35,7 @@ def command(kind: str, number: int, program: Sequence[str], places: Sequence[str
 
 
 def environment(passwords: Path | None = None) -> dict[str, str]:
-    """Return the environment of a program: what it says is English, and passwords are never in here."""
+    """Return the environment of a program: its messages are in English; passwords are never in the environment."""
     kept = {name: os.environ[name] for name in ("HOME", "PGSERVICEFILE", "PGPASSFILE") if name in os.environ}
     clean = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     return {**kept, **clean, **({} if passwords is None else {"PGPASSFILE": str(passwords)})}
@@ -43,7 +43,7 @@ def environment(passwords: Path | None = None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """How a program ended, and what it said."""
+    """How a program ended, and what it wrote."""
 
     status: int
     output: bytes
@@ -51,7 +51,7 @@ class Completed:
 
 
 class Tool:
-    """A program that runs. What it says to standard error is heard meanwhile: its begin and its end are kept."""
+    """A running program. Its standard error is read meanwhile, and the beginning and end of it are kept."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018 - for the type checker
@@ -61,7 +61,7 @@ class Tool:
         self._heard_all = False
 
     def read(self, alive: Alive) -> bytes:
-        """Return what it wrote next; nothing at its end. Calls `alive` while it waits."""
+        """Return its next output; b"" at the end. Calls `alive` while waiting."""
         while True:
             ready = self._listen([self._output])
             if self._output in ready:
@@ -69,7 +69,7 @@ class Tool:
             alive()
 
     def wait(self, alive: Alive) -> int:
-        """Return its exit status. Calls `alive` while it waits."""
+        """Return its exit status. Calls `alive` while waiting."""
         while self._process.poll() is None:
             if self._heard_all:
                 with suppress(subprocess.TimeoutExpired):
@@ -78,16 +78,16 @@ class Tool:
                 self._listen([])
             alive()
         while not self._heard_all and self._listen([], 0):
-            pass  # what it said last
+            pass  # read the last error output
         return self._process.returncode
 
     def last_words(self) -> str:
-        """Return what it said to standard error: all of it, or where it is long its begin and its end."""
+        """Return its standard error: all of it, or its beginning and end if it is long."""
         gap = b"\n...\n" if len(self._last) > _TAIL_BYTES else b""
         return (self._first + gap + self._last[-_TAIL_BYTES:]).decode(errors="replace").strip()
 
     def _listen(self, files: Sequence[int], seconds: float = _BEAT_SECONDS) -> Sequence[int]:
-        """Wait until one of the files, or standard error, has something; hear the latter."""
+        """Wait until a file, or standard error, is readable; read the latter."""
         ready = select.select([*files, *([] if self._heard_all else [self._errors])], [], [], seconds)[0]
         if self._errors in ready:
             said = os.read(self._errors, _PIECE_BYTES)
@@ -100,9 +100,9 @@ class Tool:
 
 @contextmanager
 def tool(program: Sequence[str], *, passwords: Path | None = None, keep: Sequence[int] = ()) -> Iterator[Tool]:
-    """Run a program (an absolute path and its arguments); leaving the block ends it in any case.
+    """Run a program (an absolute path and its arguments); it is ended when the block is left.
 
-    Its output is read by read(). `keep` are descriptors that it inherits.
+    Its output is read with read(). It inherits the descriptors in `keep`.
     """
     try:
         process = subprocess.Popen(
@@ -123,7 +123,7 @@ def tool(program: Sequence[str], *, passwords: Path | None = None, keep: Sequenc
 
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
-    """End a program, by force if it takes too long."""
+    """End a program, with SIGKILL if it takes too long."""
     if process.poll() is None:
         process.send_signal(number)
         try:
@@ -137,7 +137,7 @@ def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
 
 
 def run(program: Sequence[str], alive: Alive, *, passwords: Path | None = None, keep: Sequence[int] = ()) -> Completed:
-    """Run a program to its end; return its exit status, its output (it must be small) and its last words."""
+    """Run a program to its end; return its exit status, its output (which must be small) and its error output."""
     with tool(program, passwords=passwords, keep=keep) as child:
         output = bytearray()
         while piece := child.read(alive):

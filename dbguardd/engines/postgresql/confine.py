@@ -1,16 +1,16 @@
-"""Starts one program of PostgreSQL so that it ends with us, and a throw-away server so that it reaches nothing.
+"""Starts a program of PostgreSQL so that it ends when we do, and confines a throw-away server.
 
 `python -I -S confine.py PARENT_PID SIGNAL KIND COUNT PLACE... PROGRAM ARGUMENT...`; KIND is `tool`, `server` or
-`recovery`, and there are COUNT places.
+`recovery`, and COUNT is the number of places.
 
-What a throw-away server reads may be hostile: a function in a check constraint, a library that a superuser once loaded.
-It runs as the user who owns the guarded server, who may do everything there without a password (peer authentication).
-So a server may connect to nothing, local or remote; may start no program (COPY ... TO PROGRAM), but for a `recovery`,
-which has its own restore_command; may look into no other process, and change no rights, owner or times of a file; and,
-where the kernel can see to it (landlock(7)), may write nothing but below a PLACE and send no signal to others. It is
-the kernel that refuses (seccomp(2)), and nothing that runs later can take that back. A list of what is refused holds
-all that SQL can do. Native code, which only a superuser of the server can load, is hindered by it. Standard library
-only: the file is run by itself.
+A throw-away server may read hostile data: a function in a check constraint, a library that a superuser once loaded. It
+runs as the user who owns the guarded server and may do everything there without a password (peer authentication). So it
+may not connect to anything, local or remote; start a program (COPY ... TO PROGRAM), except that a `recovery` has its
+own restore_command; access another process; or change permissions, owner or times of a file. Where the kernel supports
+it (landlock(7)), it may only write below a PLACE, and send no signals to other processes. The kernel enforces this
+(seccomp(2)), and nothing that runs later can undo it. The deny list covers everything that SQL can do. Native code,
+which only a superuser of the server can load, is hampered by it. This file runs by itself, with the standard library
+only.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_SECCOMP = 22
 _PR_SET_NO_NEW_PRIVS = 38
 _MODE_FILTER = 2
-_MOST_BYTES = 4 << 30  # of memory for one process: a value may have 1 GiB, and is there more than once when it is read
+_MOST_BYTES = 4 << 30  # memory of one process: a value may have 1 GiB, and exists several times while it is read
 
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06  # linux/filter.h
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # landlock, on every machine
-_WRITES = 0x1FF2  # write, remove and make anything
-_REFER, _TRUNCATE = 1 << 13, 1 << 14  # from version 2 and 3 on
-_NO_SIGNALS = 1 << 1  # from version 6 on
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # landlock, the same on every machine
+_WRITES = 0x1FF2  # write, remove and create anything
+_REFER, _TRUNCATE = 1 << 13, 1 << 14  # since ABI version 2 and 3
+_NO_SIGNALS = 1 << 1  # since ABI version 6
 
 _ALLOW, _REFUSE, _DONE, _KILL = 0x7FFF0000, 0x00050000 | 13, 0x00050000, 0x80000000  # 13: EACCES
-_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # places in struct seccomp_data
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _X32 = 0x40000000
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Machines, with their place in the tables of numbers, and what the kernel calls them."""
+"""Machines: the index in the tables of system call numbers, and the kernel's constant."""
 _PARTLY = {"execve": (59, 221), "socket": (41, 198), "sendto": (44, 206), "prlimit64": (302, 261)}
-"""Calls of which only some are allowed; each by its number on each machine."""
+"""System calls that are allowed in part, with their number on each machine."""
 _UNDONE = {"chmod": (90, 0), "fchmodat": (268, 53), "fchmodat2": (452, 452)}
-"""Calls that are said to have been done, and are not: a server gives its socket the rights that it was made with."""
+"""System calls that report success but do nothing: a server sets the permissions that its socket already has."""
 _REFUSED = {
-    # of connections, and of what is sent without one
+    # connections, and messages sent without one
     **{"connect": (42, 203), "socketpair": (53, 199), "sendmsg": (46, 211), "sendmmsg": (307, 269)},
-    **{"io_uring_setup": (425, 425)},  # which can connect by itself
-    # of other processes
+    **{"io_uring_setup": (425, 425)},  # can connect by itself
+    # other processes
     **{"ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271)},
     **{"pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "kcmp": (312, 272), "process_madvise": (440, 440)},
     **{"rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "perf_event_open": (298, 241)},
@@ -57,15 +57,15 @@ _REFUSED = {
     **{"sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274)},
     **{"migrate_pages": (256, 238), "move_pages": (279, 239)},
     **{"add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219)},
-    # of files that landlock(7) does not know of
+    # file attributes that landlock(7) does not cover
     **{"fchmod": (91, 52), "chown": (92, 0), "fchown": (93, 55), "lchown": (94, 0), "fchownat": (260, 54)},
     **{"utime": (132, 0), "utimes": (235, 0), "futimesat": (261, 0), "utimensat": (280, 88)},
     **{"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463)},
     **{"removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466)},
-    # of the kernel
+    # the kernel
     **{"unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "execveat": (322, 281), "userfaultfd": (323, 282)},
 }
-"""Calls that are always refused; 0 where a machine does not have one."""
+"""System calls that are always refused; 0 where a machine does not have one."""
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     places, words = sys.argv[5:first], [os.fsencode(word) for word in sys.argv[first:]]
     libc = ctypes.CDLL(None, use_errno=True)
     if kind != "tool":
-        os.setsid()  # it ends by its own signal, orderly, and not with our group
+        os.setsid()  # it is ended by its own signal, cleanly, and not with our process group
     libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)
@@ -92,12 +92,12 @@ def main() -> None:
 
 
 def landlock() -> int:
-    """Return which version of this the kernel has; 0 if it has none, or we may not use it."""
+    """Return the version of landlock in this kernel; 0 if it has none, or we may not use it."""
     return max(0, int(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, 1)))
 
 
 def keep_to(libc: ctypes.CDLL, places: list[str]) -> None:
-    """Write only below these from now on, and send no signal to anybody else; as far as this kernel has that."""
+    """From now on allow writing only below these places, and signals to no other process, where the kernel can."""
     version = landlock()
     if not version:
         return
@@ -115,7 +115,7 @@ def keep_to(libc: ctypes.CDLL, places: list[str]) -> None:
 
 
 def confine(libc: ctypes.CDLL, program: int | None) -> None:
-    """Have the kernel refuse from now on; of programs only the one whose path is at the address `program` may start."""
+    """Install the filter. With `program`, the address of a path, execve is allowed only for that path."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         sys.exit(f"a throw-away server cannot be confined on {machine}")
@@ -127,7 +127,7 @@ def confine(libc: ctypes.CDLL, program: int | None) -> None:
 
 
 def steps(machine: str, program: int | None) -> list[tuple[int, int, int, int]]:
-    """Return the filter, as the kernel's small machine runs it: (operation, jump if true, jump if false, operand)."""
+    """Return the seccomp program: (operation, jump if true, jump if false, operand)."""
     place, architecture = _ARCHITECTURES[machine]
     some = {name: numbers[place] for name, numbers in _PARTLY.items()}
     made = [
@@ -141,16 +141,16 @@ def steps(machine: str, program: int | None) -> list[tuple[int, int, int, int]]:
     for calls, answer in ((_REFUSED, _REFUSE), (_UNDONE, _DONE)):
         for number in (numbers[place] for numbers in calls.values() if numbers[place]):
             made += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
-    made += _only(some["socket"], [(0, ~0, 1), (1, 0xF, 1)])  # a local stream: nothing goes over it unconnected
-    made += _only(some["sendto"], [(4, ~0, 0)])  # to nobody else than who has connected
-    made += _only(some["prlimit64"], [(0, ~0, 0)])  # of no other process
+    made += _only(some["socket"], [(0, ~0, 1), (1, 0xF, 1)])  # local stream sockets, which send nothing unconnected
+    made += _only(some["sendto"], [(4, ~0, 0)])  # only on a connection
+    made += _only(some["prlimit64"], [(0, ~0, 0)])  # not for another process
     if program is not None:
         made += _only(some["execve"], [(0, ~0, program)])
     return [*made, (_RETURN, 0, 0, _ALLOW)]
 
 
 def _only(number: int, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """Return the steps that refuse a call unless its arguments (place, mask, value) are these; the number is loaded."""
+    """Return steps that allow a call only with these arguments (place, mask, value); its number is loaded."""
     checks: list[tuple[int, int, int, int]] = []
     for place, mask, value in wanted:
         for half in (0, 1):

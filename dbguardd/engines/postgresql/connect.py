@@ -1,9 +1,9 @@
-"""Connects to a server, and says in our words what it refuses.
+"""Connects to a server, and translates its refusals into our errors.
 
-A connection speaks the bytes of the database (client_encoding SQL_ASCII: nothing is converted, so nothing can fail to
-be): names come as bytes, `shown` makes them text for people. It reads only, takes no name from a search path, and
-writes values in the one form that does not depend on settings. Passwords come from where libpq looks for them:
-~/.pgpass and service files of the user who runs this.
+A connection uses the bytes of the database (client_encoding SQL_ASCII): nothing is converted, so no conversion can
+fail. Names are bytes; `shown` turns them into text for people. Names are not resolved by a search path, and values are
+formatted independently of settings. Passwords come from where libpq looks for them: ~/.pgpass and service files of the
+user who runs this.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from dbguardd.places import POSTGRESQL_SOCKETS
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Address = Mapping[str, str]
-"""What libpq is told: host, port, user, dbname, service, sslmode ..."""
+"""Connection parameters for libpq: host, port, user, dbname, service, sslmode ..."""
 
 _LIVELY = {"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
 _LIVELY |= {"tcp_user_timeout": 120_000}
-"""For libpq. While a server sends its files, the session that holds its log is silent for hours: what stands between
-forgets it, and a server that is gone is waited for. What the url says counts more."""
+"""For libpq. While a server sends its files, the session that holds its WAL is silent for hours: without keepalives a
+firewall forgets the connection, and a dead server is waited for. Settings in the url take precedence."""
 _SETTINGS = (
     "SET search_path = ''",
     "SET row_security = off",
@@ -63,27 +63,27 @@ _SETTINGS = (
     "SET synchronize_seqscans = off",
 )
 _LATER_SETTINGS = (
-    (14, "SET client_connection_check_interval = '1s'"),  # a query of ours ends soon after us, whatever ended us
+    (14, "SET client_connection_check_interval = '1s'"),  # the server ends our query soon after we die
     (17, "SET transaction_timeout = 0"),
 )
-"""With the first version that knows them."""
+"""Each with the first version that knows it."""
 UNHAMPERED = (
     r"-c local_preload_libraries= -c idle_session_timeout=0 -c statement_timeout=0 -c lock_timeout=0 "
     r"-c default_transaction_isolation=read\ committed -c default_transaction_deferrable=off"
 )
-"""Options for libpq. What the owner of a database may set for everybody who connects to it: not to get in, to be thrown
-out at once, to wait for ever until others have ended."""
+"""Options for libpq. They override what a database's owner may set for all who connect, such as being disconnected at
+once, or waiting forever until others have finished."""
 _MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=6"
-"""The same for the server: where our host has lost its power, it ends our silent sessions in minutes, and a slot with
-them. No tcp_user_timeout: that also ends a session whose data we do not take, and a storage may stall for longer."""
+"""Keepalives for the server: if our host loses power, it ends our silent sessions, and their slots, within minutes. No
+tcp_user_timeout: that would also end a session whose data we do not read, and a storage may stall for longer."""
 _OPTIONS = f"-c role=none {UNHAMPERED} {_MISSED}"
 _FROM = re.compile(r"""["»„“]([0-9a-f.]*[.:][0-9a-f.:]*)["«“”]""")
 _TAKES_NONE = re.compile("startup parameter|command-line option")
-"""What stands before a server (pgbouncer) says of a connection with options."""
+"""What a proxy such as pgbouncer says of a connection with options."""
 
 
 def address_of(url: str) -> dict[str, str]:
-    """Return what a policy's url says. Raises PolicyInvalid."""
+    """Return the connection parameters in a policy's url. Raises PolicyInvalid."""
     try:
         said = {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
     except psycopg.ProgrammingError as error:
@@ -94,7 +94,7 @@ def address_of(url: str) -> dict[str, str]:
 
 
 def place_of(address: Address) -> str:
-    """Return in words which server an address means; never a password."""
+    """Return a description of the server of an address; never a password."""
     if "service" in address:
         return f"service {address['service']}"
     host = address.get("host", "")
@@ -103,9 +103,9 @@ def place_of(address: Address) -> str:
 
 
 def told(address: Address, database: str = "", *, plain: bool = False) -> dict[str, str]:
-    """Return what libpq is told to reach a database of a server; what the url itself has as options counts more.
+    """Return the libpq parameters for a database of a server; options in the url take precedence over ours.
 
-    With `plain` only that: what stands before a server (pgbouncer) may refuse ours.
+    With `plain` ours are omitted: a proxy such as pgbouncer may refuse them.
     """
     found = {**address, **({"dbname": database} if database else {})}
     found.setdefault("dbname", "postgres")
@@ -116,7 +116,7 @@ def told(address: Address, database: str = "", *, plain: bool = False) -> dict[s
 
 @contextmanager
 def connected(address: Address, database: str = "", about: str = "") -> Iterator[Connection]:
-    """Connect for the length of a block; errors of the server become ours, also those inside the block."""
+    """Connect for the length of a block; the server's errors become ours, also those inside the block."""
     connection = connect(address, database, about)
     try:
         with refusals(about or place_of(address)):
@@ -126,7 +126,7 @@ def connected(address: Address, database: str = "", about: str = "") -> Iterator
 
 
 def connect(address: Address, database: str = "", about: str = "") -> Connection:
-    """Return a connection outside of any transaction. Raises ServerUnreachable, SourceDenied, SourceMissing ..."""
+    """Return a connection in no transaction. Raises ServerUnreachable, SourceDenied, SourceMissing ..."""
     about = about or place_of(address)
     connection = connect_bare(address, database, about)
     try:
@@ -140,7 +140,7 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
                 connection.execute(setting.encode(), prepare=False)
             for first, setting in _LATER_SETTINGS:
                 if major_of(connection) >= first:
-                    with suppress(psycopg.errors.InvalidParameterValue):  # not every system tells a server that we left
+                    with suppress(psycopg.errors.InvalidParameterValue):  # not every system can detect a lost client
                         connection.execute(setting.encode(), prepare=False)
     except BaseException:
         connection.close()
@@ -149,7 +149,7 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
 
 
 def connect_bare(address: Address, database: str, about: str) -> Connection:
-    """Return a connection on which nothing was said yet: not all take SQL. Raises as connect()."""
+    """Return a connection without sending SQL, which not every connection accepts. Raises as connect()."""
     where = told(address, database)
     usual = {"application_name": "dbguard", "client_encoding": "SQL_ASCII", **_LIVELY}
     if where.get("sslrootcert") == "system":
@@ -166,13 +166,13 @@ def connect_bare(address: Address, database: str, about: str) -> Connection:
 
 
 def is_plain(connection: Connection) -> bool:
-    """Say if a connection came about only without our options."""
+    """Return whether a connection was only possible without our options."""
     return _OPTIONS not in (connection.info.options or "")
 
 
 def _trust_whom_the_system_trusts() -> None:
-    """Tell the driver, which has its own OpenSSL and looks at a place that nobody has, where certificates are here."""
-    import ssl  # noqa: PLC0415 - Python has the system's OpenSSL; most servers need neither
+    """Tell the driver where this system's certificates are: it has an OpenSSL of its own with another default path."""
+    import ssl  # noqa: PLC0415 - Python uses the system's OpenSSL; most servers need neither
 
     places = ssl.get_default_verify_paths()
     os.environ.setdefault(places.openssl_cafile_env, places.openssl_cafile)
@@ -191,7 +191,7 @@ def major_of(connection: Connection) -> int:
 
 
 def rows(connection: Connection, query: bytes, *values: Any) -> list[tuple[Any, ...]]:
-    """Return all rows of a query that has few; text comes as bytes. Raises SourceInvalid for what are no rows."""
+    """Return all rows of a small result; text comes as bytes. Raises SourceInvalid for an answer that has no rows."""
     try:
         return connection.execute(query, values or None, prepare=False).fetchall()
     except (psycopg.Error, ValueError, ArithmeticError) as error:
@@ -201,7 +201,7 @@ def rows(connection: Connection, query: bytes, *values: Any) -> list[tuple[Any, 
 
 
 def row(connection: Connection, kinds: Sequence[type], query: bytes, *values: Any) -> tuple[Any, ...]:
-    """Return the one row of a query, whose values are of these kinds. Raises SourceInvalid: the server may be any."""
+    """Return the only row, with values of these types. Raises SourceInvalid otherwise: any server may be answering."""
     found = rows(connection, query, *values)
     if [tuple(map(type, one)) for one in found] != [tuple(kinds)]:
         raise no_answer(found)
@@ -209,27 +209,27 @@ def row(connection: Connection, kinds: Sequence[type], query: bytes, *values: An
 
 
 def no_answer(said: Any) -> SourceInvalid:
-    """Return an error: a server has answered what none of PostgreSQL's answers."""
+    """Return an error: the answer is not one that PostgreSQL gives."""
     return SourceInvalid("PostgreSQL: the server answers what no server of its kind answers", detail=repr(said)[:500])
 
 
 def text(value: Any) -> str:
-    """Return what the server says as text that is never shown nor compared: a number, a version, a word."""
+    """Return a number, a version or a keyword from the server as text. Not for names, which would lose bytes."""
     return bytes(value).decode("ascii", "replace") if isinstance(value, bytes | memoryview) else str(value)
 
 
 def shown(name: bytes) -> str:
-    """Return a name as text: UTF-8, and what is none in hexadecimal, so that no two names become the same."""
+    """Return a name as text: bytes that are not UTF-8 are escaped in hexadecimal, so different names stay different."""
     return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 @contextmanager
 def refusals(about: str) -> Iterator[None]:
-    """Make errors of the server that come out of the block ours. What the driver says of our use of it is a bug."""
+    """Translate the server's errors that leave the block. Errors of the driver without a server's code are our bugs."""
     try:
         yield
     except psycopg.Error as error:
-        lost = isinstance(error, psycopg.OperationalError) or type(error) is psycopg.DatabaseError  # no such protocol
+        lost = isinstance(error, psycopg.OperationalError) or type(error) is psycopg.DatabaseError  # another protocol
         if error.sqlstate is None and not lost:
             raise
         raise refusal(about, error) from error
@@ -251,29 +251,29 @@ _STATES: Mapping[str, type[GuardError]] = {
 
 _BY = "  -- as a superuser; ROLE is the user of the url"
 READ_ALL = f"GRANT pg_read_all_data TO ROLE;{_BY}"
-"""What lets a role read all tables; `check` names the role, and what else it lacks."""
+"""Lets a role read all tables; `check` names the role, and whatever else it lacks."""
 
 _RIGHTS: Mapping[str, str] = {
     "check_enable_rls": "ALTER ROLE ROLE BYPASSRLS;",
     "CheckSlotPermissions": "ALTER ROLE ROLE REPLICATION;",
     "GetConfigOptionByName": "GRANT pg_monitor TO ROLE;",
 }
-"""What lets a role do what a function of the server refuses it."""
+"""The statement that grants what a function of the server refuses."""
 
 _MENDS: Mapping[str, Sequence[str]] = {
     "53100": ("df -h  # on the host of the server, whose disk is full; SHOW data_directory says where that is",),
     "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
     "53300": ("ALTER SYSTEM SET max_connections = 200;  -- or more than it is; then restart the server",),
-    "ReplicationSlotCreate": (  # 53400 has other limits, too
+    "ReplicationSlotCreate": (  # 53400 also covers other limits
         "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop what nobody needs any more",
         "ALTER SYSTEM SET max_replication_slots = 20;  -- or more than it is; then restart the server",
     ),
 }
-"""What a person does, by SQLSTATE, or by the function of the server that has come to a limit."""
+"""What a person can do, by SQLSTATE or by the function of the server that has reached a limit."""
 
 
 def silent(about: str, what: str, seconds: float) -> ServerUnreachable:
-    """Return an error: a server keeps its connections, and says nothing."""
+    """Return an error: a server keeps its connections open but sends nothing."""
     return ServerUnreachable(
         f"{about}: {what}, for {seconds:g} s",
         detail="The connections are there: the server is stopped, its disk hangs, or what it sends is swallowed on its "
@@ -282,7 +282,7 @@ def silent(about: str, what: str, seconds: float) -> ServerUnreachable:
 
 
 def refusal(about: str, error: psycopg.Error) -> GuardError:
-    """Return what an error of a server that answered means. Its words are kept: they name objects, and quote no row."""
+    """Return the meaning of a server's error. Its message is kept: it names objects, but quotes no row."""
     state, said = error.sqlstate or "", _first_line(error)
     if not state:
         return ServerUnreachable(f"{about}: the connection was lost", detail=said)
@@ -293,22 +293,22 @@ def refusal(about: str, error: psycopg.Error) -> GuardError:
 
 
 def _rights(error: psycopg.Error, said: str) -> Sequence[str]:
-    """Return what gives a role the right that it lacks, where that is known: not of a database or a large object."""
+    """Return the statement that grants the missing right, if it is known; it is not for databases and large objects."""
     if mend := _RIGHTS.get(error.diag.source_function or ""):
         return [f"{mend}{_BY}"]
     if found := re.search(r"permission denied for (\w+)(?: (\w+)$)?", said):
         match found.groups():
             case ("table" | "view" | "materialized" | "foreign" | "sequence" | "schema", _):
                 return [READ_ALL]
-            case ("function", str() as name):  # which of that name is not said: psql runs a line for each
+            case ("function", str() as name):  # overloads are not told apart: psql runs a line for each
                 grant = "SELECT format('GRANT EXECUTE ON FUNCTION %s TO ROLE', oid::regprocedure) FROM pg_proc"
                 return [f"/*{_BY.strip(' -')} */ {grant} WHERE proname = '{name}' \\gexec"]
     return ["dbguardctl check NAME  # it says what the role lacks"]
 
 
 def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardError:
-    """Return why there is no connection. Before one there are no codes, only words; a server's may not be English."""
-    said = _first_line(error).split(" Multiple connection attempts failed")[0]  # and they failed alike
+    """Return why connecting failed. Before a connection there are no codes, only messages, perhaps not in English."""
+    said = _first_line(error).split(" Multiple connection attempts failed")[0]  # the other attempts failed alike
     if found := re.search(r'database "(.*)" does not exist', said):
         return SourceMissing(
             f"{about}: there is no database {found[1]}",
@@ -334,7 +334,7 @@ def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardErr
 
 
 def _unreachable(address: Address, said: str) -> tuple[str, list[str]]:
-    """Return what is to be said of a server that does not answer, and what a person does first."""
+    """Return what to say of a server that does not answer, and what a person should do first."""
     host = address.get("hostaddr") or address.get("host", "")
     if re.search("definition of service|service file", said):
         return said, [f"{pwd.getpwuid(os.geteuid()).pw_dir}/.pg_service.conf, or that of the system, has to have it"]
@@ -351,9 +351,9 @@ def _unreachable(address: Address, said: str) -> tuple[str, list[str]]:
 
 
 def line_of_hba(database: str, role: str, host: str) -> str:
-    """Return what lets a role in, from a host; without one over the socket. By the first line that fits it is judged.
+    """Return the pg_hba.conf line that lets a role in from a host, or over the socket. The first matching line decides.
 
-    Names of `database` and `role` are quoted where they have to be; "replication" is no database.
+    `database` and `role` are already quoted where necessary; "replication" is not a database.
     """
     line = f"host {database} {role} {host} scram-sha-256" if host else f"local {database} {role} peer"
     return f"first in pg_hba.conf: {line}  -- then SELECT pg_reload_conf()"
@@ -378,7 +378,7 @@ def _in_hba(name: str) -> str:
 
 
 def _reaches_hosts() -> bool:
-    """Say if this process could reach another host: in the sandbox of the service it has no socket for it, no route."""
+    """Return whether this process could reach another host: in the service's sandbox it lacks a socket or a route."""
     try:
         socket.socket(socket.AF_INET).close()
     except OSError:

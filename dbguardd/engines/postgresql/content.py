@@ -1,13 +1,13 @@
-"""Fingerprints the content of a database: schema digest, and per table the rows and their digest.
+"""Fingerprints the content of a database: a digest of its schema, and per table the number and digest of its rows.
 
-A row is what COPY writes of it as text: the same bytes that a dump has, under settings that do not depend on the
-server (see connect), its columns in the order of their names. The digest of a table is the sum of the BLAKE3 of its
-rows, modulo 2^256: equal exactly when the rows are, in whatever order they lie. Rows are read where they lie: of
-partitions, not of what they are partitions of. Not content: materialized views and indexes, which are made of it;
-tables of extensions, which the extension makes; sequences, whose value belongs to no snapshot.
+A row is the text that COPY writes: the same bytes as in a dump, under settings that do not depend on the server (see
+connect), with columns in the order of their names. The digest of a table is the sum of the BLAKE3 hashes of its rows,
+modulo 2^256, so it is equal exactly when the rows are, in any order. Rows are read from the table that stores them:
+from partitions, not from the partitioned table. Not included: materialized views and indexes, which are derived; tables
+of extensions, which the extension creates; sequences, whose values belong to no snapshot.
 
-The schema digest is of what is there and how it is declared, and not of the text of expressions: PostgreSQL itself
-writes the same expression differently after a restore (casts in a list of IN).
+The schema digest covers what exists and how it is declared, but not the text of expressions: PostgreSQL itself writes
+the same expression differently after a restore (casts in an IN list).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A table with rows of its own. All names are the bytes of the database."""
+    """A table that stores rows. All names are the bytes of the database."""
 
     schema: bytes
     name: bytes
@@ -63,7 +63,7 @@ _LARGE = (
     b"COPY (SELECT loid, pageno, rtrim(data, '\\000') FROM pg_largeobject "
     b"WHERE length(rtrim(data, '\\000')) > 0) TO STDOUT"
 )
-"""A hole in a large object comes back as zeros: what has only zeros in it, is as what is not there."""
+"""A hole in a large object is restored as zeros, so pages that contain only zeros are treated as absent."""
 
 _SCHEMA: Sequence[bytes] = (
     rb"""SELECT 'schema', quote_ident(n.nspname) FROM pg_namespace n
@@ -137,7 +137,7 @@ _SCHEMA: Sequence[bytes] = (
 
 
 class Content:
-    """The content of the databases that were read so far."""
+    """The content of the databases read so far."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
@@ -152,9 +152,9 @@ class Content:
         large: bool,
         lines: Sequence[bytes] | None = None,
     ) -> None:
-        """Read the database of a connection, but not the rows of the tables `excluded` (see Stored.shown).
+        """Read the database of a connection, but not the rows of the tables in `excluded` (see Stored.shown).
 
-        With `large` its large objects, too. `lines` are its definitions, if they were read before.
+        With `large`, include its large objects. `lines` are its definitions, if they have been read already.
         """
         ((name,),) = rows(connection, b"SELECT quote_ident(current_database())")
         self._lines += [bytes(name) + b"\0" + line for line in lines or schema_lines(connection)]
@@ -165,7 +165,7 @@ class Content:
             self._tables[f"{shown(bytes(name))}: large objects"] = print_of(connection, _LARGE, tick)
 
     def fingerprint(self) -> Fingerprint:
-        """Return what all of it is."""
+        """Return the fingerprint of everything added."""
         digest = blake3()
         for line in self._lines:
             digest.update(len(line).to_bytes(8, "little"))
@@ -174,12 +174,12 @@ class Content:
 
 
 def stored_tables(connection: Connection) -> list[Stored]:
-    """Return the tables that have rows of their own, by name."""
+    """Return the tables that store rows, by name."""
     return [Stored(*map(bytes, row)) for row in rows(connection, _TABLES)]
 
 
 def schema_lines(connection: Connection) -> list[bytes]:
-    """Return one line for everything that defines a database but its rows, sorted."""
+    """Return one line for every definition in a database, sorted."""
     lines = []
     for query in _SCHEMA:
         for row in rows(connection, query):
@@ -194,7 +194,7 @@ def _told(value: object) -> bytes:
 
 
 def has_large(connection: Connection) -> bool:
-    """Say if there are large objects, and if all of them may be read at once."""
+    """Return whether there are large objects, all of which may be read."""
     ((found,),) = rows(
         connection,
         b"SELECT has_table_privilege('pg_largeobject', 'SELECT') AND EXISTS (SELECT FROM pg_largeobject_metadata)",
@@ -208,7 +208,7 @@ def print_of(
     tick: Tick,
     rows_in: Callable[[Iterable[Data]], Iterator[Data]] = iter,
 ) -> TablePrint:
-    """Read what a COPY gives and return what it is. `rows_in` finds the rows in its messages."""
+    """Read the output of a COPY and return its fingerprint. `rows_in` extracts the rows from its messages."""
     total = count = size = 0
     with connection.cursor() as cursor, cursor.copy(copy) as rows_of:
         for row in rows_in(rows_of):

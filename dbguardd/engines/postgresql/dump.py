@@ -1,8 +1,8 @@
-"""Dumps the databases of a server as its makers' programs write them, straight into the sink.
+"""Dumps the databases of a server with PostgreSQL's own programs, straight into the sink.
 
-The streams: `contents.json` (what is in the backup, see Contents), `roles.sql`, `tablespaces.sql`, and one `NNNN.dump`
-for each database, in pg_dump's custom format. It is not compressed: the repository compresses, and finds what has not
-changed since the backup before.
+Streams: `contents.json` (what is in the backup, see Contents), `roles.sql`, `tablespaces.sql`, and one `NNNN.dump` for
+each database, in pg_dump's custom format. It is uncompressed, because the repository compresses, and deduplicates
+against the backup before.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ _WORDS: Sequence[tuple[str, type[GuardError]]] = (
     ("server closed the connection", ServerUnreachable),
     ("terminating connection", ServerUnreachable),
 )
-"""What pg_dump says, in English, and what that means; all else is a change that it could not follow."""
+"""What pg_dump says, in English, and what it means; anything else is a change that it could not follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One database in a backup: its stream, how it was made, and what of it is not in there."""
+    """One database in a backup: its stream, how it was created, and what is missing from it."""
 
     stream: str
     database: Database
     extensions: tuple[Extension, ...]
     excluded: tuple[str, ...]  # tables whose rows were left out, as content.Stored.shown
-    large: bool  # large objects are in it, and in its fingerprint
+    large: bool  # large objects are included, and in the fingerprint
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is in a backup of the method dump."""
+    """The contents of a backup of the method dump."""
 
-    server: str  # the version
+    server: str  # its version
     parts: tuple[Part, ...]
-    roles: tuple[str, ...]  # the first one made the cluster
-    passwords: bool  # of roles are in it
-    dumped_by: str = ""  # the version of pg_dump; of earlier backups it is not known
+    roles: tuple[str, ...]  # the first one is the cluster's bootstrap superuser
+    passwords: bool  # passwords of roles are included
+    dumped_by: str = ""  # the version of pg_dump; unknown in old backups
 
     @property
     def major(self) -> int:
@@ -78,7 +78,7 @@ class Contents:
 
     @property
     def restored_by(self) -> int:
-        """The oldest major version that takes all of it: pg_dump may have been newer than the server."""
+        """The oldest major version that can restore all of it: pg_dump may have been newer than the server."""
         return max(self.major, _major(self.dumped_by or self.server))
 
     def encode(self) -> bytes:
@@ -118,12 +118,12 @@ def stream_of(number: int) -> str:
 
 
 def left_out(database: str, tables: Sequence[Stored], patterns: Sequence[str]) -> list[Stored]:
-    """Return the tables whose rows the policy leaves out: SCHEMA.TABLE or DATABASE.SCHEMA.TABLE, * for any letters."""
+    """Return the tables whose rows the policy leaves out (SCHEMA.TABLE or DATABASE.SCHEMA.TABLE, * as a wildcard)."""
     return [table for table in tables if any(_fits(database, table, pattern) for pattern in patterns)]
 
 
 def fits_nothing(tables: Mapping[str, Sequence[Stored]], patterns: Sequence[str]) -> list[str]:
-    """Return the patterns that fit no table of any database (by its name): probably mistyped."""
+    """Return the patterns that match no table of any database (by name), probably because of a typing error."""
     return [
         pattern
         for pattern in patterns
@@ -139,7 +139,7 @@ def _fits(database: str, table: Stored, pattern: str) -> bool:
 
 
 class Dumper:
-    """Runs the programs of one backup. What they write goes into the sink, of which they know nothing."""
+    """Runs the programs of one backup and writes their output into the sink, of which they know nothing."""
 
     def __init__(
         self, address: Address, tools: Tools, sink: Sink, progress: Progress, lock_seconds: float, *, plain: bool
@@ -150,14 +150,14 @@ class Dumper:
         self._done = 0
 
     def globals(self, database: str, *, passwords: bool) -> None:
-        """Write the roles and the tablespaces of the server; passwords of roles only if they may be read."""
+        """Write the roles and the tablespaces of the server; roles' passwords only if they may be read."""
         words = [self._tools.path("pg_dumpall"), "--no-password", f"--dbname={self._told(database)}"]
         secret = [] if passwords else ["--no-role-passwords"]
         self._stream(ROLES, [*words, "--roles-only", *secret], "the roles")
         self._stream(TABLESPACES, [*words, "--tablespaces-only"], "the tablespaces")
 
     def database(self, held: Held, stream: str, excluded: Sequence[Stored]) -> None:
-        """Write one database as it is in the snapshot that is held of it."""
+        """Write one database as of its held snapshot."""
         words = [
             *(self._tools.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"),
             f"--snapshot={held.snapshot}",
@@ -168,7 +168,7 @@ class Dumper:
         self._stream(stream, words, f"database {held.database.name}")
 
     def contents(self, contents: Contents) -> None:
-        """Write what is in the backup."""
+        """Write the description of the backup's contents."""
         with self._sink.write(CONTENTS) as out:
             out.write(contents.encode())
 
@@ -196,6 +196,6 @@ class Dumper:
 
 
 def _pattern(table: Stored) -> str:
-    """Return a pattern of pg_dump that fits one table only."""
+    """Return a pattern for pg_dump that matches this table only."""
     parts = (part.decode(errors="surrogateescape").replace('"', '""') for part in (table.schema, table.name))
     return ".".join(f'"{part}"' for part in parts)

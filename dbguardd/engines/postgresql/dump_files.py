@@ -1,4 +1,4 @@
-"""Puts a backup of the method dump at a new place: a directory of plain files, and a text that says what to do.
+"""Restores a backup of the method dump: a directory of plain files, with a text that says what to do.
 
 All or nothing, durable, never over anything: the directory gets its name when it is complete.
 """
@@ -26,13 +26,13 @@ MANUAL = "RESTORE.txt"
 _STREAM = re.compile(r"[0-9]{4,}\.dump")
 _PIECE_BYTES = 1 << 20
 _VARIABLES = {"host": "PGHOST", "port": "PGPORT", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
-"""By which the programs of a server find it. Who restores is not who backs up: neither user nor password is told."""
+"""Variables by which PostgreSQL's programs find a server. User and password are omitted: another user may restore."""
 
 
 def write_files(tree: Tree, target: Path, progress: Progress, address: Mapping[str, str]) -> None:
-    """Write all streams of a backup into the new directory `target`, with the text that says what to do with them.
+    """Write all streams of a backup into the new directory `target`, with instructions for using them.
 
-    `address` is that of the server of the policy, if there is one.
+    `address` is that of the policy's server, if there is one.
     """
     with fresh(target) as work:
         done = 0
@@ -54,7 +54,7 @@ def write_files(tree: Tree, target: Path, progress: Progress, address: Mapping[s
 
 
 def read_contents(place: Path) -> Contents:
-    """Return what is in a directory that write_files() made. Raises Damaged."""
+    """Return the contents of a directory that write_files() made. Raises Damaged."""
     try:
         return decode((place / CONTENTS).read_bytes())
     except FileNotFoundError as error:
@@ -62,7 +62,7 @@ def read_contents(place: Path) -> Contents:
 
 
 def how_made(database: Database) -> list[str]:
-    """Return the options of createdb that make an empty database like that one."""
+    """Return the createdb options that create an empty database like that one."""
     words = ["--template=template0", f"--encoding={database.encoding}"]
     words += [f"--lc-collate={database.collate}", f"--lc-ctype={database.ctype}"]
     if database.provider == "i":
@@ -85,7 +85,7 @@ def _reached(address: Mapping[str, str]) -> list[str]:
 
 
 def manual(contents: Contents, target: Path, address: Mapping[str, str]) -> str:
-    """Return the text beside the dumps: how to bring each database back, by commands that can be pasted."""
+    """Return the instructions beside the dumps: how to restore each database, in commands that can be pasted."""
     place = shlex.quote(str(target))
     lines = [
         f"A backup of PostgreSQL {contents.server}, as pg_dump writes it. Nothing here has touched a server.",
@@ -104,7 +104,7 @@ def manual(contents: Contents, target: Path, address: Mapping[str, str]) -> str:
         name = part.database.name
         new = f"{name}_restored"
         beside = shlex.quote(new)
-        into, live = (shlex.quote(make_conninfo("", dbname=one)) for one in (new, name))  # it may look like an address
+        into, live = (shlex.quote(make_conninfo("", dbname=one)) for one in (new, name))  # a name may be an address
         lines += [
             "",
             safe(f"# Database {name!r}" + (f"; without the rows of {', '.join(part.excluded)}" * bool(part.excluded))),

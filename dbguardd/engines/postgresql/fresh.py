@@ -1,4 +1,4 @@
-"""A new directory where a restore goes: all or nothing, durable, and never over anything."""
+"""Makes the new directory of a restore: all or nothing, durable, and never over anything."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dbguardd.errors import TargetExists
 
 @contextmanager
 def fresh(target: Path) -> Iterator[Path]:
-    """Yield a new empty directory beside `target`; when the block ends well it becomes `target`, durable.
+    """Yield a new empty directory beside `target`; if the block succeeds it is made durable and renamed to `target`.
 
-    On any failure it is gone. What a restore that was killed has left beside `target` goes, too; never what another
-    one is working on.
+    On any failure it is deleted. Directories that killed restores have left beside `target` are deleted too, but never
+    one that is still in use.
     """
     _check_free(target)
     with outcomes(target):
@@ -32,7 +32,7 @@ def fresh(target: Path) -> Iterator[Path]:
                 yield work
                 sync(held)
                 _check_free(target)
-                os.rename(work, target)  # over an empty directory at most, of the same owner
+                os.rename(work, target)  # at most replaces an empty directory of the same owner
                 sync_directory(target.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -40,7 +40,7 @@ def fresh(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def beside(target: Path) -> Iterator[tuple[Path, int]]:
-    """Yield a new directory beside `target`, open and locked: as long as somebody works on it, no restore clears it."""
+    """Yield a new directory beside `target`, open and locked: while the lock is held, no other restore deletes it."""
     with outcomes(target):
         work = Path(tempfile.mkdtemp(prefix=work_prefix(target), suffix=WORK, dir=target.parent))
     held = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -52,7 +52,7 @@ def beside(target: Path) -> Iterator[tuple[Path, int]]:
 
 
 def sync(directory: int) -> None:
-    """Make all of the file system durable in which an open directory lies: thousands of files at once. OSError."""
+    """Make durable the whole file system of an open directory, which may be thousands of files. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(directory) != 0:
         number = ctypes.get_errno()
@@ -60,7 +60,7 @@ def sync(directory: int) -> None:
 
 
 def durable(places: Sequence[str]) -> None:
-    """Make all of the file systems durable in which these directories lie. Raises OSError."""
+    """Make durable the whole file systems of these directories. Raises OSError."""
     for place in places:
         directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -75,7 +75,7 @@ def _check_free(target: Path) -> None:
 
 
 def clear_left(directory: Path) -> None:
-    """Remove what restores that were killed have left in a directory."""
+    """Delete what killed restores have left in a directory."""
     for path in directory.glob(f".*{WORK}"):
         with suppress(OSError):
             file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -1,6 +1,6 @@
 """Looks at a server: what is there, and whether a backup and its proof will have what they need.
 
-Each finding that is not ok ends with the command that mends it.
+Each finding that is not ok ends with the command that fixes it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ WHERE c.relkind IN ('r', 'm') AND n.nspname <> 'information_schema' AND n.nspnam
 
 
 def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Address | None = None) -> Probe:
-    """Return what is there. Raises what connecting and listing raise. `writing`: where its log is, if elsewhere."""
+    """Return what is there. Raises what connecting and listing raise.
+
+    `writing`: the server with its log, if another one.
+    """
     with connected(address) as connection:
         version, major = version_of(connection), connection.info.server_version // 10000
         databases = list_databases(connection, only)
@@ -83,9 +86,9 @@ def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Add
 
 
 def _content(address: Address, databases: Sequence[Database]) -> dict[str, Any]:
-    """Return what tells it from another: which cluster it is, where its log is, whether no table has a row.
+    """Return what identifies the server: its cluster, the position of its log, and whether all tables are empty.
 
-    A standby is on no timeline of its own.
+    A standby has no timeline of its own.
     """
     with connected(address) as connection:
         ((system, position, timeline),) = rows(connection, _CLUSTER)
@@ -102,7 +105,7 @@ def _content(address: Address, databases: Sequence[Database]) -> dict[str, Any]:
 
 
 def _closed(databases: Sequence[tuple[str, str]]) -> Iterator[Finding]:
-    """Say which databases nobody can read, so that no dump has them and no proof compares their rows."""
+    """Report the databases that nobody can connect to, so that no dump contains them and no proof compares them."""
     said = f"{some([name for name, _ in databases])}: nobody can connect, so it is in no dump, and no proof compares it"
     yield Finding("databases", "inconclusive", f"{said}. Fix: {' '.join(mend for _, mend in databases[:_SHOWN])}")
 
@@ -110,7 +113,7 @@ def _closed(databases: Sequence[tuple[str, str]]) -> Iterator[Finding]:
 def _privileges(
     address: Address, databases: Sequence[Database], role: str, quoted: str, *, superuser: bool, bypass: bool
 ) -> Iterator[Finding]:
-    """Say whether every table can be read."""
+    """Report whether every table can be read."""
     name = "privileges"
     if superuser:
         yield Finding(name, "ok", f"{role} is a superuser")
@@ -162,7 +165,7 @@ def _guarded(connection: Connection) -> list[str]:
 
 
 def _programs(major: int) -> Iterator[Finding]:
-    """Say whether PostgreSQL's own programs are here: those of a dump, and those of a test restore."""
+    """Report whether PostgreSQL's own programs are here: those for a dump, and those for a test restore."""
     for name, programs, or_newer in (
         ("programs for a dump", ("pg_dump", "pg_dumpall"), True),
         ("programs for a test restore", ("initdb", "postgres", "pg_restore", "createdb"), False),
@@ -191,12 +194,12 @@ def _user() -> str:
 
 
 def _extensions(address: Address, databases: Sequence[Database], major: int) -> Iterator[Finding]:
-    """Say which extensions of the databases are not installed here, where a test restore would need them."""
+    """Report which extensions of the databases are missing on this host, where a test restore needs them."""
     name = "extensions for test restores"
     try:
         there = _installed(find_tools("postgres", major))
     except ToolMissing:
-        return  # said already
+        return  # already reported
     missing = set[str]()
     for database in databases:
         with connected(address, database.name, about=f"database {database.name}") as connection:
@@ -209,7 +212,7 @@ def _extensions(address: Address, databases: Sequence[Database], major: int) -> 
 
 
 def _excluded(address: Address, databases: Sequence[Database], patterns: Sequence[str]) -> Iterator[Finding]:
-    """Say which rows the policy leaves out, and what of it fits nothing."""
+    """Report which rows the policy leaves out, and which of its patterns match nothing."""
     tables = dict[str, list[Stored]]()
     for database in databases:
         with connected(address, database.name, about=f"database {database.name}") as connection:
@@ -222,7 +225,7 @@ def _excluded(address: Address, databases: Sequence[Database], patterns: Sequenc
 
 
 def _installed(tools: Tools) -> set[str]:
-    """Return the names of the extensions that a server of these programs can have."""
+    """Return the names of the extensions that are available to a server of this installation."""
     try:
         said = run([tools.path("pg_config"), "--sharedir"], lambda: None)
         share = Path(said.output.decode().strip()) if said.status == 0 else None

@@ -1,9 +1,9 @@
-"""What the errors of a throw-away server mean: that the data is wrong, that this host is in trouble, or neither.
+"""Classifies the errors of a throw-away server: the data is wrong, this host has a problem, or neither.
 
-A proof fails a backup only for what says that its data is wrong. All else that keeps a server from being asked (a disk
-that is full, a locale or a library that a new host has not, what its owner has set for a database) leaves open what is
-in the backup: it is not proven, and nobody is told that it is damaged. Before there is a connection the server has no
-codes for its errors, only words; English ones, see server.
+A proof fails a backup only for errors that show wrong data. Anything else that prevents checking (a full disk, a locale
+or library missing on a new host, an owner's settings for a database) leaves open what is in the backup: it is not
+proven, and is not reported as damaged. Before a connection exists the server's errors have no codes, only messages,
+which are in English (see server).
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _LINE = re.compile(r"^.*?\b(?:ERROR|FATAL|PANIC|DETAIL|HINT):  .*$", re.MULTILIN
 
 
 def trouble(said: str) -> type[GuardError] | None:
-    """Return the kind of error that trouble of this host is; None if nothing says that it has any."""
+    """Return the kind of error that this host's problem is; None if nothing indicates one."""
     if _FULL.search(said):
         return NoSpace
     return Degraded if _TROUBLE.search(said) else None
 
 
 def outcome(said: str, state: str | None = None) -> str:
-    """Return how a check ended that met an error: "failed" only if that says that the data is wrong."""
+    """Return the outcome of a check that met an error: "failed" only if the error shows that the data is wrong."""
     if trouble(said) is not None:
         return "inconclusive"
     return "failed" if state in _DAMAGED or _DAMAGE.search(re.sub('"[^"]*"', '""', said)) else "inconclusive"
 
 
 def refused(name: str, error: GuardError) -> Finding:
-    """Return what a check found that the server refused, at the door or later. Raises Cancelled, which is no answer."""
+    """Return the finding of a check that the server refused, when connecting or later. Raises Cancelled as it is."""
     if isinstance(error, Cancelled):
         raise error
     said = error.detail or error.message
@@ -53,5 +53,5 @@ def refused(name: str, error: GuardError) -> Finding:
 
 
 def errors_in(log: str) -> str:
-    """Return the errors in the log of a server, without what else it tells."""
+    """Return the error lines in a server's log."""
     return "\n".join(_LINE.findall(log))

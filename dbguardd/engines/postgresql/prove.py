@@ -1,6 +1,6 @@
-"""Proves a restored dump: brings it back into a throw-away server, reads every row, and asks the proof queries.
+"""Proves a restored dump: restores it into a throw-away server, reads every row, and runs the proof queries.
 
-All of it is done by a role without rights (see sandbox). What only a superuser may do is said (_BEYOND).
+All of this is done by a role without privileges (see sandbox). What only a superuser may do is reported (_BEYOND).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Progress, Query, judge
+from dbguardd.engines.base import Examination, Finding, Progress, ProofQuery, judge
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.content import Content
@@ -40,17 +40,20 @@ from dbguardd.errors import GuardError, TooCostly
 from dbguardd.humanize import count
 
 _QUERY_SECONDS = 60.0
-_BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")
+_BEYOND = re.compile('(?i)superuser|permission denied|(language|foreign-data wrapper) ".*" does not exist')
+"""Errors of a role without rights: refused, or missing because only a superuser can create it (see sandbox)."""
+_FILLING = "\nCommand was: REFRESH MATERIALIZED VIEW "
 _OWNERS_CODE = re.compile(r"violates check constraint|^(CONTEXT:  )?(PL/\w+|SQL) function ", re.MULTILINE)
 _BY_OWNER = " (a check or a function that its owner wrote refuses it, and may go by who restores, or when)"
-_NOT_OF_THE_DATA = ("08", "53", "57", "58")  # classes of errors: connections, what a server lacks or was told
+_BY_QUERY = " (a materialized view is filled by its query, which needs something that is not here; the rows are here)"
+_NOT_OF_THE_DATA = ("08", "53", "57", "58")  # classes of errors: connections, and resources or settings of a server
 _SHOWN = 20
 _QUOTES_NO_ROW = re.compile(
     r"""[^"']* "[^"]*" (of [^"']* "[^"]*" )?(does not exist|already exists|is not available|violates .*)"""
     r"""|[^"']*(constraint|index|relation|table|extension|schema|function|language|column) "[^"]*"[^"':]*"""
     r"""|(must|permission denied|only|could not create|function \S+ does not exist)[^':]*"""
 )
-"""What the server says of objects. All else may quote a value, and findings are kept, logged, and shown."""
+"""Messages about objects. All others may quote a value, and findings are kept, logged, and displayed."""
 _ERROR = re.compile(
     r"^pg_restore: error: (?:could not execute query: )?(?:COPY failed for (table \".*?\"): )?(?:ERROR:\s*)?(.*)$",
     re.MULTILINE,
@@ -60,15 +63,15 @@ _ERROR = re.compile(
 def examine(
     target: Path,
     staging: Path,
-    queries: Sequence[Query],
+    queries: Sequence[ProofQuery],
     progress: Progress,
     default_database: str,
     *,
     least_seconds: float = LEAST_SECONDS,
 ) -> Examination:
-    """Restore what lies in `target` into a throw-away server below `staging` and say what is found.
+    """Restore the dumps in `target` into a throw-away server below `staging` and report what is found.
 
-    Each database gets `least_seconds`, and more for its size: a function of its owner may never end.
+    Each database gets `least_seconds`, and more for its size, because a function of its owner may never end.
     """
     contents = read_contents(target)
 
@@ -110,14 +113,14 @@ def _content(contents: Contents, found: Fingerprint | None) -> Finding:
     )
 
 
-# ------------------------------------------------------------------------------------------------ bringing it back
+# ------------------------------------------------------------------------------------------------ restoring
 
 
 def _roles(sandbox: Sandbox, target: Path, contents: Contents) -> Finding:
-    """Try the roles of the backup and take them back."""
+    """Create the roles of the backup in a transaction that is rolled back."""
     text = (target / ROLES).read_bytes()
     plain = b"\n".join(line for line in text.split(b"\n") if not re.match(rb"\\(un)?restrict \w+$", line))
-    maker = contents.roles[0]  # of the original; here somebody else made the cluster
+    maker = contents.roles[0]  # in the original; here another role created the cluster
     for name in (quoted(maker), maker.encode(errors="surrogateescape")):
         plain = plain.replace(b" GRANTED BY " + name + b";", b";")
     with sandbox.superuser() as db:
@@ -125,14 +128,14 @@ def _roles(sandbox: Sandbox, target: Path, contents: Contents) -> Finding:
 
 
 def _tried(db: Connection, statements: bytes, count: int) -> Finding:
-    """Run the text of the roles in a transaction that is taken back: nothing of the dump is there that it could run."""
+    """Run the role statements in a transaction that is rolled back, before any code of the dump is in the server."""
     name = "roles"
     try:
         db.execute(b"BEGIN")
         db.pgconn.exec_(b"SET search_path = ''")
         result = db.pgconn.exec_(statements)
         if result.status not in (psycopg.pq.ExecStatus.COMMAND_OK, psycopg.pq.ExecStatus.EMPTY_QUERY):
-            said = result.error_field(psycopg.pq.DiagnosticField.MESSAGE_PRIMARY) or b""  # all else quotes passwords
+            said = result.error_field(psycopg.pq.DiagnosticField.MESSAGE_PRIMARY) or b""  # others may quote passwords
             return Finding(name, "failed", told(said.decode(errors="replace")))
     finally:
         db.execute(b"ROLLBACK")
@@ -140,7 +143,7 @@ def _tried(db: Connection, statements: bytes, count: int) -> Finding:
 
 
 def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, findings: list[Finding]) -> bool:
-    """Restore one database; say whether all of it came back."""
+    """Restore one database; return whether all of it was restored."""
     name = part.database.name
     label = f"database {name if name.isprintable() else repr(name)}"
     try:
@@ -161,22 +164,34 @@ def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, 
     if said.status == 0:
         findings.append(Finding(label, "ok", "restored; constraints and indexes were built anew and hold"))
         return not missing
-    by_owner = _OWNERS_CODE.search(said.errors) is not None
-    beyond = missing or by_owner or any(_BEYOND.search(line) for line in errors)
-    outcome, why = "inconclusive" if beyond else "failed", _BY_OWNER * by_owner
+    outcome, why, has_rows = judged(said.errors)
+    outcome = "inconclusive" if missing else outcome
     findings.append(Finding(label, outcome, "; ".join(errors[:_SHOWN]) + why or f"pg_restore ended with {said.status}"))
-    return False
+    return has_rows and not missing
+
+
+def judged(said: str) -> tuple[str, str, bool]:
+    """Return what it means for a backup that pg_restore did not bring all of it back.
+
+    The outcome; why, where that is not plain; and if all rows are there, so that they can be compared.
+    """
+    errors = errors_of(said)
+    if errors and all(_FILLING in one for one in said.split("pg_restore: error: ")[1:]):
+        return "inconclusive", _BY_QUERY, True
+    if _OWNERS_CODE.search(said) is not None:
+        return "inconclusive", _BY_OWNER, False
+    return "inconclusive" if any(_BEYOND.search(line) for line in errors) else "failed", "", False
 
 
 def errors_of(said: str) -> list[str]:
-    """Return what pg_restore could not bring back, each in one line, without values of rows."""
+    """Return what pg_restore could not restore, one line each, without values of rows."""
     return [f"{where}: {told(line)}".removeprefix(": ") for where, line in _ERROR.findall(said)]
 
 
 # ------------------------------------------------------------------------------------------------ proof queries
 
 
-def _ask_all(sandbox: Sandbox, contents: Contents, queries: Sequence[Query], default: str) -> list[Finding]:
+def _ask_all(sandbox: Sandbox, contents: Contents, queries: Sequence[ProofQuery], default: str) -> list[Finding]:
     if not queries:
         return [Finding("proof queries", "not configured")]
     names = [part.database.name for part in contents.parts]
@@ -184,25 +199,25 @@ def _ask_all(sandbox: Sandbox, contents: Contents, queries: Sequence[Query], def
 
 
 def only_of(names: Sequence[str]) -> str:
-    """Return the database that is meant if none is named: the only one beside the one that every server has."""
+    """Return the database to use if none is named: the only one besides `postgres`, which every server has."""
     others = [name for name in names if name != "postgres"]
     return others[0] if len(others) == 1 else "postgres"
 
 
-def _ask(sandbox: Sandbox, query: Query, database: str, names: Sequence[str]) -> Finding:
+def _ask(sandbox: Sandbox, query: ProofQuery, database: str, names: Sequence[str]) -> Finding:
     if database not in names:
         return no_database(query, database)
     return ask(query, sandbox.ordinary(database))
 
 
-def no_database(query: Query, database: str) -> Finding:
-    """Say that there is no database that a query could be asked of."""
+def no_database(query: ProofQuery, database: str) -> Finding:
+    """Return the finding for a query whose database does not exist."""
     said = f"there is no database {database} in the backup: say which with `database`"
     return Finding(f"query: {query.sql}", "failed", said)
 
 
-def ask(query: Query, connecting: AbstractContextManager[Connection]) -> Finding:
-    """Ask one query. What stands in rows is not told: findings are kept, logged, and shown to all who may read."""
+def ask(query: ProofQuery, connecting: AbstractContextManager[Connection]) -> Finding:
+    """Run one query. Values of rows are not reported: findings are kept, logged, and shown to all who may read."""
     label = f"query: {query.sql}"
     try:
         with connecting as db:
@@ -228,7 +243,7 @@ def ask(query: Query, connecting: AbstractContextManager[Connection]) -> Finding
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as the policy can name it: text, a number, or none."""
+    """Return a value in a form that a policy can state: text, a number, or null."""
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode(errors="backslashreplace")
     if isinstance(value, bool) or value is None or isinstance(value, int | float):
@@ -239,7 +254,7 @@ def _plain(value: Any) -> Any:
 
 
 def told(said: str) -> str:
-    """Return what a server said, in one line, without values of rows."""
+    """Return a server's message in one line, without values of rows."""
     line = " ".join(said.split())
     if not _QUOTES_NO_ROW.fullmatch(line):
         line = re.split("[\"':(]", line)[0].strip() + " …"

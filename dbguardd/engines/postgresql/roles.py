@@ -1,8 +1,8 @@
-"""Which of several servers is meant: the hosts of a url are the servers of one cluster, and their roles change.
+"""Chooses among several servers: the hosts of a url are the servers of one cluster, whose roles may change.
 
-libpq takes the first that answers and has the role that is asked for. Here all are asked, and all that a job does it
-does with the one that was chosen: two connections that reach two servers would make a backup of neither. And one look
-at all of them shows what is no cluster: servers of two, or two that take writes, of which one was left behind.
+libpq takes the first server that answers and has the requested role. Here all are queried, and a job does everything
+with the chosen one: connections to two different servers would make no valid backup. Querying all also shows servers
+that are not one cluster: of two clusters, or two that accept writes, one of which was left behind.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dbguardd.errors import GuardError, PolicyInvalid, ServerUnreachable, Source
 from dbguardd.humanize import size
 
 ROLE = "target_session_attrs"
-"""The word of libpq for the role that is asked for: any, primary, standby, prefer-standby, read-write, read-only."""
+"""libpq's parameter for the requested role: any, primary, standby, prefer-standby, read-write, read-only."""
 
 STANDBYS = ("any", "standby", "prefer-standby", "read-only")
-"""With these a standby may be meant."""
+"""With these the chosen server may be a standby."""
 
 _TOGETHER = ("host", "hostaddr", "port")  # each may be a list
 _ABOUT = b"""
@@ -28,7 +28,7 @@ SELECT system_identifier::text, pg_is_in_recovery(), pg_wal_lsn_diff(CASE WHEN p
 FROM pg_control_system()
 """
 _LAG_BYTES = 16 << 20
-"""A standby that has replayed so much less of the log than another server is said to lag."""
+"""A standby that is behind another server by more than this is reported as lagging."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,19 @@ class Seen:
     about: str
     system: str
     standby: bool
-    at: int  # up to where its log goes: what it has written, or replayed
+    at: int  # the end of its log: what it has written, or replayed
 
     @property
     def role(self) -> str:
-        """What it is, in a word."""
+        """Its role, in one word."""
         return "standby" if self.standby else "primary"
 
 
 def each(address: Address) -> list[Address]:
-    """Return an address of each server that an address names: one for itself, of which none is asked for by its role.
+    """Return a separate address for each server that an address names, without the requested role.
 
-    An address of one server, or of a service, is what it is. Raises PolicyInvalid for lists that do not fit.
+    An address of a single server, or of a service, is returned as it is. Raises PolicyInvalid for lists of different
+    lengths.
     """
     told = {name: address[name].split(",") for name in _TOGETHER if name in address}
     count = max((len(found) for found in told.values()), default=1)
@@ -60,15 +61,15 @@ def each(address: Address) -> list[Address]:
         lists = ", ".join(f"{len(found)} of {name}" for name, found in told.items())
         raise PolicyInvalid(f"{place_of(address)}: the url names servers by lists that do not fit: {lists}")
     alone = {name: value for name, value in address.items() if name not in (*_TOGETHER, ROLE, "load_balance_hosts")}
-    # libpq: one port is that of all hosts; nothing in its place in the list is the usual one
+    # as in libpq, one port applies to all hosts, and an empty list entry means the default
     values = {name: found * count if len(found) == 1 else found for name, found in told.items()}
     return [{**alone, **{name: found[n] for name, found in values.items() if found[n]}} for n in range(count)]
 
 
 def meant(address: Address, about: str = "") -> Address:
-    """Return the address of the one server that is meant: the primary, unless the role says otherwise.
+    """Return the address of the server to use: the primary, unless another role is requested.
 
-    Raises ServerUnreachable if none has that role, SourceReplaced if they are no cluster.
+    Raises ServerUnreachable if none has that role, SourceReplaced if they are not one cluster.
     """
     if len(several := each(address)) == 1:
         return address
@@ -92,17 +93,17 @@ def meant(address: Address, about: str = "") -> Address:
 
 
 def writing(address: Address, about: str) -> Address:
-    """Return the address of the primary, whatever role is asked for: there the log is followed."""
+    """Return the address of the primary, whatever role is requested: its log is the one to follow."""
     return meant({**address, ROLE: "primary"}, about) if len(each(address)) > 1 else address
 
 
 def alone(address: Address) -> Address:
-    """Return an address without the role that is asked for."""
+    """Return an address without the requested role."""
     return {name: value for name, value in address.items() if name != ROLE}
 
 
 def look_at(several: Sequence[Address]) -> tuple[list[Seen], list[GuardError]]:
-    """Ask each server what it is; return those that answered, and why the others did not."""
+    """Query each server; return those that answered, and the errors of the others."""
     seen, lost = list[Seen](), list[GuardError]()
     for address in several:
         try:
@@ -115,7 +116,7 @@ def look_at(several: Sequence[Address]) -> tuple[list[Seen], list[GuardError]]:
 
 
 def check_one(seen: Sequence[Seen], about: str) -> None:
-    """Raise SourceReplaced if servers are not those of one cluster, with one primary at most."""
+    """Raise SourceReplaced unless the servers belong to one cluster with at most one primary."""
     if len({one.system for one in seen}) > 1:
         raise SourceReplaced(
             f"{about}: the servers of the url are of different clusters",
@@ -131,7 +132,7 @@ def check_one(seen: Sequence[Seen], about: str) -> None:
 
 
 def servers(address: Address) -> Finding | None:
-    """Say what the servers of a url are, and which lags or does not answer; None for one server."""
+    """Return what the servers of a url are, and which of them lag or do not answer; None for a single server."""
     if len(several := each(address)) == 1:
         return None
     seen, lost = look_at(several)
@@ -146,7 +147,7 @@ def servers(address: Address) -> Finding | None:
 
 
 def other_cluster(about: str, system: str, before: str) -> SourceReplaced:
-    """Return an error: a server is of another cluster than the one whose backups there are."""
+    """Return an error: the server belongs to another cluster than the existing backups."""
     return SourceReplaced(
         f"{about}: is another cluster than the one whose backups there are",
         detail=f"Its system identifier is {system}, and {before} is what was stored.",
@@ -154,7 +155,7 @@ def other_cluster(about: str, system: str, before: str) -> SourceReplaced:
 
 
 def left_behind(about: str, timeline: int, before: int) -> SourceReplaced:
-    """Return an error: a server is on an older timeline than what is stored, so another one has taken over from it."""
+    """Return an error: the server is on an older timeline than the stored log, so another server has taken over."""
     return SourceReplaced(
         f"{about}: was left behind when another server took over, or was put back",
         detail=f"It is on timeline {timeline}, and timeline {before} is stored: what is written there since then is in "
@@ -164,7 +165,7 @@ def left_behind(about: str, timeline: int, before: int) -> SourceReplaced:
 
 
 def _named(address: Address) -> str:
-    """Return which server it is, among others of the same host."""
+    """Return a name that distinguishes a server from others of the same url."""
     return ", ".join(_parts(address))
 
 

@@ -1,10 +1,10 @@
-"""A throw-away server in which a database out of a dump is made anew, by a role without rights.
+"""A throw-away server in which a database is restored from a dump by a role without privileges.
 
-What a dump contains is run when it is restored: functions in constraints, in indexes, in views that are filled. So all
-of it is done as a role that is no superuser and may not become one, even of the throw-away server. The superuser there
-only makes what that role needs before anything of the dump is in the database: an empty database, the extensions of the
-original (as they are installed on this host), the names of roles. So owners and grants are not tried, and not the few
-objects that only a superuser may make (see _LEFT_OUT).
+Restoring a dump runs code from it: functions in constraints, in indexes, in materialized views. So everything is done
+as a role that is no superuser, and cannot become one, even on the throw-away server. Before anything of the dump is in
+the database, the superuser only creates what that role needs: an empty database, the original's extensions (as
+installed on this host), the names of roles. So owners and grants are not tested, nor the few objects that only a
+superuser can create (see _LEFT_OUT).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, TooCostly
 
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
-"""Kinds of objects that only a superuser makes, or owns; extensions are there already."""
+"""Kinds of objects that only a superuser can create or own; extensions exist already."""
 LEAST_SECONDS, _LEAST_BYTES_A_SECOND = 600.0, 4 << 20
 _NUMBERS = re.compile(r"^\d+; \d+ \d+ ")
-_OF_PUBLIC = "pg_database_owner"  # no role that anybody made
+_OF_PUBLIC = "pg_database_owner"  # a predefined role
 _ONLY_CONTENT = (
     *("--no-password", "--no-owner", "--no-privileges", "--no-comments", "--no-tablespaces", "--no-security-labels"),
     *("--no-publications", "--no-subscriptions"),
@@ -49,7 +49,7 @@ class Sandbox:
 
     @contextmanager
     def superuser(self, database: str = "postgres") -> Iterator[Connection]:
-        """Connect as the superuser, for what runs nothing of the dump."""
+        """Connect as the superuser, only for statements that run no code of the dump."""
         with connected(self.server.address(), database, about="throw-away server") as connection:
             yield connection
 
@@ -61,9 +61,9 @@ class Sandbox:
 
 
 def tools_for(contents: Contents, what: str) -> Tools:
-    """Return the programs of a server that takes a dump: of its version, or of the newer pg_dump that wrote it.
+    """Return the programs of a server for restoring a dump: of its version, or of the newer pg_dump that wrote it.
 
-    An older pg_restore does not read that, nor does an older server know all that it says. Raises ToolMissing.
+    An older pg_restore cannot read such a dump, and an older server does not know all its syntax. Raises ToolMissing.
     """
     written = f", which pg_dump {contents.dumped_by} has written," * (contents.restored_by > contents.major)
     need = f"{what} a dump of PostgreSQL {contents.server}{written} needs a server of that version"
@@ -75,7 +75,7 @@ def tools_for(contents: Contents, what: str) -> Tools:
 
 
 def make_roles(sandbox: Sandbox, names: Sequence[str]) -> None:
-    """Make the role that restores, and the names of those of the original, without any right."""
+    """Create the role that restores, and roles with the names of the original ones, without any privileges."""
     with sandbox.superuser() as db:
         db.execute(f'CREATE ROLE "{sandbox.role}" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE BYPASSRLS'.encode())
         for name in names:
@@ -83,9 +83,9 @@ def make_roles(sandbox: Sandbox, names: Sequence[str]) -> None:
 
 
 def make_database(sandbox: Sandbox, part: Part) -> list[str]:
-    """Make a database like the original, with its extensions and nothing else.
+    """Create a database like the original, with its extensions and nothing else.
 
-    Return which extensions this host lacks, in words. Raises ServerUnreachable if it cannot be made here.
+    Return which extensions this host lacks, in words. Raises ServerUnreachable if it cannot be created here.
     """
     database = part.database
     tool = sandbox.server.tools.path("createdb")
@@ -121,7 +121,7 @@ def _make_extensions(sandbox: Sandbox, part: Part) -> list[str]:
 
 
 def _hand_over(db: Connection, role: bytes) -> None:
-    """Let the role use and fill what the extensions made."""
+    """Let the role use and fill what the extensions created."""
     asked = rb"""
     SELECT format('GRANT ALL ON %s %I.%I TO ', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
       n.nspname, c.relname)
@@ -137,22 +137,22 @@ def _hand_over(db: Connection, role: bytes) -> None:
 
 
 def listed(tools: Tools, dump: Path, alive: Alive) -> list[str]:
-    """Return what is in a dump, as pg_restore lists it and takes it: a line for each object."""
+    """Return the contents of a dump as pg_restore lists and accepts them: a line for each object."""
     said = run([tools.path("pg_restore"), "--list", str(dump)], alive)
     return said.output.decode(errors="surrogateescape").split("\n")
 
 
 def restorable(lines: Sequence[str], contents: Contents, part: Part) -> list[str]:
-    """Return those lines that the role can bring back: all but what only a superuser makes, or has made."""
+    """Return the lines that the role can restore: all except objects that only a superuser creates, or has created."""
     owners, schemas = (*contents.roles, _OF_PUBLIC), {extension.schema for extension in part.extensions}
     made = {re.sub(r"[\r\n]", " ", f"SCHEMA - {schema} {owner}") for schema in schemas for owner in owners}
     return [line for line in lines if not _LEFT_OUT.match(line) and _NUMBERS.sub("", line, 1) not in made]
 
 
 def bring_back(sandbox: Sandbox, dump: Path, part: Part, lines: Sequence[str], *more: str) -> Completed:
-    """Have pg_restore bring these lines of a dump back into its database, as the role; `more` are options of it.
+    """Restore these lines of a dump with pg_restore as the role; `more` are additional options.
 
-    Raises what says something about this host, and nothing about the dump.
+    Raises what concerns this host rather than the dump.
     """
     name = part.database.name
     server = make_conninfo("", **{**sandbox.server.address(sandbox.role), "dbname": name})
@@ -169,7 +169,7 @@ def bring_back(sandbox: Sandbox, dump: Path, part: Part, lines: Sequence[str], *
 
 
 def within(size: int, alive: Alive, least_seconds: float = LEAST_SECONDS) -> Alive:
-    """Return `alive` for bringing back so many bytes: what their owner wrote runs meanwhile, and perhaps for ever."""
+    """Return `alive` with a time limit for restoring `size` bytes: code of their owner runs, and may never end."""
     seconds = least_seconds + size / _LEAST_BYTES_A_SECOND
     end = time.monotonic() + seconds
 
@@ -183,7 +183,7 @@ def within(size: int, alive: Alive, least_seconds: float = LEAST_SECONDS) -> Ali
 
 @contextmanager
 def chosen(server: Server, lines: Sequence[str]) -> Iterator[str]:
-    """Write lines of a dump's list where pg_restore finds them; yield the option by which it takes those only."""
+    """Write lines of a dump's list to a file; yield the option that makes pg_restore take only those."""
     place = server.data / "restored.list"
     place.write_text("\n".join(lines), errors="surrogateescape")
     try:
@@ -193,5 +193,5 @@ def chosen(server: Server, lines: Sequence[str]) -> Iterator[str]:
 
 
 def quoted(name: str) -> bytes:
-    """Return a name as SQL has it."""
+    """Return a name as a quoted SQL identifier."""
     return b'"' + name.encode(errors="surrogateescape").replace(b'"', b'""') + b'"'

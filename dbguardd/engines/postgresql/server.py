@@ -1,9 +1,8 @@
-"""A throw-away server: on a data directory of ours, with our configuration only, reached by us only, and gone after.
+"""A throw-away server: on our own data directory, with our configuration, reachable only by us, deleted afterwards.
 
-Nothing that a backup contains configures it: no archive_command, no library that is loaded, no address that is
-listened on. It serves one socket, in its data directory, into which nobody else may look; it may connect to nothing,
-start nothing, and write only beside its data directory (see confine). It ends with us, by a signal that lets it clean
-up after itself.
+Nothing in a backup configures it: no archive_command, no preloaded library, no address to listen on. It serves one
+socket, in its data directory, which nobody else may enter. It may connect to nothing, start nothing, and write only
+below its data directory's parent (see confine). It ends when we do, by a signal that lets it clean up.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, Unsupported, of_file
 
 USER = "dbguard"
-"""The superuser of a throw-away server that initdb makes here."""
+"""The superuser of a throw-away server that initdb creates here."""
 
 _LOOK_SECONDS = 0.05
 _ENDS_SECONDS = 5.0
@@ -34,17 +33,18 @@ _LOG = "server.log"
 _LOG_BYTES = 2000
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
-    "unix_socket_directories": ".",  # the data directory: its path may be longer than the kernel takes for a socket
+    "unix_socket_directories": ".",  # the data directory, whose path may be too long for a socket
     "unix_socket_permissions": "0700",
     "port": "5432",
     "max_connections": "20",
+    "max_locks_per_transaction": "4096",  # what is over thousands of partitions locks all of them
     "shared_buffers": "64MB",
     "work_mem": "16MB",
     "maintenance_work_mem": "256MB",
     "temp_buffers": "8MB",
     "huge_pages": "off",
     "shared_memory_type": "mmap",
-    "dynamic_shared_memory_type": "mmap",  # in the data directory: goes with it
+    "dynamic_shared_memory_type": "mmap",  # in the data directory: deleted with it
     "max_wal_size": "1GB",
     "fsync": "off",
     "full_page_writes": "off",
@@ -58,7 +58,7 @@ _SETTINGS: Mapping[str, str] = {
     "jit": "off",
     "logging_collector": "off",
     "log_destination": "stderr",
-    "log_min_messages": "fatal",  # all else may quote rows, and have no end
+    "log_min_messages": "fatal",  # all else may quote rows, and be endless
     "log_min_error_statement": "panic",
     "log_statement": "none",
     "lc_messages": "C",
@@ -67,22 +67,22 @@ _SETTINGS: Mapping[str, str] = {
     "event_triggers": "off",
 }
 _SINCE = {"event_triggers": 17, "client_connection_check_interval": 14}
-"""Settings that older versions do not know: the first that does."""
+"""Settings that older versions do not know, with the first version that does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A throw-away server that answers."""
+    """A throw-away server that accepts connections."""
 
     tools: Tools
     data: Path
-    configuration: Path  # the directory of what it is told, and of its log
+    configuration: Path  # the directory of its configuration and its log
     place: int
-    """a descriptor of its data directory; programs that connect have to inherit it"""
+    """A descriptor of its data directory. Programs that connect have to inherit it."""
     user: str
 
     def address(self, user: str = "") -> Address:
-        """Return where it is, for libpq: over the descriptor, since the path may be too long for a socket."""
+        """Return its address for libpq, by way of the descriptor: the path may be too long for a socket."""
         return {"host": f"/proc/self/fd/{self.place}", "port": "5432", "user": user or self.user, "sslmode": "disable"}
 
     def log(self) -> str:
@@ -91,7 +91,7 @@ class Server:
 
 
 def make_cluster(data: Path, tools: Tools, alive: Alive, *, user: str = USER, checksums: bool = False) -> None:
-    """Make an empty cluster in `data`, which must not exist; its superuser is `user`. Raises what initdb fails of."""
+    """Create an empty cluster in `data`, which must not exist; its superuser is `user`. Raises initdb's failure."""
     refuse_root()
     more = ["--data-checksums"] if checksums else []
     words = ["--no-sync", "--no-instructions", "--auth=trust", f"--username={user}", "--encoding=UTF8", "--locale=C"]
@@ -115,15 +115,15 @@ def throwaway(
     configuration: Path | None = None,
     spaces: Sequence[Path] = (),
 ) -> Iterator[Server]:
-    """Run a server on the cluster in `data` for the length of a block; then it is gone, and `data` with it.
+    """Run a server on the cluster in `data` for the length of a block; then delete it with `data`.
 
-    With `keep` it is shut down in order, and `data` stays: nothing beside it is written then.
+    With `keep` it is shut down cleanly and `data` stays; then it may write nothing beside `data`.
 
-    `data` belongs to us, and what configures a server is written anew: into `configuration`, a directory that is not
-    for people, so that nobody ever starts a server with our settings, which are for speed and not for safety; without
-    one, which is for clusters that go, into `data`. `settings` come on top of ours. Tablespaces elsewhere are in
-    `spaces`. A `recovery` may run its restore_command. Returns when it accepts connections; `alive` is called until
-    then. Raises Degraded with the end of its log if it does not start, and what `alive` raises.
+    `data` belongs to us, and all configuration files are written anew: into `configuration`, so that nobody ever starts
+    a server on `data` with our settings, which trade safety for speed; or into `data` if that is to be deleted.
+    `settings` are added to ours. `spaces` are tablespaces elsewhere. A `recovery` may run its restore_command. Yields
+    once the server accepts connections; `alive` is called until then. Raises Degraded with the end of its log if it
+    does not start, and what `alive` raises.
     """
     refuse_root()
     process: subprocess.Popen[bytes] | None = None
@@ -149,14 +149,14 @@ def throwaway(
         ) from error
     finally:
         if process is not None:
-            end(process, signal.SIGINT if keep else signal.SIGQUIT)  # at once where nothing of it is to be kept
+            end(process, signal.SIGINT if keep else signal.SIGQUIT)  # immediately if nothing is to be kept
         os.close(place)
         if not keep:
             shutil.rmtree(data, ignore_errors=True)
 
 
 def configure(place: Path, major: int, settings: Mapping[str, str]) -> None:
-    """Write all files that configure a server into a directory; what was there is taken away, and never followed."""
+    """Write all configuration files of a server into a directory, replacing files and links that are there."""
     told = {name: value for name, value in _SETTINGS.items() if major >= _SINCE.get(name, 0)} | dict(settings)
     lines = "".join(f"{name} = '{_quoted(value)}'\n" for name, value in told.items())
     ours = {
@@ -178,9 +178,9 @@ def configure(place: Path, major: int, settings: Mapping[str, str]) -> None:
 
 
 def roomy(place: Path, alive: Alive) -> Alive:
-    """Return `alive` for what runs code of others: it ends that before it has taken the last room of a disk.
+    """Return `alive` for running others' code: it raises NoSpace before that code has filled the disk.
 
-    Others write there, too: who restores has seen to it that twice as much as this stays free. Raises NoSpace.
+    Others write to the disk too; a restore makes sure that twice this minimum stays free.
     """
     disk = os.statvfs(place)
     least = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // 20) // 2
@@ -204,7 +204,7 @@ def room(place: Path) -> int:
 
 
 def refuse_root() -> None:
-    """Raise Unsupported if this is root: PostgreSQL does not run as root, and we could not be confined either."""
+    """Raise Unsupported for root: PostgreSQL does not run as root, and we could not confine it either."""
     if os.geteuid() == 0:
         raise Unsupported(
             "PostgreSQL does not run as root, so no throw-away server can be started",
@@ -225,11 +225,11 @@ def _start(data: Path, told: Path, tools: Tools, confined: list[str]) -> subproc
 
 
 def _await(data: Path, log: Path, process: subprocess.Popen[bytes], tools: Tools, alive: Alive) -> None:
-    """Return when the server accepts connections: the last line of its postmaster.pid says so."""
+    """Return when the server accepts connections, according to the last line of its postmaster.pid."""
     while True:
         with suppress(FileNotFoundError):
             state = (data / "postmaster.pid").read_text(errors="replace").splitlines()
-            if len(state) >= 8 and state[7].strip() == "ready":  # "standby": it recovers, and nobody is let in
+            if len(state) >= 8 and state[7].strip() == "ready":  # "standby": in recovery, and accepts no connections
                 return
         if process.poll() is not None:
             said = _tail(log)
@@ -240,7 +240,7 @@ def _await(data: Path, log: Path, process: subprocess.Popen[bytes], tools: Tools
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Say if a server that cannot be reached has ended: its socket may be gone a moment before the process is."""
+    """Return whether an unreachable server has ended: its socket may disappear just before the process does."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(_ENDS_SECONDS)
     return process.returncode is not None

@@ -1,9 +1,9 @@
-"""One moment of a database, held: a read transaction, and a lock on each table.
+"""One moment of a database, held open: a read transaction, and a lock on each table.
 
-The lock (ACCESS SHARE, as every query takes it) comes first and the snapshot after it: a table that is truncated or
-rewritten between the two would be read empty, since that is not undone for older snapshots. It keeps nobody from
-reading or writing. But who wants to alter or drop a table waits, and whoever comes after him waits too; so one database
-after the other is held, each no longer than its own dump and fingerprint take.
+The lock (ACCESS SHARE, like that of any query) comes first and the snapshot after it: a table that is truncated or
+rewritten between the two would be read as empty, because old snapshots do not protect against that. The lock keeps
+nobody from reading or writing. But altering or dropping a table has to wait, and so does every later user of it. So one
+database is held after the other, each no longer than its own dump and fingerprint take.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """One database of a server: how it was made."""
+    """One database of a server: how it was created."""
 
     name: str
     encoding: str
@@ -59,12 +59,12 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A database whose moment is held."""
+    """A database whose snapshot and locks are held."""
 
     database: Database
     connection: Connection
-    snapshot: str  # its exported name
-    at: datetime  # by the server's clock: what had committed by then is in it
+    snapshot: str  # the exported name
+    at: datetime  # by the server's clock: everything committed by then is in it
     tables: Sequence[Stored]
     extensions: Sequence[Extension]
     lines: Sequence[bytes]  # its definitions
@@ -72,11 +72,11 @@ class Held:
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
-    """Return the databases that have content: all that take connections, but the server's own templates; or one named.
+    """Return the databases with content: all that accept connections, except template0 and template1; or only one.
 
-    What users have made a template has content like any other. One whose DROP DATABASE was interrupted has none.
+    Templates made by users have content like any other database. One whose DROP DATABASE was interrupted has none.
 
-    Raises Unsupported for a name that is not UTF-8, SourceMissing if the one named is not there.
+    Raises Unsupported for a name that is not UTF-8, SourceMissing if `only` is not there.
     """
     major = major_of(connection)
     provider = b"datlocprovider" if major >= 15 else b"'c'"
@@ -107,9 +107,9 @@ def list_databases(connection: Connection, only: str = "") -> list[Database]:
 
 
 def list_closed(connection: Connection) -> list[tuple[str, str]]:
-    """Return the databases that nobody can connect to, each with the SQL that ends that."""
+    """Return the databases that nobody can connect to, each with the SQL statement that changes that."""
     asked = (
-        b"SELECT datname, quote_ident(datname), datconnlimit = -2 FROM pg_database "  # whose DROP was interrupted
+        b"SELECT datname, quote_ident(datname), datconnlimit = -2 FROM pg_database "  # a DROP was interrupted
         b"WHERE (NOT datallowconn OR datconnlimit = -2) AND datname <> 'template0' ORDER BY datname"
     )
     mends = {True: "DROP DATABASE {};", False: "ALTER DATABASE {} ALLOW_CONNECTIONS true;"}
@@ -123,19 +123,19 @@ def holding(address: Address, database: Database, lock_seconds: float, alive: Al
     about = f"{place_of(address)}, database {database.name}"
     with connected(address, database.name, about=about) as connection:
         tables = _locked(connection, about, time.monotonic() + lock_seconds, alive)
-        ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), statement_timestamp()")  # not after it is taken
+        ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), statement_timestamp()")  # before the snapshot
         known = {table.quoted for table in tables}
         tables = stored_tables(connection)
-        lock(connection, [table for table in tables if table.quoted not in known])  # made since the list was
+        lock(connection, [table for table in tables if table.quoted not in known])  # new since the list was made
         extensions, large = extensions_of(connection), has_large(connection)
-        # Now: a function may be dropped before the dump has ended.
+        # Read now: a function may be dropped before the dump ends.
         yield Held(database, connection, text(name), at, tables, extensions, schema_lines(connection), large)
 
 
 def _locked(connection: Connection, about: str, deadline: float, alive: Alive) -> list[Stored]:
     """Begin the transaction with a lock on every table, before it has a snapshot; return the tables.
 
-    No lock is ever waited for: who waits can be in the way of others, and be part of a deadlock.
+    No lock is waited for: a waiting session can block others, and be part of a deadlock.
     """
     while True:
         tables = stored_tables(connection)
@@ -160,7 +160,7 @@ def _locked(connection: Connection, about: str, deadline: float, alive: Alive) -
 
 
 def lock(connection: Connection, tables: Sequence[Stored]) -> None:
-    """Take the lock of a reader on these tables."""
+    """Take a reader's lock on these tables."""
     for start in range(0, len(tables), _PER_STATEMENT):
         names = b", ".join(b"ONLY " + table.quoted for table in tables[start : start + _PER_STATEMENT])
         connection.execute(b"LOCK TABLE " + names + b" IN ACCESS SHARE MODE NOWAIT")
@@ -170,7 +170,7 @@ def extensions_of(connection: Connection) -> list[Extension]:
     """Return the extensions of a database."""
     asked = (
         b"SELECT e.extname, n.nspname, e.extversion FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace "
-        b"ORDER BY e.oid"  # as they were made: one may need another
+        b"ORDER BY e.oid"  # in order of creation: one may need another
     )
     return [
         Extension(*(bytes(part).decode(errors="surrogateescape") for part in row)) for row in rows(connection, asked)
@@ -178,9 +178,9 @@ def extensions_of(connection: Connection) -> list[Extension]:
 
 
 def roles_of(address: Address) -> tuple[list[str], bool]:
-    """Return the names of all roles but PostgreSQL's own, and whether their passwords may be read.
+    """Return the names of all roles except predefined ones, and whether their passwords may be read.
 
-    The first one made the cluster, and is its first superuser.
+    The first one is the bootstrap superuser, whose role created the cluster.
     """
     with connected(address) as connection:
         names = rows(connection, b"SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY oid <> 10, rolname")

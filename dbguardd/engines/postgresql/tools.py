@@ -1,4 +1,4 @@
-"""Finds PostgreSQL's own programs: those of the server's major version, wherever the distribution puts them."""
+"""Finds PostgreSQL's own programs of the server's major version, wherever the distribution puts them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from dbguardd.errors import ToolMissing
 
 OLDEST = 14
-"""The oldest major version of a server that is backed up: its makers do not mend older ones any more."""
+"""The oldest major version of a server that is backed up: PostgreSQL no longer maintains older ones."""
 _PLACES = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/lib64/pgsql/bin", "/usr/local/pgsql/bin")
 _SECONDS = 20.0
 _NEWEST_TRIED = 40
@@ -32,7 +32,7 @@ class Tools:
 
 
 def find_tools(program: str, major: int, *, or_newer: bool = False, need: str = "") -> Tools:
-    """Return where `program` of a major version is, with `or_newer` that of the nearest newer one if there is none.
+    """Return where `program` of a major version is; with `or_newer` the nearest newer one if there is none.
 
     `need` says in words what for. Raises ToolMissing, with the command that installs it.
     """
@@ -53,7 +53,7 @@ def find_tools(program: str, major: int, *, or_newer: bool = False, need: str = 
 
 
 def _places(major: int, or_newer: bool) -> Iterator[Path]:
-    """Yield where to look, in this order; no place twice."""
+    """Yield the directories to search, in order, each once."""
     majors = range(major, _NEWEST_TRIED) if or_newer else (major,)
     named = [place.format(number) for place in _PLACES for number in majors]
     seen = set[str]()
@@ -65,7 +65,7 @@ def _places(major: int, or_newer: bool) -> Iterator[Path]:
 
 
 def _look(place: Path, program: str) -> Tools | None:
-    """Return what a directory has, if the program is in there and says its version."""
+    """Return the tools in a directory if the program is there and reports its version."""
     path = place / program
     if not os.access(path, os.X_OK):
         return None

@@ -1,6 +1,6 @@
-"""What a person types to have a live server do something: as root on its host, where that is by its socket.
+"""Commands for a person to type that act on a live server: as root on its host if it is reached by its socket.
 
-Who may do it there is a user of the host that has the same name: root is not, and the owner of a table hardly ever.
+A local server admits the host's user of the same name as a role: not root, and rarely the owner of a table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ELSEWHERE = ("host", "hostaddr", "port", "service")
 
 
 def statements(connection: Connection, *sql: str) -> str:
-    """Return the command that runs statements as who has this connection, each by itself; or they, if he may not."""
+    """Return a command that runs each statement as this connection's role; or the statements, if it is no superuser."""
     info = connection.info
     if info.parameter_status("is_superuser") != "on":
         return "; ".join(sql) + ";  -- as a superuser of the server"
@@ -31,7 +31,7 @@ def statements(connection: Connection, *sql: str) -> str:
 
 
 def running(live: Address, superuser: str, owner: str, database: str) -> str:
-    """Return the command that runs a text, up to the text, as the owner of what is in it, or else as a superuser."""
+    """Return the beginning of a command that runs a text as the owner of what is in it, or else as a superuser."""
     whole = (*_PSQL, "-1", "-v", "ON_ERROR_STOP=1")
     if _is_elsewhere(live):
         return _line([*_asking(live, owner or superuser, whole, database), "-f", "-"])
@@ -52,7 +52,7 @@ def _asking(address: Address, role: str, psql: Sequence[str], database: str) -> 
 
 
 def in_one_line(quoted: bytes) -> str:
-    """Return a name, as quote_ident() has it, so that a person can type it: what is not printed, by its number."""
+    """Return a name, quoted by quote_ident(), so that it can be typed: unprintable characters are escaped."""
     said = quoted.decode("utf-8", "surrogateescape")
     if said.isprintable():
         return said
@@ -61,7 +61,7 @@ def in_one_line(quoted: bytes) -> str:
 
 
 def as_address(database: str) -> str:
-    """Return a name as psql takes it for that of a database: whoever made it may have called it "host=elsewhere"."""
+    """Return a database name safe to pass to psql: the name may have been chosen as "host=elsewhere"."""
     plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", database)
     return database if plain else f"postgresql:///{quote(database, safe='', errors='surrogateescape')}"
 
@@ -75,9 +75,10 @@ def _line(words: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """Return a word for a shell; SQL has its strings between single quotes, which are easier to read in double ones.
+    """Return a word quoted for a shell, in double quotes if it contains SQL strings, for readability.
 
-    It is of one line, whatever is in a name, and that stays the same name: there may be another one with one blank.
+    The result is one line whatever a name contains, and still means exactly that name: one with a single blank instead
+    of a line feed may exist too.
     """
     if word.split() != word.split(" "):
         return "$'" + "".join(char if char.isprintable() and char not in "'\\" else _bytes(char) for char in word) + "'"

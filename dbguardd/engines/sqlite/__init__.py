@@ -1,8 +1,9 @@
-"""SQLite: a file, copied raw beside its users and proven through SQLite.
+"""SQLite: a file, copied raw while it is in use, and proven through SQLite.
 
-Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot, unmoved, wal and rollback
-(reading it), follow and keep (its log), standby and overwrite (a copy that follows it), content (the fingerprint),
-newer (words of a later SQLite), script (SQL text), publish and examine (restore and its proof), pour (in place).
+Modules, in reading order: live (what is there), locks and hold (keeping it unchanged), snapshot, unmoved, wal and
+rollback (reading it), follow and keep (its WAL), standby and overwrite (a copy that follows it), content (the
+fingerprint), newer (syntax of a later SQLite), script (SQL text), publish and examine (restore and its proof), pour
+(restore in place).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Past, Probe, Progress, Query, Standby
+from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Questions, Standby
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
@@ -25,6 +26,7 @@ from dbguardd.engines.sqlite.copy import NEW, opened
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.live import Header, State, open_live, read_header, resolve
 from dbguardd.engines.sqlite.newer import Unread
+from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.engines.sqlite.publish import fresh, sweep
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
@@ -39,25 +41,25 @@ from dbguardd.errors import (
     SourceMissing,
     Unreachable,
 )
-from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
+from dbguardd.flow import Facts, LogSink, Pages, Sink, Tree
 
 __all__ = ["Sqlite", "open_sqlite"]
 
 _PAGES, _TEXT = "database", "dump.sql"
-_MACHINE = {  # trouble that says nothing about the text
+_MACHINE = {  # problems that say nothing about the text
     sqlite3.SQLITE_FULL: NoSpace,
     sqlite3.SQLITE_IOERR: Unreachable,
     sqlite3.SQLITE_CANTOPEN: Unreachable,
 }
-_FIXED = ((3, 44, 6), (3, 50, 7))  # branches to which the fix of the WAL-reset bug was ported; else 3.51.3
+_FIXED = ((3, 44, 6), (3, 50, 7))  # older branches with the fix of the WAL-reset bug; otherwise 3.51.3
 
 
 def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
     Settings: path, staging (a private directory of this job), method ("pages" or "dump"), max_block_seconds,
-    lock_timeout_seconds, growth_bytes (of a log, see wal), beat_seconds and step_bytes (how often progress is shown
-    while the live file is copied), look_seconds (how often a log that is followed is looked at).
+    lock_timeout_seconds, growth_bytes (of a WAL, see wal), beat_seconds and step_bytes (how often progress is reported
+    while the live file is copied), look_seconds (how often a followed WAL is read).
     """
 
     def open_standby() -> Standby:
@@ -66,27 +68,22 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
         wait = float(settings.get("lock_timeout_seconds", 10.0))
         return SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
 
-    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=open_standby, past=open_past)
+    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=open_standby, questions=open_past)
 
 
-def open_past() -> Past[Pages]:
-    """Make what answers questions to backups. It alone needs apsw."""
-    from dbguardd.engines.sqlite.past import SqlitePast  # noqa: PLC0415
+def open_past() -> Questions[Pages]:
+    """Make the object that answers questions to backups. Only it needs apsw."""
+    from dbguardd.engines.sqlite.questions import SqliteQuestions  # noqa: PLC0415
 
-    return SqlitePast()
+    return SqliteQuestions()
 
 
 class SqliteLog:
-    """The log of one SQLite file in WAL mode. Implements engines.base.Log."""
+    """The log of one SQLite file in WAL mode. Implements engines.base.LogSource."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
-
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
-        from dbguardd.engines.sqlite.follow import Pace, follow  # noqa: PLC0415
-
-        settings = self._settings
-        pace = Pace(
+        self._path = str(settings["path"])
+        self._pace = Pace(
             stream=_PAGES,
             staging=str(settings["staging"]),
             audit_seconds=float(settings.get("audit_seconds", 86_400.0)),
@@ -94,10 +91,14 @@ class SqliteLog:
             max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
             lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
         )
-        follow(str(settings["path"]), pace, ship, resume)
+
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
+        from dbguardd.engines.sqlite.follow import follow  # noqa: PLC0415
+
+        follow(self._path, self._pace, ship, resume)
 
     def unfollow(self, *, if_short: bool = False) -> None:
-        """Nothing: a mark ends with who holds it."""
+        """Do nothing: a read mark ends with the process that holds it."""
 
 
 class Sqlite:
@@ -110,7 +111,7 @@ class Sqlite:
         self._path = str(settings["path"])
         self._method = method
         self._staging = Path(str(settings["staging"]))
-        self._state: State | None = None  # of the live database, while its rows are to be read as they were then
+        self._state: State | None = None  # of the live database, while its rows are still to be read in that state
         self._budget = Budget(
             max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
             lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
@@ -130,7 +131,7 @@ class Sqlite:
         facts = {"path": live.path, "journal_mode": _mode(header), "log_bytes": log.size if log else 0}
         return Probe(sqlite3.sqlite_version, size, facts | _header_facts(header), tuple(_warnings(header)))
 
-    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:  # it is the staged copy anyway
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:  # the staged copy stays anyway
         self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(Path(os.path.realpath(self._path)))
         if self._method == "pages":
@@ -142,19 +143,22 @@ class Sqlite:
         return facts
 
     def _hand_over(self, sink: Sink, progress: Progress) -> dict[str, Any]:
-        """Let the sink follow the copy while it is made, or read the live file itself. If that moves: copy first."""
+        """Let the sink read the copy while it is made, or the live file itself.
+
+        If that changes meanwhile: copy it first.
+        """
         self._state = None
         with closing(snapshot.Taking(self._path, self._staging, self._budget, progress)) as taking:
             try:
                 taking.begin()
                 with taking.opened() as file:
                     content = _content(file)
-                    sink.adopt(_PAGES, file, content[0].page_size, filled=taking, asked=taking.in_place)
+                    sink.adopt(_PAGES, file, content[0].page_size, filled=taking, on_demand=taking.in_place)
                 self._state = taking.taken.state
                 return self._facts(taking.taken, *content)
             except Moved:
                 pass
-            except SourceChanged:  # the sink may have seen it first
+            except SourceChanged:  # the sink may have noticed it first
                 if not taking.in_place:
                     raise
         taken = snapshot.take(self._path, self._staging, self._budget, progress, tries=1)
@@ -186,7 +190,7 @@ class Sqlite:
             **rights_of(self._path, taken.found),
             "snapshot_at": datetime.fromtimestamp(taken.at, UTC).isoformat(),
             "way": taken.way,
-            # A reader of a log keeps nobody from reading or writing; the log only cannot begin anew meanwhile.
+            # A reader of the WAL blocks nobody; only the WAL cannot restart meanwhile.
             "blocked_seconds": 0.0 if taken.way == "wal" else round(taken.blocked_seconds, 6),
             "log_held_seconds": round(taken.blocked_seconds, 6) if taken.way == "wal" else 0.0,
             "copy_seconds": round(taken.copy_seconds, 6),
@@ -209,7 +213,10 @@ class Sqlite:
             raise refusal(self._path, str(error), _code(error)) from error
 
     def _stage(self, state: State, stored: Tree | None, progress: Progress) -> None:
-        """Copy what was read in place. Where it has changed since, the repository has its pages, each by its digest."""
+        """Copy what was read in place.
+
+        If it has changed since, take its pages from the repository, which verifies them.
+        """
         try:
             snapshot.again(self._path, self._staging, self._budget, progress, state)
             return
@@ -237,7 +244,7 @@ class Sqlite:
                 _deliver(tree, work, target)
             return give(work, tree.facts)
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         return examine(target, queries, progress)
 
     def check_unused(self) -> None:
@@ -246,7 +253,7 @@ class Sqlite:
         try:
             real = resolve(self._path)
         except SourceMissing:
-            real = os.path.realpath(self._path)  # who has the deleted file open uses it still
+            real = os.path.realpath(self._path)  # a process may still use the deleted file
         refuse_others(real)
 
     def replace(self, source: Path, progress: Progress) -> None:
@@ -264,7 +271,7 @@ def _deliver(tree: Tree, work: Path, target: Path) -> None:
 
 
 def _replay(tree: Tree, work: Path, target: Path, tick: Callable[[int], None]) -> None:
-    """Run the text in the new file. No journal: on any failure the whole file is thrown away."""
+    """Run the text in the new file. Without a journal: on any failure the whole file is discarded."""
     try:
         with tree.read(_TEXT) as text, closing(sqlite3.connect(work, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode=OFF").fetchall()
@@ -272,7 +279,7 @@ def _replay(tree: Tree, work: Path, target: Path, tick: Callable[[int], None]) -
             replay(connection, text, tick)
     except sqlite3.Error as error:
         kind = _MACHINE.get(_code(error) & 0xFF, ProofFailed)
-        what = getattr(error, "sqlite_errorname", type(error).__name__)  # SQLite's own words may quote rows
+        what = getattr(error, "sqlite_errorname", type(error).__name__)  # SQLite's own message may quote rows
         raise kind(f"{target}: the SQL text cannot be replayed", detail=what) from error
 
 

@@ -17,13 +17,13 @@ from dbguardd.flow import Facts, Pages
 
 
 def query(pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     with opened({"main": pages}, bounds, answer) as backup:
         return _Statement(backup, sql).run()
 
 
 class _Statement:
-    """One statement of a person, from its text to its last row."""
+    """One statement of a user, from its text to its last row."""
 
     def __init__(self, backup: Opened, sql: str) -> None:
         self._backup, self._sql = backup, sql
@@ -31,9 +31,9 @@ class _Statement:
         self._columns: list[str] = []
 
     def run(self) -> Facts:
-        """Write the names of the columns and the rows, as many as the bounds allow."""
+        """Write the names of the columns, and as many rows as the limits allow."""
         backup = self._backup
-        tables = stored_names(backup.connection)  # reads the schema: what is wrong with that is not the statement's
+        tables = stored_names(backup.connection)  # reads the schema, so that its damage is not blamed on the statement
         cursor = backup.connection.cursor()
         cursor.exec_trace = self._begin
         rows, more = 0, None
@@ -54,7 +54,10 @@ class _Statement:
         return {"rows": rows, "more": more}
 
     def _begin(self, cursor: apsw.Cursor, statement: str, bindings: Any) -> bool:
-        """Write the head when the statement is understood; a second one is not begun, a remark behind it is none."""
+        """Write the column names when the statement is parsed.
+
+        Refuse a second statement; a comment after the first is none.
+        """
         columns = [str(column[0]) for column in cursor.get_description()]
         if not columns or self._columns:
             return not columns
@@ -70,7 +73,7 @@ def stored_names(connection: apsw.Connection, schema: str = "main") -> list[str]
 
 
 def encoded(row: Any) -> bytes:
-    """Return a row as a line of JSON in ASCII: a blob is {"base64": …}, what JSON has no number for {"real": "inf"}."""
+    """Return a row as a line of JSON in ASCII; a blob is {"base64": …}, a number that JSON lacks {"real": "inf"}."""
     try:
         line = _encode(row)
     except ValueError:

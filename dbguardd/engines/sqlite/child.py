@@ -1,6 +1,6 @@
-"""Runs the processes that use SQLite on the live database, so that this one never does (see `live`).
+"""Runs the child processes that use SQLite on the live database, so that this process never does (see `live`).
 
-A child answers in JSON lines on its standard output, and ends when its standard input ends, so none outlives us.
+A child answers in JSON lines on its standard output, and ends when its standard input is closed, so none outlives us.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ENVIRONMENT = {"LANG": "C.UTF-8"}
 
 
 def uri(path: str, query: str) -> str:
-    """Return the file: URI of a path, whatever bytes are in it."""
+    """Return the file: URI of a path, whatever bytes it contains."""
     return f"file:{quote(os.fsencode(path))}?{query}"
 
 
@@ -50,7 +50,7 @@ class Child:
         self._lines = b""
 
     def ask(self, line: str) -> None:
-        """Say something to the child. It may have ended: its answer tells."""
+        """Send a line to the child. If it has ended, answer() will show that."""
         with suppress(BrokenPipeError):
             self._input.write(line.encode() + b"\n")
             self._input.flush()
@@ -60,11 +60,11 @@ class Child:
         self._input.close()
 
     def silent(self) -> bool:
-        """Say if the child that nothing was asked of still waits; False if it has ended."""
+        """Return whether the child, which was asked nothing, is still running; False if it has ended."""
         return not select.select([self._output], [], [], 0)[0]
 
     def answer(self, alive: Callable[[], None]) -> dict[str, Any]:
-        """Return the next answer, an empty one if the child ended. Calls `alive` while it waits."""
+        """Return the next answer; an empty one if the child ended. Calls `alive` while waiting."""
         while b"\n" not in self._lines:
             if not select.select([self._output], [], [], _BEAT_SECONDS)[0]:
                 alive()
@@ -80,9 +80,9 @@ class Child:
 
 @contextmanager
 def child(arguments: Sequence[str], place: Path | None = None) -> Iterator[Child]:
-    """Run this Python with `arguments`, isolated; leaving the block ends it in any case.
+    """Run this Python with `arguments`, isolated; the child is ended when the block is left.
 
-    Everybody can read the arguments, and nobody else the working directory (`place`).
+    The arguments are visible to all users, the working directory (`place`) is not.
     """
     with subprocess.Popen(
         [sys.executable, "-I", *arguments],
@@ -96,7 +96,7 @@ def child(arguments: Sequence[str], place: Path | None = None) -> Iterator[Child
             yield Child(process)
         finally:
             if process.stdin and not process.stdin.closed:
-                with suppress(BrokenPipeError):  # what was asked last did not reach it: it has ended
+                with suppress(BrokenPipeError):  # it has ended before it received the last line
                     process.stdin.close()
             try:
                 process.wait(_GRACE_SECONDS)
@@ -105,7 +105,10 @@ def child(arguments: Sequence[str], place: Path | None = None) -> Iterator[Child
 
 
 class Hold:
-    """A read transaction held by a child. `longest` is how long (seconds) one mark stood, known after release()."""
+    """A read transaction held by a child.
+
+    `longest`: how long (seconds) one read mark was held, known after release().
+    """
 
     def __init__(self, path: str, process: Child) -> None:
         self._path = path
@@ -114,16 +117,16 @@ class Hold:
         self.longest = 0.0
 
     def wait(self, alive: Callable[[], None]) -> None:
-        """Return when the read mark stands. Raises what kept it from standing."""
+        """Wait until the read mark is set. Raises the reason if it cannot be."""
         answer = self._child.answer(alive)
         if "held" not in answer:
             raise refusal(self._path, str(answer.get("error", "no answer")), int(answer.get("code", 0)))
         self._since = time.monotonic()
 
     def renew(self, meanwhile: Callable[[], None]) -> bool:
-        """Take a newer mark and give up the old one; False if only the old one is to be had.
+        """Take a newer read mark and release the old one; return False if only the old one can be held.
 
-        `meanwhile` is called when both stand. Raises WorkerDied if the child had ended before.
+        `meanwhile` is called while both are held. Raises WorkerDied if the child had already ended.
         """
         self._child.ask("again")
         answer = self._child.answer(lambda: None)
@@ -139,7 +142,7 @@ class Hold:
         return True
 
     def release(self) -> None:
-        """End the transaction and return when it is over. Raises WorkerDied if the child had ended before."""
+        """End the transaction and wait until it is over. Raises WorkerDied if the child had already ended."""
         self._child.end_input()
         answer = self._child.answer(lambda: None)
         self.longest = max(self.longest, time.monotonic() - self._since)
@@ -155,7 +158,7 @@ def hold(path: str, timeout_seconds: float) -> Iterator[Hold]:
 
 
 def refusal(path: str, text: str, code: int) -> GuardError:
-    """Return the outcome that a SQLite result code on the live database stands for."""
+    """Return our error for a SQLite result code on the live database."""
     kind: type[GuardError] = {
         sqlite3.SQLITE_BUSY: SourceLocked,
         sqlite3.SQLITE_LOCKED: SourceLocked,

@@ -1,7 +1,7 @@
-"""Compares two backups, table by table and row by row, by what tells rows apart: the primary key, or the row id.
+"""Compares two backups, table by table and row by row, matching rows by primary key or row id.
 
-SQLite joins the two by key and hands out only what differs. Values differ when their type or their bytes do: 1 and 1.0
-are two values here, and so are A and a, whatever the collation of the column says.
+SQLite joins the two by key and returns only what differs. Values differ if their type or their bytes differ: 1 and 1.0
+are different here, and so are A and a, whatever the column's collation.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from dbguardd.flow import Facts, Pages
 _CHANGES = ("added", "removed", "changed")
 _OLD, _NEW = "o", "n"
 _CANNOT = ("no such", "too many")
-"""What is said of a collation or function that only the application has, and of more columns than SQLite hands out."""
-_TOGETHER = 64  # of a chain of a thousand SQLite says that it is too deep
+"""Errors for a collation or function that only the application has, and for more columns than SQLite can return."""
+_TOGETHER = 64  # in a chain of a thousand terms SQLite says that the expression is too deep
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A table that both have, the key of its rows, and the columns of both."""
+    """A table that exists in both, the key of its rows, and the columns of both."""
 
     old: Table
     new: Table
@@ -55,14 +55,14 @@ class Pair:
     def differ(self) -> str:
         """The condition that they have different values."""
         pairs = [(f"{_OLD}.{quoted(name)}", f"{_NEW}.{quoted(name)}") for name in self.columns]
-        # SQLite compares IS with the collation of the left, and numbers by value
+        # IS compares with the collation of the left operand, and numbers by value
         differ = [f"typeof({old}) <> typeof({new}) OR {old} COLLATE BINARY IS NOT {new}" for old, new in pairs]
         parts = [" OR ".join(differ[at : at + _TOGETHER]) for at in range(0, len(differ), _TOGETHER)]
         return " OR ".join(f"({part})" for part in parts) or "0"
 
 
 def difference(older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     with opened({"main": older, "newer": newer}, bounds, answer) as both:
         before, after = tables(both.connection), tables(both.connection, "newer")
         names = sorted({*before, *after})
@@ -99,10 +99,10 @@ class _Comparison:
     def __init__(self, both: Opened, name: str) -> None:
         self._both, self._name = both, name
         self._listed = 0
-        self._encoding = encoding(both.connection)  # of both: else they could not be joined
+        self._encoding = encoding(both.connection)  # the same in both: otherwise they could not be joined
 
     def run(self, old: Table | None, new: Table | None) -> dict[str, Any]:
-        """Return the facts of the table; the rows go into the answer as far as the bounds allow."""
+        """Return the facts of the table; write differing rows into the answer as far as the limits allow."""
         try:
             return self._compared(old, new)
         except apsw.SQLError as error:
@@ -132,7 +132,7 @@ class _Comparison:
         return {**about, **known_counts, "listed": self._listed}
 
     def _paired(self, old: Table, new: Table) -> tuple[Pair | None, str]:
-        """Return how rows of both find each other, or why they cannot."""
+        """Return how rows of both are matched, or why they cannot be."""
         columns = tuple(name for name in old.columns if name in new.columns)
         lost = [name for name in old.columns if name not in columns]
         fresh = [name for name in new.columns if name not in columns]
@@ -140,19 +140,19 @@ class _Comparison:
         why = "; ".join(f"{what}, not compared: {', '.join(names)}" for what, names in said if names)
         keys = told_apart(self._both.connection, old), told_apart(self._both.connection, new)
         if keys[0] != keys[1] and old.primary == new.primary and old.rowid and old.rowid == new.rowid:
-            keys = (old.rowid,), (new.rowid,)  # only one of both has a NULL in its key
+            keys = (old.rowid,), (new.rowid,)  # only one of the two has a NULL in its key
         if keys[0] != keys[1] or not keys[0]:
             return None, "nothing tells its rows apart" if keys[0] == keys[1] else "its key has changed"
         return Pair(old, new, keys[0], columns), why
 
     def _all(self, table: Table, change: str) -> int:
-        """Count, and list, the rows of a table that only one of both has."""
+        """Count and list the rows of a table that exists only in one of the two."""
         columns = (table.rowid, *table.columns) if table.rowid else table.columns
         query = f"SELECT {exact(columns)} FROM {table.path} NOT INDEXED"  # noqa: S608 - names of the catalog
         return self._alone(change, self._both.connection.execute(query), (), columns)
 
     def _rows(self, pair: Pair) -> dict[str, int]:
-        """Count, and list, what differs: one pass over the older table, for what is lost, and one over the newer."""
+        """Count and list differences: one pass over the older table for removed rows, and one over the newer."""
         old, new = f"{pair.old.path} AS {_OLD}", f"{pair.new.path} AS {_NEW}"
         what = f"{exact(pair.key, _OLD)}, {exact(pair.old.columns, _OLD)}"
         query = f"SELECT {what} FROM {old} WHERE NOT EXISTS (SELECT 1 FROM {new} WHERE {pair.same_key})"  # noqa: S608
@@ -179,7 +179,7 @@ class _Comparison:
         return {"key": key, "before": before, "after": {name: after[name] for name in pair.columns}}
 
     def _alone(self, change: str, rows: Iterator[Any], key: Sequence[str], columns: Sequence[str]) -> int:
-        """Count rows that the other one does not have, and list them as far as may be."""
+        """Count rows that exist only on one side, and list them as far as the limits allow."""
         count, cut = 0, 2 * len(key)
         for row in rows:
             count += 1
@@ -191,7 +191,7 @@ class _Comparison:
 
     def _list(self, change: str, **row: Mapping[str, Any]) -> None:
         line = encoded({"table": self._name, "change": change, **row})
-        self._listed += self._both.fits(line, self._both.bounds.bytes // 4)  # what is left is for the counts
+        self._listed += self._both.fits(line, self._both.bounds.bytes // 4)  # the rest is for the counts
 
 
 def _named(names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _named(names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
 
 
 def _definitions(connection: apsw.Connection) -> Iterator[dict[str, Any]]:
-    """Yield the statements that define what differs: {kind, name, before, after}; None: it is not there."""
+    """Yield definitions that differ: {kind, name, before, after}; None if it does not exist on that side."""
     before, after = (
         {
             (str(kind), str(name)): sql

@@ -1,11 +1,11 @@
-"""Fingerprints the content of a database: schema digest, and per table the rows and their digest.
+"""Fingerprints the content of a database: a digest of its schema, and per table the number and digest of its rows.
 
-Only tables that own pages are read: never views (a hostile recursive one runs for ever), never virtual tables (their
-content lies in ordinary shadow tables). Rows are taken in the order of the table's own key (rowid, or the primary key
-of a WITHOUT ROWID table), which both backup methods keep, so the digest does not depend on where rows lie in the file.
-A table's digest is the BLAKE3 of the concatenated rows; a row is encoded by marshal, version 2, as a tuple of None,
-int, float, str and bytes, which is exact, typed, prefix-free and made in C. Bytes that are no UTF-8 in a text value
-are escaped as lone surrogates, which no other text gives. A test pins the encoding.
+Only tables that own pages are read: never views (a hostile recursive one runs forever), never virtual tables (their
+content is in ordinary shadow tables). Rows are read in the order of the table's own key (rowid, or the primary key of a
+WITHOUT ROWID table), which both backup methods keep, so the digest does not depend on where rows lie in the file. A
+table's digest is the BLAKE3 of the concatenated rows. A row is encoded by marshal, version 2, as a tuple of None, int,
+float, str and bytes; this is exact, typed, prefix-free and implemented in C. Bytes in a text value that are not UTF-8
+are escaped as lone surrogates, which no other text produces. A test pins the encoding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HUGE_VALUE = 1_000_000_000
 
 
 class Endless(sqlite3.DatabaseError):
-    """A table yields more rows than its file has room for: its pages form a circle."""
+    """A table yields more rows than its file has room for: its pages form a cycle."""
 
 
 def quoted(name: str) -> str:
@@ -40,7 +40,7 @@ def quoted(name: str) -> str:
 
 
 def text(raw: bytes) -> str:
-    """Decode text so that nothing is lost."""
+    """Decode text without losing bytes that are not UTF-8."""
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -54,7 +54,7 @@ def stored_tables(connection: sqlite3.Connection) -> list[str]:
 def fingerprint(connection: sqlite3.Connection, file_bytes: int, tick: Tick) -> Fingerprint:
     """Return the content of the main database of `connection`, which must not change meanwhile.
 
-    `file_bytes` bounds how many rows there can be. Raises sqlite3.Error (Endless for circular pages).
+    `file_bytes` limits the number of rows. Raises sqlite3.Error (Endless for cyclic pages).
     """
     tables: dict[str, TablePrint] = {}
     done = 0
@@ -70,7 +70,7 @@ def fingerprint(connection: sqlite3.Connection, file_bytes: int, tick: Tick) -> 
 
 
 def schema_digest(connection: sqlite3.Connection) -> str:
-    """Return the digest of everything that defines the database but its rows."""
+    """Return the digest of everything that defines the database except its rows."""
     with texts(connection, text):
         rows: list[tuple[Any, ...]] = connection.execute(
             "SELECT type, name, tbl_name, sql FROM main.sqlite_schema"
@@ -90,15 +90,15 @@ def _shown(name: str) -> str:
 
 
 def stored_columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    """Return the columns whose values are stored: all but VIRTUAL generated ones."""
+    """Return the columns whose values are stored: all except VIRTUAL generated ones."""
     with texts(connection, text):
         return [row[1] for row in connection.execute(f"PRAGMA main.table_xinfo({quoted(table)})") if row[6] in (0, 3)]
 
 
 def _table(connection: sqlite3.Connection, name: str, file_bytes: int, tick: Tick) -> tuple[TablePrint, int]:
-    """Digest one table; first the fast way, and again with care if a value turns up that needs it.
+    """Compute the digest of one table: first by the fast method, then by a slow one if a value requires it.
 
-    Fast: strict UTF-8, values up to 256 KiB (so that a batch is bounded). Both ways give the same digest.
+    The fast method needs strict UTF-8 and values up to 256 KiB (so that a batch is bounded). Both give the same digest.
     """
     columns = ", ".join(quoted(column) for column in stored_columns(connection, name))
     query = f"SELECT {columns} FROM main.{quoted(name)} NOT INDEXED"  # noqa: S608 - names come from the catalog
@@ -132,7 +132,7 @@ def _scan(cursor: sqlite3.Cursor, batch: int, file_bytes: int, tick: Tick) -> tu
 
 @contextmanager
 def texts(connection: sqlite3.Connection, factory: Any) -> Iterator[None]:
-    """Have text values made by `factory` inside the block."""
+    """Use `factory` to create text values inside the block."""
     before = connection.text_factory
     connection.text_factory = factory
     try:

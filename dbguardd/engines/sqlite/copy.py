@@ -1,4 +1,4 @@
-"""Copies one file raw, in steps: by reflink where the file system can, else inside the kernel, else by hand."""
+"""Copies one file raw, in steps: by reflink where the file system can, else in the kernel, else by read and write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOT_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EP
 
 
 class Copy:
-    """One copy under way. Descriptors stay the caller's; see `copying`."""
+    """A copy in progress. The caller keeps the descriptors; see `copying`."""
 
     def __init__(self, source: int, target: int, name: str) -> None:
         self._source = source
@@ -33,7 +33,7 @@ class Copy:
         return os.fstat(self._source).st_size
 
     def clone(self) -> bool:
-        """Share all blocks at once; False if the file system cannot, or the files lie on two."""
+        """Share all blocks at once; False if the file system cannot, or the files are on different ones."""
         try:
             fcntl.ioctl(self._target, _FICLONE, self._source)
         except OSError:
@@ -43,7 +43,7 @@ class Copy:
         return True
 
     def check_room(self, need: int) -> None:
-        """Raise NoSpace, before anything is written, if `need` bytes cannot fit."""
+        """Raise NoSpace, before anything is written, if `need` bytes do not fit."""
         room = os.fstatvfs(self._target)
         free = room.f_bavail * room.f_frsize
         if free < need:
@@ -54,7 +54,7 @@ class Copy:
             )
 
     def extend(self, size: int) -> None:
-        """Give the copy its size; what is not copied yet is a hole."""
+        """Set the size of the copy; the part not copied yet is a hole."""
         try:
             os.ftruncate(self._target, size)
         except OSError as error:
@@ -91,7 +91,7 @@ class Copy:
 
 @contextmanager
 def opened(path: str | os.PathLike[str], flags: int = os.O_RDONLY | os.O_NOFOLLOW) -> Iterator[int]:
-    """Open a file until the block ends; a new one is its owner's only."""
+    """Open a file until the block ends; a new file is readable only by its owner."""
     file = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
         yield file
@@ -101,6 +101,6 @@ def opened(path: str | os.PathLike[str], flags: int = os.O_RDONLY | os.O_NOFOLLO
 
 @contextmanager
 def copying(source: int, target: Path, name: str) -> Iterator[Copy]:
-    """Begin a copy of the open file `source` to the new file `target`; `name` stands in errors."""
+    """Begin a copy of the open file `source` to the new file `target`; `name` is used in errors."""
     with opened(target, NEW) as file:
         yield Copy(source, file, name)

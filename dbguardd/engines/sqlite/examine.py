@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dbguardd.engines.base import Examination, Finding, Progress, Query, judge
+from dbguardd.engines.base import Examination, Finding, Progress, ProofQuery, judge
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.sqlite.content import text as as_text
 from dbguardd.engines.sqlite.newer import Unread, bears, check_all_read
@@ -16,7 +16,7 @@ from dbguardd.engines.sqlite.still import open_still, page_span, read_fingerprin
 from dbguardd.errors import GuardError
 
 _QUERY_SECONDS = 60.0
-_STEPS = 100_000  # VDBE instructions between two looks at the clock
+_STEPS = 100_000  # VDBE instructions between two checks of the time
 _COMPLAINTS = 20
 _DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"))
 _MACHINE = frozenset(
@@ -25,15 +25,15 @@ _MACHINE = frozenset(
         *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_BUSY),
     )
 )
-"""What lacks room for a temporary file, or rights: it says nothing about the restored database."""
+"""A lack of space for a temporary file, or of rights: these say nothing about the restored database."""
 _FILE = frozenset((sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS))
 _LACKS = re.compile("no such collation sequence: |unknown function: |no such function: ")
 _READING = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 
 
-def examine(target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
-    """Open `target` and check everything that can be checked without the backup. Raises only what progress raises."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - half a MiB that who copies or follows keeps
+def examine(target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
+    """Open `target` and run all checks that do not need the backup. Raises only what progress raises."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - half a MiB that copying and following can save
 
     findings: list[Finding] = []
     found: Fingerprint | None = None
@@ -42,7 +42,7 @@ def examine(target: Path, queries: Sequence[Query], progress: Progress) -> Exami
         with open_still(target, many_threads=True) as checker, ThreadPoolExecutor(1) as pool:
             facts = _facts(checker, target)
             findings.append(_size(checker, target))
-            # SQLite checks in C while this thread, which Python slows down, reads the content.
+            # SQLite runs its checks in C while this thread, slowed by Python, reads the content.
             checks = pool.submit(_own_checks, checker)
             try:
                 found = _content(target, findings, progress)
@@ -89,7 +89,7 @@ def _own_checks(connection: sqlite3.Connection) -> list[Finding]:
 def _integrity(connection: sqlite3.Connection) -> Finding:
     name = "integrity_check"
     try:
-        check_all_read(connection)  # it takes the pages of what it does not know for lost
+        check_all_read(connection)  # integrity_check reports the pages of objects that it does not know as lost
         lines = [str(row[0]) for row in connection.execute(f"PRAGMA integrity_check({_COMPLAINTS})")]
     except Unread as unread:
         return Finding(name, "inconclusive", str(unread))
@@ -99,12 +99,12 @@ def _integrity(connection: sqlite3.Connection) -> Finding:
         return Finding(name, "inconclusive" if missing else _outcome(error), str(error))
     if lines == ["ok"]:
         return Finding(name, "ok")
-    # An index that is not understood may have been up to a word, and then rows seem to lack in it.
+    # An index that is only partly understood may be built wrongly here, and then seems to lack rows.
     return Finding(name, "inconclusive" if bears(connection) else "failed", "; ".join(lines))
 
 
 def _foreign_keys(connection: sqlite3.Connection) -> Finding:
-    """Count rows without a parent. They are content, equal to the live database's: said, but no failure."""
+    """Count rows without a parent. They are content, as in the live database: reported, but no failure."""
     name = "foreign_key_check"
     try:
         orphans: dict[str, int] = {}
@@ -119,9 +119,9 @@ def _foreign_keys(connection: sqlite3.Connection) -> Finding:
 
 
 def _outcome(error: sqlite3.Error) -> str:
-    """Return what an error of SQLite says of the restored database: that it failed, or nothing.
+    """Return what an error of SQLite says about the restored database: "failed", or "inconclusive".
 
-    A backup whose test restore failed counts for nothing and goes; a full disk beside it must not do that.
+    A backup whose test restore failed counts for nothing and is deleted; a full disk on this host must not cause that.
     """
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return "inconclusive" if code & 0xFF in _MACHINE and code not in _FILE else "failed"
@@ -144,14 +144,14 @@ def _content(target: Path, findings: list[Finding], progress: Progress) -> Finge
 # ------------------------------------------------------------------------------------------------ proof queries
 
 
-def _proof(target: Path, queries: Sequence[Query], progress: Progress) -> list[Finding]:
+def _proof(target: Path, queries: Sequence[ProofQuery], progress: Progress) -> list[Finding]:
     if not queries:
         return [Finding("proof queries", "not configured")]
     return [_ask(target, query, progress) for query in queries]
 
 
-def _ask(target: Path, query: Query, progress: Progress) -> Finding:
-    """Ask one query. What stands in rows is not told: findings are kept, logged, and shown to all who may read."""
+def _ask(target: Path, query: ProofQuery, progress: Progress) -> Finding:
+    """Run one query. Values of rows are not reported: findings are kept, logged, and shown to all who may read."""
     name = f"query: {query.sql}"
     borne = running = False
     raised: list[GuardError] = []
@@ -160,7 +160,7 @@ def _ask(target: Path, query: Query, progress: Progress) -> Finding:
     def watch() -> int:
         try:
             progress("examine", 0, None)
-        except GuardError as error:  # SQLite swallows what a callback raises
+        except GuardError as error:  # SQLite discards exceptions of a callback
             raised.append(error)
         return int(bool(raised) or time.monotonic() > end)
 
@@ -170,7 +170,7 @@ def _ask(target: Path, query: Query, progress: Progress) -> Finding:
             connection.set_progress_handler(watch, _STEPS)
             connection.set_authorizer(_authorize_tables if borne else _authorize)
             connection.text_factory = as_text
-            connection.execute(f"EXPLAIN {query.sql}").close()  # so far errors are about the query, not about rows
+            connection.execute(f"EXPLAIN {query.sql}").close()  # up to here errors concern the query, not rows
             running = True
             rows = connection.execute(query.sql).fetchmany(2)
     except sqlite3.Error as error:
@@ -179,7 +179,7 @@ def _ask(target: Path, query: Query, progress: Progress) -> Finding:
         if time.monotonic() > end:
             return Finding(name, "inconclusive", f"no answer within {_QUERY_SECONDS:.0f} s")
         what = getattr(error, "sqlite_errorname", type(error).__name__)
-        outcome = "inconclusive" if borne and not running else _outcome(error)  # it may ask what is not understood
+        outcome = "inconclusive" if borne and not running else _outcome(error)  # the query may use what is unknown here
         return Finding(name, outcome, f"{what} while it ran" if running else str(error))
     if len(rows) != 1 or len(rows[0]) != 1:
         return Finding(name, "failed", "the query must return exactly one row of one value")
@@ -189,7 +189,7 @@ def _ask(target: Path, query: Query, progress: Progress) -> Finding:
 def _authorize_tables(
     action: int, first: str | None, second: str | None, database: str | None, source: str | None
 ) -> int:
-    """As _authorize(), but through no view: one that is not understood may have been understood up to a word."""
+    """Like _authorize(), but refuse reading through views: one that is not fully understood may give wrong rows."""
     return sqlite3.SQLITE_DENY if source else _authorize(action, first, second, database, source)
 
 

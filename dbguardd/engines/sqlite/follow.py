@@ -1,20 +1,21 @@
-"""Follows the log of a live WAL database: reads each commit once, before SQLite can overwrite it.
+"""Follows the WAL of a live database: reads each commit once, before SQLite can overwrite it.
 
-A child (`keep`) always holds a read mark; this process only reads the log and its index raw (see `live`). Why nothing
+A child (`keep`) always holds a read mark; this process only reads the WAL and its index raw (see `live`). Why nothing
 is lost between two looks (wal.c; sqlite.org/walformat.html):
 
-- The log begins anew (new salts, frames from its start) only when every frame is in the main file and no mark above 0
-  stands. A checkpoint writes frames up to the oldest mark at most, and none at all while a mark of 0 stands.
-- A newer mark is taken after the log was read up to E, and before the older mark M is given up; M was taken before
-  that reading, so M <= E. The newer mark is 0 only if all frames were in the main file, which M allowed up to M only:
-  then the log ended at M <= E, and all of it was read.
-- Under a mark of 0 nothing is written into the main file, so what is appended stays: the log can begin anew once with
-  frames, and before that any number of times without (a checkpoint that truncates). Its salts tell nothing then: who
-  has not counted its rounds makes both up.
+- The WAL restarts (new salts, frames from its start) only when every frame is in the main file and no mark above 0 is
+  held. A checkpoint writes frames up to the oldest mark at most, and none while a mark of 0 is held.
+- A newer mark is taken after the WAL was read up to E, and before the older mark M is released; M was taken before that
+  read, so M <= E. The newer mark is 0 only if all frames were in the main file, but M allowed only frames up to M: then
+  the WAL ended at M <= E, and all of it was read.
+- Under a mark of 0 nothing is written into the main file, so what is appended stays: the WAL can restart once with
+  frames, and before that any number of times without frames (a truncating checkpoint). Its salts prove nothing then: a
+  connection that does not know the previous salts invents both.
 
-All of this holds as long as the child lives, so its word is taken that it does before a new round is believed, and the
-index is read again after the frames: no salts changed, so none was overwritten. What was not read when the first mark
-was taken (`resume`) nothing protects before it was read once: a log that begins anew meanwhile is a gap.
+All of this holds only while the child is alive. So its answer that it is alive is required before a new round is
+accepted, and the WAL index is read again after the frames: unchanged salts mean that no frame was overwritten. Frames
+that were not read when the first mark was taken (`resume`) are unprotected until they are read: if the WAL restarts
+before that, there is a gap.
 """
 
 from __future__ import annotations
@@ -22,51 +23,37 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from blake3 import blake3
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child
-from dbguardd.engines.sqlite.frames import Frames, Place, log_bytes
+from dbguardd.engines.sqlite.frames import Frames, WalPosition, log_bytes
 from dbguardd.engines.sqlite.holders import Stay, named, readers
 from dbguardd.engines.sqlite.live import Live, open_live, read_header
 from dbguardd.engines.sqlite.marks import Marks, kept
+from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported
-from dbguardd.flow import Facts, Images, Segment, Ship
+from dbguardd.flow import Facts, Images, LogSink, Segment
 
-_SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
+_SETTLED_SECONDS = 1.0  # file times have the granularity of a timer tick
 _ROUNDS = 8
-_TURN_LOOKS = 4  # between two turns: each keeps writers out for a moment
-_MOST = 16  # times turn_frames that a log may have before it is turned sooner than that
+_TURN_LOOKS = 4  # between two turns: each blocks writers for a moment
+_MOST = 16  # a WAL of this many times turn_frames is restarted without that wait
 _BEAT_FRAMES = 1000
-_LONG = 4  # times the frames at which a log is to begin anew: it is told who holds one that is longer
-_HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
+_LONG = 4  # times turn_frames: the holders of a longer WAL are reported
+_LONGEST = 4  # times behind_bytes: a longer WAL is given up if we alone hold it and never reach its end
+_MOST_HASTE = 8.0
+_HELD_SECONDS = 30.0  # longest pause between two attempts to restart a WAL that another process holds
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often the log is looked at, how much of it becomes one segment, when it is to begin anew."""
+def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
+    """Ship what is committed from now on, or from `resume` on if the WAL still has everything since; never return.
 
-    stream: str = "database"
-    look_seconds: float = 0.5
-    segment_bytes: int = 4 << 20
-    turn_frames: int = 1000  # as SQLite's own automatic checkpoint; from here on we do them
-    behind_bytes: int = 1 << 30  # of a log that may wait to be read: as long as it does, it cannot begin anew
-    max_block_seconds: float = 0.1
-    lock_timeout_seconds: float = 10.0
-    staging: str = ""
-    scan_bytes: int = 32 << 20  # of the main file that are read beside a look, until each page was (see watch)
-    audit_seconds: float = 86_400.0  # between two comparisons of the live file with its log
-
-
-def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
-    """Ship what is committed from now on, or from `resume` on if the log still has all since then; never returns.
-
-    Raises what `ship` raises; LogBroken when something was lost, Unsupported for a database that has no log,
-    SourceChanged when the file was replaced, and what keeps a database from being read.
+    Raises what `ship` raises; LogBroken if something was lost, Unsupported for a database without a WAL, SourceChanged
+    if the file was replaced, and whatever prevents reading a database.
     """
     with open_live(path) as live:
         if not read_header(live).wal:
@@ -83,27 +70,27 @@ def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
 
 
 class Follower:
-    """One run of following: where it is in the log, and what it does next."""
+    """One run of following: its place in the WAL, and what it does next."""
 
-    def __init__(self, live: Live, pace: Pace, ship: Ship, keeper: Child, files: tuple[int, int]) -> None:
+    def __init__(self, live: Live, pace: Pace, ship: LogSink, keeper: Child, files: tuple[int, int]) -> None:
         self._live, self._pace, self._ship, self._shm = live, pace, ship, files[1]
         self._frames = Frames(live, *files, pace.lock_timeout_seconds, self._alive)
         self._marks = Marks(live.path, keeper, self._frames, self._shm, self._alive)
         self._file = live.found.st_ino
-        self._place = self._shipped = Place(b"", 0, b"", self._file)
-        self._read = False  # all that was there when the first mark was taken
-        self._free: Place | None = None  # where the log may begin anew, for all that we hold
+        self._place = self._shipped = WalPosition(b"", 0, b"", self._file)
+        self._read = False  # everything that existed when the first mark was taken
+        self._free: WalPosition | None = None  # where the WAL may restart as far as our marks are concerned
         self._next_turn, self._tried = 0.0, 0
         self._pause = _TURN_LOOKS * pace.look_seconds
         self._watch = Watch(live, pace.staging, pace.audit_seconds, pace.scan_bytes)
-        self._readers, self._held = set[Stay](), set[Stay]()  # who held the log last; who was named
-        self._expected = ""  # the sum that the stored log ends with, as long as nothing came after it
+        self._readers, self._held = set[Stay](), set[Stay]()  # last holders of the WAL; reported ones
+        self._expected = ""  # the sum at the end of the stored log, until something follows it
 
     def run(self, resume: Facts | None) -> None:
-        """Find the place to begin at, then look, ship and renew the mark for ever."""
+        """Find the starting place, then read, ship and renew the mark forever."""
         index = self._frames.index()
         self._marks.note()
-        since = None if resume is None else Place.read(resume)
+        since = None if resume is None else WalPosition.read(resume)
         if since is not None and self._has(since, index):
             self._place = self._shipped = since
             self._ship.begin(since.facts(), continued=True, because="")
@@ -125,15 +112,15 @@ class Follower:
             time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
 
     def _skipped(self) -> locks.Index:
-        """Begin at the end of the log, when nearly all of it is in the main file; return what the index says there.
+        """Start at the end of the WAL, once nearly all of it is in the main file; return the WAL index at that point.
 
-        What is committed until then is of no chain. Without that, who has to look back over a long log comes to its end
-        when so much has been committed that he has to begin again, and all the while it grows.
+        What is committed until then is in no chain. Without this, reading back a long WAL could take so long that too
+        much is committed meanwhile, and it would have to start again while the WAL keeps growing.
         """
         for _ in range(_ROUNDS):
             index = self._frames.index()
             check = index.checksum if index.frames else self._untouched()
-            self._place = self._shipped = Place(index.salts, index.frames, check, self._file)
+            self._place = self._shipped = WalPosition(index.salts, index.frames, check, self._file)
             if not self._is_much(index):
                 break
             self._marks.bring()
@@ -142,10 +129,7 @@ class Follower:
         return index
 
     def _look_back(self, index: locks.Index) -> None:
-        """Take in what the log had before the place to begin at, but for what is in the main file.
-
-        That is all of it if the log has begun anew.
-        """
+        """Read the part of the WAL before the starting place, except what is in the main file (all, if restarted)."""
         if self._is_much(index):
             self._marks.bring()
             index = self._frames.index()
@@ -168,7 +152,7 @@ class Follower:
         self._watch.begin(page_size, size, written)
 
     def _audit(self) -> None:
-        """Compare some of the live file with its log; begin that anew if it is not what the file is."""
+        """Compare some of the live file with its WAL; begin a new log if they do not match."""
         done, wrong = self._watch.compared(), self._watch.looked(self._expected)
         if done or wrong:
             self._ship.audited(wrong)
@@ -177,11 +161,11 @@ class Follower:
             self._ship.begin(self._place.facts(), continued=False, because=wrong)
         self._watch.step()
 
-    def _has(self, since: Place, index: locks.Index) -> bool:
-        """Say if the log has the very frame that was read last, and so all after it, and no more than may wait.
+    def _has(self, since: WalPosition, index: locks.Index) -> bool:
+        """Return whether the WAL still has the frame that was read last, thus all after it, and not too much of it.
 
-        A log that was empty then proves nothing. If it is empty now, too, and the main file has the same time, size
-        and inode, then nothing was committed: that would be in the one or the other.
+        If the WAL was empty then, that proves nothing. But if it is empty now too, and the main file has the same time,
+        size and inode, nothing was committed: a commit would be in one or the other.
         """
         if since.file != self._file:
             return False
@@ -193,17 +177,17 @@ class Follower:
         return self._frames.ends_with(since, index.page_size)
 
     def _untouched(self) -> bytes:
-        """Return what is another one after the main file was written; nothing if it was written just now."""
+        """Return a digest that changes when the main file is written; b"" if it was written just now."""
         mark = self._live.mark()
         if abs(time.time() - mark.modified / 1e9) < _SETTLED_SECONDS:
             return b""
         return blake3(repr(mark).encode()).digest(8)
 
     def _look(self) -> bool:
-        """Ship what was committed since the last look; say if a newer mark is of use. Raises LogBroken.
+        """Ship what was committed since the last look; return whether a newer mark is useful. Raises LogBroken.
 
-        It is where something was read. Where all is in the main file it is 0, and lets go who waits for an end of all
-        other marks, with the write lock in his hands (a checkpoint that restarts or truncates).
+        It is useful if something was read. If everything is in the main file the newer mark is 0, and releases a
+        process that waits, holding the write lock, for all other marks to end (a restarting or truncating checkpoint).
         """
         at, index = datetime.now(UTC), self._frames.index()
         if there := os.path.lexists(self._live.path):
@@ -214,10 +198,7 @@ class Follower:
         fresh = index.frames > self._place.frames
         behind = (index.frames - self._place.frames) * index.page_size
         if behind > self._pace.behind_bytes:
-            raise LogBroken(
-                f"{self._live.path}: more is written than can be stored",
-                detail=f"{behind} bytes of its log wait, {self._pace.behind_bytes} may. It is let go, to begin anew.",
-            )
+            raise self._outrun(f"{behind} bytes of its log wait, {self._pace.behind_bytes} may.")
         while self._place.frames < index.frames:
             self._ship.ship(self._stretch(index, at))
         self._read = True
@@ -229,10 +210,10 @@ class Follower:
         return fresh or free
 
     def _removed(self, at: datetime) -> None:
-        """Raise SourceChanged now that all is stored that had been committed when the main file was found to be gone.
+        """Raise SourceChanged after storing everything committed until the main file was found to be missing.
 
-        A log without a name is kept by the same marks. Who puts another main file beside it writes into the same log;
-        so nothing more is read of one whose main file is another than that which is open.
+        An unlinked WAL is protected by the same marks. If another main file appears under the name, its users write
+        into the same WAL; so nothing more is read once the main file differs from the open one.
         """
         self._ship.reached(at)
         if not os.path.lexists(self._live.path):
@@ -243,17 +224,17 @@ class Follower:
         self._frames.check_files()
 
     def _begin_anew(self, index: locks.Index) -> None:
-        """Go to the start of the next round of the log. Raises LogBroken, WorkerDied if one may have been missed."""
+        """Go to the start of the next round of the WAL. Raises LogBroken, or WorkerDied if one may have been missed."""
         if not self._read:
             raise LogBroken(f"{self._live.path}: its log began anew before all of it was read")
         self._marks.stood()
         self._watch.new_round()
-        self._place = Place(index.salts, 0, b"", self._file)
+        self._place = WalPosition(index.salts, 0, b"", self._file)
 
     def _stretch(self, index: locks.Index, at: datetime) -> Segment:
-        """Read on, as far as one segment goes.
+        """Read the next segment.
 
-        Only the last one of a look has all that was committed before `at`, so only that one is a moment (`size`).
+        Only the last one of a look contains everything committed before `at`, so only that one is a moment (`size`).
         """
         found = self._frames.stretch(self._place, index, self._pace.segment_bytes)
         since, self._place, self._shipped = self._shipped, found.until, found.until
@@ -270,24 +251,26 @@ class Follower:
         return Segment(self._pace.stream, since.facts(), found.until.facts(), at, body)
 
     def _renew(self) -> None:
-        """Let checkpoints come up to here, and do that of a long log at once: else a commit of the application does."""
+        """Let checkpoints proceed to here. Checkpoint a long WAL at once, or a commit of the application will do it."""
         self._marks.renew(self._place, self._place.frames >= self._pace.turn_frames)
 
     def _is_due(self) -> bool:
-        """Say if it is time to let the log begin anew: when it is long, but not at each look."""
+        """Return whether to restart the WAL now: if it is long, but not at every look."""
         frames, now = self._place.frames, time.monotonic()
         if frames < self._pace.turn_frames or self._place == self._free:
             return False
         return now >= self._next_turn or frames >= max(_MOST * self._pace.turn_frames, 2 * self._tried)
 
     def _turn(self) -> None:
-        """Let the log begin anew, in steps of which only the last, and shortest, keeps writers out."""
+        """Restart the WAL, in steps of which only the last and shortest one blocks writers."""
         for _ in range(_ROUNDS):
             index = self._frames.index()
             if self._place == self._free or (self._is_little(index, []) and not self._is_free(index)):
                 break
+            at = datetime.now(UTC)
             if self._look():
                 self._renew()
+            self._ship.reached(at)  # a slow disk takes long for all rounds
         rest = list[Segment]()
         done = self._place == self._free or (self._near(rest) and self._finish_round(rest))
         for segment in rest:
@@ -298,11 +281,11 @@ class Follower:
         self._next_turn, self._tried = time.monotonic() + self._pause, 0 if done else self._place.frames
 
     def _near(self, rest: list[Segment]) -> bool:
-        """Come as near to the end of the log as a writer lets us; say if it is near enough.
+        """Approach the end of the WAL as far as writers allow; return whether it is near enough.
 
-        While frames are stored and moved, others are committed. So what is read is stored later (`rest`), and each
-        round moves less than the one before, until that is no less any more, and the disk is done with it soon. What
-        was there before is moved first.
+        While frames are stored and checkpointed, others are committed. So frames are read now and stored later
+        (`rest`). Each round checkpoints fewer frames than the one before, until that no longer helps and the disk keeps
+        up. What existed before is checkpointed first.
         """
         before = math.inf
         if self._is_much(self._frames.index()):
@@ -310,6 +293,7 @@ class Follower:
         for _ in range(_ROUNDS):
             since = self._place.frames
             if not self._read_rest(rest):
+                self._check_length()
                 return False
             fresh = self._place.frames - since
             if not fresh or (fresh * 2 > before and not self._is_slow()):
@@ -318,15 +302,25 @@ class Follower:
             before = fresh
         return True
 
-    def _finish_round(self, rest: list[Segment]) -> bool:
-        """Read the rest of the log while writers are kept out, and say if the log will begin anew.
+    def _check_length(self) -> None:
+        """Raise LogBroken if the WAL is far too long, only we hold it, and its end was out of reach just now."""
+        length = log_bytes(self._place.frames, self._frames.index().page_size)
+        if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
+            raise self._outrun(f"Its log has {length} bytes, and we come no nearer to its end.")
 
-        It may have begun anew just before (under a mark of 0). The next look reads that; the mark must stay until then.
+    def _outrun(self, why: str) -> LogBroken:
+        what = f"{self._live.path}: more is written than can be stored"
+        return LogBroken(what, detail=f"{why} It is let go, to begin anew.")
+
+    def _finish_round(self, rest: list[Segment]) -> bool:
+        """Read the rest of the WAL while writers are blocked, and return whether the WAL will restart.
+
+        It may have restarted just before (under a mark of 0). The next look reads that; the mark must stay until then.
         """
         if self._is_slow():
-            return False  # a disk so busy would keep writers out until the time is over, in vain
+            return False  # a disk this busy would only use up the time, in vain
         if self._is_much(self._frames.index()):
-            return False  # another reader holds it; should he go now, all of that would be moved while writers wait
+            return False  # another reader holds it: if it left now, all of that would be checkpointed meanwhile
         if not self._marks.keep_out(self._block_seconds()):
             return False
         near = self._read_rest(rest)
@@ -336,15 +330,19 @@ class Follower:
         return done
 
     def _block_seconds(self) -> float:
-        """For how long writers may be kept out: the longer the log is, the more harm it does itself."""
-        return self._pace.max_block_seconds * max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
+        """Return for how long writers may be blocked."""
+        return self._pace.max_block_seconds * self._haste()
+
+    def _haste(self) -> float:
+        """Return how many times the usual limits apply to this WAL: the longer it is, the more harm it does."""
+        return max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
 
     def _is_slow(self) -> bool:
-        """Say if the disk needs too long, also for the few frames that were moved last."""
+        """Return whether the disk is too slow even for the few frames of the last checkpoints."""
         return self._marks.slowest_seconds > self._block_seconds() / 2
 
     def _read_rest(self, rest: list[Segment]) -> bool:
-        """Read on to the end of the log, if that is not too much; say if it was not."""
+        """Read to the end of the WAL, if that is not too much; return whether it was not."""
         at, index = datetime.now(UTC), self._frames.index()
         if not self._is_little(index, rest):
             return False
@@ -353,7 +351,7 @@ class Follower:
         return True
 
     def _name_holders(self, *, done: bool) -> None:
-        """Say who holds a long log, or that nobody does any more: who has stayed at one frame since the last try."""
+        """Report the processes that hold a long WAL, staying at one frame since the last attempt; or that none does."""
         before, self._readers = self._readers, set() if done else readers(self._shm, (self._marks.pid,))
         stay = before & self._readers if self._place.frames >= _LONG * self._pace.turn_frames else set()
         if stay or (done and self._held):
@@ -362,19 +360,23 @@ class Follower:
             self._ship.held(length, [named(pid) for pid in sorted({pid for pid, _, _ in stay})])
 
     def _is_free(self, index: locks.Index) -> bool:
-        """Say if all of the log was read and is in the main file: a newer mark is 0 then, as far as nothing comes."""
+        """Return whether all of the WAL was read and is in the main file. A new mark is 0 then, unless frames come."""
         all_moved = index.salts == self._place.salts and index.moved == index.frames == self._place.frames > 0
         return all_moved and self._free != self._place
 
     def _is_much(self, index: locks.Index) -> bool:
-        """Say if more of the log than one segment is not in the main file: too much to move while writers wait."""
-        return (index.frames - index.moved) * index.page_size > self._pace.segment_bytes
+        """Return whether too much is not in the main file to be checkpointed while writers wait."""
+        return (index.frames - index.moved) * index.page_size > self._rest_bytes()
 
     def _is_little(self, index: locks.Index, rest: list[Segment]) -> bool:
-        """Say if what lies behind here, and what was read and not stored, has room in one segment."""
+        """Return whether what is after this place, plus what was read but not stored, may be read at once."""
         waits = (index.frames - self._place.frames) * index.page_size
         waits += sum(len(segment.body.pages) for segment in rest if isinstance(segment.body, Images))
-        return index.salts == self._place.salts and waits <= self._pace.segment_bytes
+        return index.salts == self._place.salts and waits <= self._rest_bytes()
+
+    def _rest_bytes(self) -> float:
+        """Return the bytes that may be read at once: they are in memory until they are stored."""
+        return self._pace.segment_bytes * min(self._haste(), _MOST_HASTE)
 
     def _alive(self) -> None:
         self._ship.reached(None)

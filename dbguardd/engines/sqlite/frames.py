@@ -1,7 +1,7 @@
-"""Reads the log of a live database raw: places between two commits, and what was committed between two places.
+"""Reads the WAL of a live database raw: places between two commits, and what was committed between two places.
 
-It takes no lock and holds no mark, so what it returns is right only as long as somebody else keeps the log from being
-overwritten (`follow`); what shows that it was overwritten all the same raises LogBroken.
+It takes no lock and holds no mark, so its results are only right while another process keeps the WAL from being
+overwritten (`follow`). If it detects that frames were overwritten anyway, it raises LogBroken.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from dbguardd.engines.sqlite.live import Live, Mark
 from dbguardd.errors import LogBroken, SourceChanged
 from dbguardd.flow import Facts
 
-_FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit (else 0), salts, checksum
+_FRAME = Struct(">II8s8s")  # page number, database size in pages after a commit (else 0), salts, checksum
 _PAUSE_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A place between two commits: `frames` of the round of the log named `salts`, the last one with `checksum`."""
+class WalPosition:
+    """A place between two commits: after `frames` frames of the round with `salts`; `checksum` is that of the last."""
 
     salts: bytes
     frames: int
     checksum: bytes
-    file: int  # inode of the main file: a log of the same name may be left beside another one
+    file: int  # inode of the main file: a WAL of the same name may be left beside another one
 
     def facts(self) -> Facts:
-        """Return it as it is stored."""
+        """Return the stored form."""
         return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex(), "file": self.file}
 
     @classmethod
-    def read(cls, facts: Facts) -> Place | None:
-        """Read what facts() returned; None for what another engine has stored under the same name."""
+    def read(cls, facts: Facts) -> WalPosition | None:
+        """Parse what facts() returned; None for a place stored by another engine."""
         try:
             check, file = bytes.fromhex(facts["check"]), int(facts.get("file", 0))
             return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
@@ -46,32 +46,32 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """What lies between two places: the newest image of each page, in ascending order, and up to where.
+    """The content between two places: the newest image of each page, in ascending order, and the place where it ends.
 
-    `sizes` is what the database has after each commit in it, in pages; there is none in the middle of a transaction.
-    `last` says that it ends where the index did: nothing had been committed behind it.
+    `sizes` are the sizes of the database, in pages, after each commit in it; none in the middle of a transaction.
+    `last`: it ends where the WAL index did, so nothing had been committed after it.
     """
 
-    until: Place
+    until: WalPosition
     images: Mapping[int, memoryview] = field(repr=False)
     sizes: Sequence[int]
     last: bool
 
 
 class Frames:
-    """The open log and index of one database. They stay the caller's to close."""
+    """The open WAL and WAL index of one database. The caller closes them."""
 
     def __init__(self, live: Live, log: int, shm: int, patience_seconds: float, alive: Callable[[], None]) -> None:
-        """Read from `log` and `shm`; `alive` is called while the index is waited for."""
+        """Read from `log` and `shm`; `alive` is called while waiting for the index."""
         self._live, self._log, self._shm = live, log, shm
         self._patience_seconds, self._alive = patience_seconds, alive
         self._sides = {"-wal": Mark.of(os.fstat(log)), "-shm": Mark.of(os.fstat(shm))}
         self._file = live.found.st_ino
 
     def index(self) -> locks.Index:
-        """Read the index, however long a writer was stopped in the middle of changing it.
+        """Read the index, waiting for a writer that is in the middle of changing it.
 
-        If it was killed there, the first mark of the next child mends that.
+        If that writer was killed, the first mark of the next child repairs the index.
         """
         deadline = time.monotonic() + self._patience_seconds
         while (index := locks.read_index(self._shm)) is None:
@@ -82,21 +82,22 @@ class Frames:
         return index
 
     def check_files(self) -> None:
-        """Raise SourceChanged if the path leads to another database, or its log to another file."""
+        """Raise SourceChanged if the path leads to another database, or its WAL is another file."""
         self._live.check_same()
         for suffix, mark in self._sides.items():
             if not mark.same_file(self._live.side(suffix)):
                 raise SourceChanged(f"{self._live.path}: its {suffix} was replaced while in use")
 
-    def ends_with(self, place: Place, page_size: int) -> bool:
-        """Say if the last frame before a place is the very one that was read there."""
+    def ends_with(self, place: WalPosition, page_size: int) -> bool:
+        """Return whether the frame before `place` is still the frame that was read there."""
         raw = os.pread(self._log, _FRAME.size, _start(place.frames - 1, page_size))
         return len(raw) == _FRAME.size and _FRAME.unpack(raw)[2:] == (place.salts, place.checksum)
 
-    def up_to(self, place: Place, page_size: int, moved: int) -> Iterator[tuple[int, int, memoryview] | None]:
-        """Yield page, pages after a commit (else 0) and image of each frame up to a place; None where it began anew.
+    def up_to(self, place: WalPosition, page_size: int, moved: int) -> Iterator[tuple[int, int, memoryview] | None]:
+        """Yield page, pages after a commit (else 0), and image of each frame up to a place; None if the WAL restarted.
 
-        The first one ends the last commit before the place of which all is among the first `moved` frames.
+        It starts with the last frame of the last commit before the place that lies entirely within the first `moved`
+        frames.
         """
         frame, first = locks.FRAME_HEADER + page_size, max(0, min(moved, place.frames) - 1)
         while first and not self._commit(first, page_size):
@@ -113,8 +114,8 @@ class Frames:
         raw = os.pread(self._log, _FRAME.size, _start(number, page_size))
         return int(_FRAME.unpack(raw)[1]) if len(raw) == _FRAME.size else 0
 
-    def stretch(self, since: Place, index: locks.Index, most_bytes: int) -> Stretch:
-        """Read frames up to the last commit that fits into so many bytes; if none does, a part of a transaction.
+    def stretch(self, since: WalPosition, index: locks.Index, most_bytes: int) -> Stretch:
+        """Read frames up to the last commit that fits into `most_bytes`; if none does, a part of a transaction.
 
         Raises LogBroken if they were overwritten meanwhile.
         """
@@ -129,7 +130,7 @@ class Frames:
             raise LogBroken(f"{self._live.path}: its log was overwritten while it was read")
         _, size, _, checksum = heads[taken - 1]
         pages = {head[0]: n * frame + _FRAME.size for n, head in enumerate(heads[:taken])}  # the newest image of each
-        until = Place(since.salts, since.frames + taken, checksum, self._file)
+        until = WalPosition(since.salts, since.frames + taken, checksum, self._file)
         last = until.frames == index.frames
         if last and (until.checksum != index.checksum or size != index.pages):
             raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")
@@ -139,12 +140,12 @@ class Frames:
 
 
 def log_bytes(frames: int, page_size: int) -> int:
-    """Return how long a log of so many frames is, in bytes."""
+    """Return the size in bytes of a WAL with this many frames."""
     return _start(frames, page_size)
 
 
 def _heads(page_size: int) -> Struct:
-    """Return what reads the head of one frame after the other."""
+    """Return a Struct that reads one frame header after the other."""
     return Struct(f"{_FRAME.format}{page_size}x")
 
 

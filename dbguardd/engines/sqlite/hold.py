@@ -1,11 +1,11 @@
-"""Holds a read transaction on a live WAL database until standard input ends. Runs as a script, in its own process.
+"""Holds a read transaction on a live WAL database until standard input is closed. Runs as a script in its own process.
 
 Arguments: the file: URI (with mode=ro) and the time to wait for locks in seconds. Answers with JSON lines: {"held":
-version} once the read mark stands, {"released": true} when it is gone, or {"error": text, "code": SQLite result code}.
-The line "again" on standard input takes a second, newer mark and answers "held"; then the line "drop" gives the older
-one up and answers "dropped". If there is none to be had ("error"), the old one stays.
-mode=ro and query_only: this connection never checkpoints, never writes the database or its log, and deletes nothing
-when it closes. Imports nothing of dbguardd, so that it starts fast (python -I -S).
+version} once the read mark is set, {"released": true} when it is gone, or {"error": text, "code": SQLite result code}.
+The line "again" on standard input takes a second, newer mark and answers "held"; the line "drop" then releases the
+older one and answers "dropped". If no newer mark can be had ("error"), the old one stays. mode=ro and query_only: this
+connection never checkpoints, never writes the database or its WAL, and deletes nothing when it closes. Imports nothing
+of dbguardd, so that it starts fast (python -I -S).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _mark(uri: str, timeout_seconds: float) -> sqlite3.Connection:
     for pragma in ("query_only=1", "mmap_size=0", "cell_size_check=1", "trusted_schema=0"):
         connection.execute(f"PRAGMA {pragma}")
     # BEGIN alone takes no lock. user_version is read from page 1 without parsing the schema, so that a broken schema
-    # does not stop the copy.
+    # does not prevent the copy.
     connection.execute("BEGIN")
     connection.execute("PRAGMA user_version").fetchall()
     return connection
@@ -42,7 +42,7 @@ def _let_go(connection: sqlite3.Connection) -> None:
 
 
 def main(uri: str, timeout_seconds: float) -> int:
-    """Take the read mark, do as standard input says, let go at its end."""
+    """Take the read mark, follow the commands on standard input, release the mark at its end."""
     try:
         marks = [_mark(uri, timeout_seconds)]
     except sqlite3.Error as error:

@@ -1,7 +1,7 @@
-"""Who keeps the log of a live database from beginning anew: the processes that read it, as the kernel names them.
+"""Finds the processes that keep the WAL of a live database from restarting: its readers, as named by the kernel.
 
-A reader in WAL mode holds a lock on a mark in the index (-shm; wal.c). proc(5) lists locks with their processes to
-everybody; command and user of a process are seen by everybody, too, but where /proc is mounted otherwise.
+A reader in WAL mode holds a lock on a read mark in the WAL index (-shm; wal.c). proc(5) shows locks and their processes
+to everybody, and also the command and user of a process, unless /proc is mounted with restrictions.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from struct import unpack
 
-_FIRST, _LAST = 123, 127  # bytes of -shm that are locked for the marks 0 to 4 (os_unix.c, UNIX_SHM_BASE)
-_VALUES = 100  # where in -shm the frames stand that the marks are at, 4 bytes each (WalCkptInfo)
+_FIRST, _LAST = 123, 127  # bytes of -shm that are locked for the read marks 0 to 4 (os_unix.c, UNIX_SHM_BASE)
+_VALUES = 100  # offset in -shm of the frame numbers of the read marks, 4 bytes each (WalCkptInfo)
 _HOLD = b"hold.py"
 
 Stay = tuple[int, int, int]
-"""A process, its mark, and the frame that it is at: who has the same later has read all the time."""
+"""A process, its read mark, and the frame of that mark: if all are the same later, it has been reading all the time."""
 
 
 def readers(shm: int, ours: Collection[int]) -> set[Stay]:
-    """Return who holds which read mark in the open index, but for `ours`; process 0 is one that cannot be named."""
+    """Return which process holds which read mark in the open WAL index, except `ours`; process 0 means unknown."""
     found = os.fstat(shm)
     file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     values = unpack("=5I", os.pread(shm, 20, _VALUES).ljust(20, b"\0"))
@@ -36,7 +36,7 @@ def readers(shm: int, ours: Collection[int]) -> set[Stay]:
 
 
 def named(pid: int) -> str:
-    """Say which process that is: its number, its command and its user."""
+    """Return a description of a process: its number, command and user."""
     if not pid:
         return "a process that cannot be named from here"
     place, words = Path(f"/proc/{pid}"), list[str]()

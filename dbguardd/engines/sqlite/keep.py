@@ -1,35 +1,36 @@
-"""Keeps the log of a live WAL database from beginning anew before it was read. Runs as a script, in its own process.
+"""Keeps the WAL of a live database from restarting before it was read. Runs as a script, in its own process.
 
-Arguments: the file: URI (up to its question mark) and the path of the database, the time to wait for locks and that to
-wait for who writes, in seconds. Answers with JSON lines: {"held": version} once the first read mark stands, or
-{"error": text, "code": SQLite result code}. On standard input it is asked for:
+Arguments: the file: URI (up to its question mark) and the path of the database, the time to wait for locks and the time
+to wait for writers, in seconds. Answers with JSON lines: {"held": version} once the first read mark is set, or
+{"error": text, "code": SQLite result code}. Commands on standard input:
 
 ``ping``
-    Answer {"here": true}: all marks stood until now.
+    Answer {"here": true}: all marks have been held until now.
 ``renew``
-    Take a newer mark, then give the old one up. Answers {"renewed": true}, or an error, and then the old one stays.
+    Take a newer mark, then release the old one. Answers {"renewed": true}, or an error, and then the old one stays.
 ``move``
-    As renew, and at once bring into the main file what the mark allows, and that onto the disk, beside writers. Answers
-    {"renewed": true, "seconds": what the second took, "frames": what the log had when it began, -1 if it did not}. What
-    kept it from that is no error: then it stays in the log.
+    Like renew, then at once checkpoint into the main file what the mark allows, and sync it, while writers continue.
+    Answers {"renewed": true, "seconds": the time for the second step, "frames": the frames of the WAL when it began, -1
+    if it did not}. A failure of the second step is no error: then the frames stay in the WAL.
 ``bring``
-    The same under the mark that stands. Answers {"brought": true}, also if something kept it from that. Only to be
-    asked for where that mark is above 0.
+    The second step alone, under the mark that is held. Answers {"brought": true}, also if it failed. May only be sent
+    while that mark is above 0.
 ``turn SECONDS``
-    Let the log begin anew. Answers {"still": true} when it keeps writers out, so that the rest of the log can be read;
-    on the line ``go`` checkpoints that too, takes a mark, lets writers in again and answers {"turned": whether all of
-    the log is in the main file}. On any other line, or none in half of the time, it lets them in at once: {"turned":
-    false}, as where writers could not be kept out. So it does when the time is over, whatever the disk is doing then.
+    Restart the WAL. Answers {"still": true} when it blocks writers, so that the rest of the WAL can be read; on the
+    line ``go`` it checkpoints that too, takes a mark, admits writers again and answers {"turned": whether all of the
+    WAL is in the main file}. On any other line, or none in half of the time, it admits writers at once and answers
+    {"turned": false}, as it does if writers could not be blocked. When the time is over it also admits them, whatever
+    the disk is doing then.
 
-The marks are held by connections that may only read, and those that may write are closed first: so the log stays when
-this process ends, also where no application has the database open, and can be followed from the same frame later.
+Marks are held by connections that are read-only, and the connections that may write are closed first. So the WAL stays
+when this process ends, even if no application has the database open, and can be followed from the same frame later.
 
-At least one mark stands from the first answer to the end (why that is enough: `follow`). It never writes a page that
-the application has not committed, makes no table and changes no setting of the database. The checkpoints are PASSIVE:
-they wait for nobody. Those beside which a writer might begin the log anew (there SQLite before 3.51.3 can lose pages;
-sqlite.org/wal.html) run either under a mark above 0 or with writers kept out, and both forbid that.
+At least one mark is held from the first answer to the end (why that suffices: `follow`). This process never writes a
+page that the application has not committed, creates no table and changes no setting of the database. Its checkpoints
+are PASSIVE: they wait for nobody. Checkpoints beside which a writer might restart the WAL (where SQLite before 3.51.3
+can lose pages; sqlite.org/wal.html) run either under a mark above 0 or with writers blocked; both prevent a restart.
 
-The main file and the index are open here beside SQLite, which has its locks on them, and so are never closed.
+The main file and the WAL index are open here while SQLite has locks on them, and so are never closed.
 """
 
 from __future__ import annotations
@@ -45,21 +46,21 @@ from struct import unpack
 from threading import Thread
 
 _PAUSE_SECONDS = 0.002
-_FRAMES, _MOVED = 16, 96  # where the index says how many the log has, and how many are in the main file (walformat 2.1)
+_FRAMES, _MOVED = 16, 96  # offsets in the WAL index: the number of frames, and of those in the main file
 
 
 def _say(**message: object) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-class Asked:
-    """The lines on standard input, one by one: two of them can arrive together."""
+class Requests:
+    """The lines on standard input, one by one, even if two arrive together."""
 
     def __init__(self) -> None:
         self._text = b""
 
     def line(self, seconds: float | None = None) -> bytes:
-        """Return the next line, the last one empty; an empty one, too, if none comes in time."""
+        """Return the next line; b"" at the end, or if none comes in time."""
         while b"\n" not in self._text:
             if not select.select([0], [], [], seconds)[0] or not (piece := os.read(0, 512)):
                 return b""
@@ -73,20 +74,20 @@ def _refuse(error: Exception) -> None:
 
 
 class Keeper:
-    """The connections: two that take turns in holding a mark, one that checkpoints, one that keeps writers out."""
+    """The connections: two that alternate in holding a mark, one that checkpoints, one that blocks writers."""
 
-    def __init__(self, uri: str, path: str, timeout_seconds: float, block_seconds: float, asked: Asked) -> None:
+    def __init__(self, uri: str, path: str, timeout_seconds: float, block_seconds: float, asked: Requests) -> None:
         self._block_seconds, self._asked = block_seconds, asked
         self._checkpointer = self._open(f"{uri}mode=rw", timeout_seconds)
         self._barrier = self._open(f"{uri}mode=rw", block_seconds)
-        self._checkpointer.execute("PRAGMA user_version").fetchall()  # makes -wal and -shm where there are none
+        self._checkpointer.execute("PRAGMA user_version").fetchall()  # creates -wal and -shm if there are none
         self._mark, self._spare = (self._open(f"{uri}mode=ro", timeout_seconds) for _ in range(2))
         self._begin(self._mark)
         self._main, self._index = (os.open(f"{path}{side}", os.O_RDONLY) for side in ("", "-shm"))
 
     @staticmethod
     def _open(uri: str, timeout_seconds: float) -> sqlite3.Connection:
-        # One thread at a time, which is not always the same: see turn().
+        # One thread at a time, but not always the same one: see turn().
         connection = sqlite3.connect(
             uri, uri=True, isolation_level=None, timeout=timeout_seconds, check_same_thread=False
         )
@@ -100,12 +101,12 @@ class Keeper:
         connection.execute("PRAGMA user_version").fetchall()
 
     def close(self) -> None:
-        """End it all, the connections that may write first."""
+        """Close all connections, first those that may write."""
         for connection in (self._barrier, self._checkpointer, self._spare, self._mark):
             connection.close()
 
     def renew(self) -> None:
-        """Take a newer mark, then give the old one up."""
+        """Take a newer mark, then release the old one."""
         try:
             self._begin(self._spare)
         except sqlite3.Error:
@@ -116,9 +117,10 @@ class Keeper:
         self._mark, self._spare = self._spare, self._mark
 
     def move(self) -> tuple[float, int]:
-        """Take a newer mark and write into the main file what it allows; return the seconds, and the frames there were.
+        """Take a newer mark and checkpoint what it allows; return the seconds that took, and the frames of the WAL.
 
-        Nothing may come in between: the next commit of the application would do it, and whoever waits for that commit.
+        Nothing may happen between the two: otherwise the next commit of the application checkpoints, and delays its
+        users.
         """
         self.renew()
         began = time.monotonic()
@@ -126,10 +128,11 @@ class Keeper:
         return time.monotonic() - began, frames
 
     def bring(self) -> int:
-        """Write into the main file what the mark that stands allows; return the frames of the log, -1 if it failed.
+        """Checkpoint what the current mark allows; return the number of frames in the WAL, -1 on failure.
 
-        What keeps it from that is no error; a full disk is one such thing. SQLite leaves it in the cache of the kernel
-        if frames have come meanwhile, for a checkpoint that gets to the end: that would be ours with writers kept out.
+        A failure, of a full disk for example, is no error. If frames have been added meanwhile SQLite does not sync
+        what it wrote; a later checkpoint that completes would, and that would be ours with writers blocked. So sync it
+        here.
         """
         with suppress(sqlite3.Error, OSError):
             frames = self.checkpoint()
@@ -138,9 +141,9 @@ class Keeper:
         return -1
 
     def checkpoint(self) -> int:
-        """Write into the main file what the marks allow; return the frames of the log.
+        """Checkpoint what the marks allow; return the number of frames in the WAL.
 
-        Waits for a checkpoint of the application to end, but no longer than writers may be kept out.
+        Waits for a checkpoint of the application to end, but no longer than half the time that writers may be blocked.
         """
         deadline = time.monotonic() + self._block_seconds / 2
         while True:
@@ -150,11 +153,11 @@ class Keeper:
             time.sleep(_PAUSE_SECONDS)
 
     def turn(self, seconds: float) -> bool:
-        """Bring all of the log into the main file, so that the next writer begins it anew. Asks for `go` meanwhile.
+        """Checkpoint the whole WAL, so that the next writer restarts it. Waits for `go` meanwhile.
 
-        When the time is over writers are let in, and what the disk has not done by then it does beside them.
+        When the time is over writers are admitted, and the disk finishes beside them.
         """
-        mover = Thread(target=self.checkpoint)  # if that fails, something is left
+        mover = Thread(target=self.checkpoint)  # if it fails, frames are left
         try:
             self._barrier.execute("BEGIN IMMEDIATE")
         except sqlite3.Error:
@@ -168,9 +171,9 @@ class Keeper:
             mover.start()
             mover.join(max(0.0, deadline - time.monotonic()))
             if self._left():
-                return False  # and the mark that was just taken is above 0, so writers may come
+                return False  # the mark that was just taken is above 0, so writers may come
             mover.join()
-            self.renew()  # a mark of 0: from now on no checkpoint writes, so it begins anew with frames only once
+            self.renew()  # a mark of 0: from now on no checkpoint writes, so the WAL restarts with frames only once
             return True
         finally:
             self._barrier.execute("ROLLBACK")
@@ -178,14 +181,14 @@ class Keeper:
                 mover.join()
 
     def _left(self) -> bool:
-        """Say if frames are not in the main file. Only while writers are kept out, else one of them may change it."""
+        """Return whether frames are not in the main file. Only while writers are blocked, as they may change that."""
         frames, moved = (unpack("=I", os.pread(self._index, 4, at))[0] for at in (_FRAMES, _MOVED))
         return bool(moved < frames)
 
 
 def main(uri: str, path: str, timeout_seconds: float, block_seconds: float) -> int:
-    """Take the first mark, do as standard input says, let go at its end."""
-    asked = Asked()
+    """Take the first mark, follow the commands on standard input, release the marks at its end."""
+    asked = Requests()
     try:
         keeper = Keeper(uri, path, timeout_seconds, block_seconds, asked)
     except (sqlite3.Error, OSError) as error:

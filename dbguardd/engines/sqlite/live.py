@@ -1,9 +1,9 @@
-"""Looks at the live database file from outside: what it is, without SQLite and without changing anything.
+"""Inspects the live database file from outside, without SQLite and without changing anything.
 
-Raw access and a SQLite connection to one file must never meet in one process: closing any descriptor of the file drops
-all POSIX locks that the process has on it, SQLite's own included, and then commits of other processes are lost
-(measured). So the engine process only ever uses this module and `locks` on the live file; whatever needs SQLite on it
-runs in a child (`hold`, `pour`).
+Raw access and a SQLite connection to the same file must never be in one process: closing any descriptor of the file
+drops all POSIX locks that the process has on it, including SQLite's, and then commits of other processes are lost
+(measured). So the engine process only uses this module and `locks` on the live file; whatever needs SQLite on it runs
+in a child (`hold`, `pour`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Header:
     page_size: int
     wal: bool
     change_counter: int
-    page_count: int  # as stored; 0 or stale if an old library wrote last
+    page_count: int  # as stored; 0 if it is stale because an old library wrote last
     encoding: str
     user_version: int
     application_id: int
@@ -40,7 +40,7 @@ class Header:
 
     @classmethod
     def parse(cls, raw: bytes) -> Header:
-        """Read the header fields; `raw` has at least 100 bytes and begins with the magic."""
+        """Parse the header fields; `raw` has at least 100 bytes and begins with the magic."""
 
         def number(at: int) -> int:
             return int.from_bytes(raw[at : at + 4], "big")
@@ -63,7 +63,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What tells one state of a file from another: identity, size (bytes) and times (nanoseconds)."""
+    """Distinguishes states of a file: identity, size (bytes) and modification time (nanoseconds)."""
 
     device: int
     inode: int
@@ -72,21 +72,21 @@ class Mark:
 
     @classmethod
     def of(cls, found: os.stat_result) -> Mark:
-        """Take the mark of a stat result."""
+        """Return the mark of a stat result."""
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def same_file(self, other: Mark | None) -> bool:
-        """Return True if both are states of one inode."""
+        """Return whether both are states of one inode."""
         return other is not None and (self.device, self.inode) == (other.device, other.inode)
 
 
 State = tuple[bytes, Mark, Mark | None, Mark | None, Mark | None]
-"""What tells one state of a database from another: the header fields that commits change, and its four files."""
+"""Distinguishes states of a database: the header fields that commits change, and its four files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The live file, open for raw reading. `path` has no symbolic links left: SQLite puts its side files beside it."""
+    """The live file, open for raw reading. `path` contains no symbolic links: SQLite puts its side files beside it."""
 
     path: str
     file: int
@@ -101,7 +101,7 @@ class Live:
         return Mark.of(os.fstat(self.file))
 
     def side(self, suffix: str) -> Mark | None:
-        """Return the state of `-wal`, `-shm` or `-journal`, None if there is none."""
+        """Return the state of `-wal`, `-shm` or `-journal`, None if it does not exist."""
         try:
             return Mark.of(os.stat(self.path + suffix, follow_symlinks=False))
         except FileNotFoundError:
@@ -136,7 +136,7 @@ def resolve(path: str) -> str:
 def open_live(path: str) -> Iterator[Live]:
     """Open the live file raw; never hangs on a pipe or device.
 
-    Raises SourceMissing, SourceDenied, SourceInvalid (not a regular file, hard links). Use read_header for the rest.
+    Raises SourceMissing, SourceDenied, SourceInvalid (not a regular file, hard links). read_header checks the rest.
     """
     real = resolve(path)
     try:
@@ -153,7 +153,7 @@ def open_live(path: str) -> Iterator[Live]:
 
 
 def open_side(path: str) -> int | None:
-    """Open a side file raw for reading; None if there is none. Raises SourceDenied, SourceInvalid."""
+    """Open a side file raw for reading; None if it does not exist. Raises SourceDenied, SourceInvalid."""
     try:
         file = os.open(path, _READ_ONLY)
     except FileNotFoundError:
@@ -171,8 +171,8 @@ def _check_kind(path: str, found: os.stat_result) -> None:
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
         raise SourceInvalid(f"{path}: not a regular file", detail=f"it is {kind}")
     if found.st_nlink > 1:
-        # The side files carry the name by which the database was opened. Commits that lie in the -wal of the other
-        # name would be missing from the backup, and nobody would know.
+        # Side files are named after the name by which the database was opened. Commits in the -wal of the other name
+        # would silently be missing from the backup.
         raise SourceInvalid(
             f"{path}: has {found.st_nlink} names (hard links)",
             detail="SQLite keeps its log beside the name an application opened; the log of another name is invisible",
@@ -183,8 +183,8 @@ def _check_kind(path: str, found: os.stat_result) -> None:
 def read_header(live: Live) -> Header:
     """Return the header of the live file. Raises SourceInvalid, SourceEncrypted.
 
-    A file of 0 bytes is, to SQLite, a database without a page. It is also what a failed copy or a full disk leaves
-    behind, and a backup of it could only ever restore nothing, so it is refused.
+    To SQLite a file of 0 bytes is a database without pages. But a failed copy or a full disk leaves such a file too,
+    and a backup of it could only restore nothing, so it is refused.
     """
     raw = live.head(_SAMPLE)
     if not raw:
@@ -198,7 +198,7 @@ def read_header(live: Live) -> Header:
                 f"{live.path}: no SQLite header, and the bytes look random",
                 detail=f"{_entropy(raw):.2f} bits of entropy a byte in the first {len(raw)} bytes",
             )
-        what = "it does not begin as one does"  # what it begins with is not ours to tell: it may be any file
+        what = "it does not begin as one does"  # its first bytes are not reported: it may be any file
         raise SourceInvalid(f"{live.path}: not a SQLite database", detail=what)
     header = Header.parse(raw.ljust(100, b"\0"))
     size = header.page_size
@@ -206,7 +206,7 @@ def read_header(live: Live) -> Header:
         raise SourceInvalid(
             f"{live.path}: the header is not valid", detail=f"{len(raw)} bytes read, page size {size} bytes"
         )
-    # SQLCipher can leave the first bytes in clear; then the first b-tree page is what gives it away.
+    # SQLCipher can leave the first bytes unencrypted; then the first b-tree page shows the encryption.
     if len(raw) > 612 and raw[100] not in (5, 13) and _looks_random(raw[108:]):
         raise SourceEncrypted(
             f"{live.path}: a SQLite header, but the first page looks random",

@@ -1,11 +1,11 @@
-"""SQLite's lock bytes on the live file, spoken without SQLite (os_unix.c; the bytes are part of the file format).
+"""SQLite's lock bytes on the live file, used without SQLite (os_unix.c; they are part of the file format).
 
 Open-file-description locks (F_OFD_*) are used: they conflict with SQLite's POSIX locks as they should, but belong to
-one descriptor instead of the process, so no other close() in the process can drop them by accident.
+one descriptor instead of the process, so no other close() in the process can accidentally drop them.
 
-SHARED on the main file forbids: changing the main file in a rollback journal mode (that takes EXCLUSIVE), rolling back
-a hot journal, leaving or entering WAL mode, and deleting `-wal` and `-shm` as the last user. It forbids nothing that a
-running WAL application does.
+SHARED on the main file prevents: changing the main file in a rollback journal mode (which takes EXCLUSIVE), rolling
+back a hot journal, leaving or entering WAL mode, and deleting `-wal` and `-shm` as the last user. It prevents nothing
+that a running WAL application does.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from dbguardd.flow import Facts
 PENDING = 0x4000_0000
 _RESERVED = PENDING + 1
 _SHARED, _SHARED_LENGTH = PENDING + 2, 510
-_MARK_0 = 123  # of -shm: held shared by readers that need nothing of the log
-_DEAD_MAN = 128  # of -shm: every connection in WAL mode holds it shared as long as it lives
+_MARK_0 = 123  # in -shm: held shared by readers that need no frame of the WAL
+_DEAD_MAN = 128  # in -shm: every connection in WAL mode holds it shared while it is open
 _FLOCK = "hhqqi0q"  # struct flock of 64-bit Linux
 _PAUSE_SECONDS = 0.005
 _INDEX_HEADER, _MOVED, _TRIES = 48, 96, 100
 
 LOG_HEADER, FRAME_HEADER = 32, 24
-"""Bytes before the first frame of a log, and before each page in it (sqlite.org/fileformat2.html, 4.1)."""
+"""Bytes before the first frame of a WAL, and before the page in each frame (sqlite.org/fileformat2.html, 4.1)."""
 
 
 def _set(file: int, kind: int, start: int, length: int) -> bool:
@@ -48,14 +48,14 @@ def _set(file: int, kind: int, start: int, length: int) -> bool:
 
 
 def _holder(file: int, start: int, length: int) -> int | None:
-    """Return the process that holds any lock in the range (-1: not a process's), None if nobody does."""
+    """Return the process that holds any lock in the range (-1: not one of a process), None if none does."""
     answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, start, length, 0))
     kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
     return None if kind == fcntl.F_UNLCK else pid
 
 
 def try_shared(file: int) -> bool:
-    """Take SHARED as unixLock does; False if a writer is in the way. A waiting writer (PENDING) goes first."""
+    """Take SHARED like unixLock does; False if a writer is in the way. A waiting writer (PENDING) goes first."""
     if not _set(file, fcntl.F_RDLCK, PENDING, 1):
         return False
     try:
@@ -65,12 +65,12 @@ def try_shared(file: int) -> bool:
 
 
 def drop_shared(file: int) -> None:
-    """Give SHARED back."""
+    """Release SHARED."""
     _set(file, fcntl.F_UNLCK, _SHARED, _SHARED_LENGTH)
 
 
 def try_reserved(file: int) -> bool:
-    """Take SHARED and RESERVED, as who is going to write; False if somebody else writes or waits to."""
+    """Take SHARED and RESERVED like a connection about to write; False if another one writes or waits to."""
     if not try_shared(file):
         return False
     if _set(file, fcntl.F_WRLCK, _RESERVED, 1):
@@ -80,7 +80,7 @@ def try_reserved(file: int) -> bool:
 
 
 def wait_exclusive(file: int, deadline: float) -> bool:
-    """Keep readers out, who has RESERVED; False if some are still in at `deadline` (monotonic seconds)."""
+    """Block readers, holding RESERVED; False if some are still reading at `deadline` (monotonic seconds)."""
     while not _set(file, fcntl.F_WRLCK, PENDING, 1):
         if time.monotonic() >= deadline:
             return False
@@ -94,7 +94,7 @@ def wait_exclusive(file: int, deadline: float) -> bool:
 
 
 def drop_all(file: int) -> None:
-    """Give back every lock that this descriptor has on the main file."""
+    """Release every lock of this descriptor on the main file."""
     _set(file, fcntl.F_UNLCK, PENDING, 2 + _SHARED_LENGTH)
 
 
@@ -119,7 +119,7 @@ def user(live: Live) -> int | None:
 
 
 def holders(paths: Iterable[str]) -> set[int]:
-    """Return the processes that hold any POSIX lock on these files, as far as the kernel names them (proc(5))."""
+    """Return the processes that hold any POSIX lock on these files, as far as the kernel shows them (proc(5))."""
     wanted = set()
     for path in paths:
         with suppress(OSError):
@@ -132,22 +132,22 @@ def holders(paths: Iterable[str]) -> set[int]:
 
 
 def writer_present(live: Live) -> bool:
-    """Return True if a connection holds RESERVED: then an existing journal belongs to a living transaction."""
+    """Return whether a connection holds RESERVED: then an existing journal belongs to a running transaction."""
     return _holder(live.file, _RESERVED, 1) is not None
 
 
 def wal_in_use(shm: int) -> bool:
-    """Return True if any connection has the WAL index (the open `-shm`) in use."""
+    """Return whether any connection uses the WAL index (the open `-shm`)."""
     return _holder(shm, _DEAD_MAN, 1) is not None
 
 
 def mark_0_stands(shm: int) -> bool:
-    """Return True if any reader of the open `-shm` stands at mark 0, beside which the log can begin anew."""
+    """Return whether any reader of the open `-shm` holds mark 0, under which the WAL can restart."""
     return _holder(shm, _MARK_0, 1) is not None
 
 
 def wal_in_use_at(path: str) -> bool:
-    """Return True if any connection uses the WAL of the database at `path`."""
+    """Return whether any connection uses the WAL of the database at `path`."""
     shm = open_side(path + "-shm")
     if shm is None:
         return False
@@ -159,10 +159,10 @@ def wal_in_use_at(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What the index of a log says of its last commit: `frames` of `page_size` bytes each, the database has `pages`.
+    """What the WAL index says about the last commit: `frames` of `page_size` bytes; the database has `pages`.
 
-    `salts` (8 bytes) name the round of the log, `checksum` (8 bytes) is that of the last frame. `moved` of the frames
-    are in the main file.
+    `salts` (8 bytes) identify the round of the WAL, `checksum` (8 bytes) is that of the last frame. `moved` of the
+    frames are in the main file.
     """
 
     page_size: int
@@ -174,7 +174,7 @@ class Index:
 
     @property
     def place(self) -> Facts:
-        """The place in the log that it names, as it is stored."""
+        """The place in the WAL that it describes, in stored form."""
         return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex()}
 
     @property
@@ -184,16 +184,16 @@ class Index:
 
 
 def read_index(shm: int) -> Index | None:
-    """Read the index of a log from the open `-shm`; None if it cannot be told.
+    """Read the WAL index from the open `-shm`; None if it cannot be read consistently.
 
-    The index begins with two equal copies of a header in host byte order; a writer changes one after the other
-    (sqlite.org/walformat.html, 2.1). Call it while a read mark stands: the answer then covers that mark.
+    It begins with two equal copies of a header in host byte order; a writer changes one after the other
+    (sqlite.org/walformat.html, 2.1). Call it while a read mark is held: the result then covers that mark.
     """
     for _ in range(_TRIES):
         raw = os.pread(shm, _MOVED + 4, 0)
         if len(raw) == _MOVED + 4 and raw[:_INDEX_HEADER] == raw[_INDEX_HEADER:_MOVED] and raw[12]:
             size, frames, pages, *sums = struct.unpack_from("=HIIII", raw, 14)
-            # 65536 does not fit into 16 bits: SQLite moves its high bit down, as in the file header.
+            # 65536 does not fit into 16 bits: SQLite stores its high bit in the lowest one, as in the file header.
             page_size = (size & 0xFE00) + ((size & 1) << 16)
             (moved,) = struct.unpack_from("=I", raw, _MOVED)
             return Index(page_size, frames, pages, raw[32:40], struct.pack(">II", *sums), moved)
@@ -201,7 +201,7 @@ def read_index(shm: int) -> Index | None:
 
 
 def log_index(path: str) -> Index | None:
-    """Read the index of the log of the database at `path`; None if it cannot be told."""
+    """Read the WAL index of the database at `path`; None if it cannot be read consistently."""
     shm = open_side(path + "-shm")
     if shm is None:
         return None
@@ -212,6 +212,6 @@ def log_index(path: str) -> Index | None:
 
 
 def log_end(path: str, size: int) -> int:
-    """Return where the last commit in the log of the database at `path` ends (bytes); `size` if that is not known."""
+    """Return where the last commit in the WAL of the database at `path` ends (bytes); `size` if that is unknown."""
     index = log_index(path)
     return size if index is None else min(size, index.end)

@@ -1,4 +1,4 @@
-"""What the child that keeps a log (`keep`) is asked for, and what is known of its marks and of the disk from that."""
+"""Commands for the child that keeps a WAL (`keep`), and what is known from it about its marks and the disk."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child, child, refusal, uri
-from dbguardd.engines.sqlite.frames import Frames, Place
+from dbguardd.engines.sqlite.frames import Frames, WalPosition
 from dbguardd.engines.sqlite.live import Live, open_side
 from dbguardd.errors import SourceChanged, WorkerDied
 
 KEEP = Path(__file__).with_name("keep.py")
 """The program of the child that holds the marks."""
 
-_LAST = 3  # checkpoints beside writers, of which the slowest tells what one takes while they are kept out
+_LAST = 3  # checkpoints beside writers: the slowest one shows how long one takes while writers are blocked
 
 
 @contextmanager
 def kept(live: Live, timeout_seconds: float, block_seconds: float) -> Iterator[tuple[Child, int, int]]:
-    """Hold marks, and the log and its index open, until the block ends."""
+    """Hold marks, and keep the WAL and its index open, until the block ends."""
     timing = (str(timeout_seconds), str(block_seconds))
     with child(["-S", str(KEEP), uri(live.path, ""), live.path, *timing]) as keeper:
         answer = keeper.answer(_wait)
@@ -41,71 +41,75 @@ def kept(live: Live, timeout_seconds: float, block_seconds: float) -> Iterator[t
 
 
 def _wait() -> None:
-    """Do nothing: called while the first mark is waited for, which lock_timeout bounds."""
+    """Do nothing: called while waiting for the first mark, for which lock_timeout is the limit."""
 
 
 class Marks:
-    """The marks of one child on a live database."""
+    """The read marks of one child on a live database."""
 
     def __init__(self, path: str, keeper: Child, frames: Frames, shm: int, alive: Callable[[], None]) -> None:
-        """Ask `keeper`, and call `alive` while it works; `frames` and the open `shm` tell what the index says."""
+        """Send commands to `keeper`, and call `alive` while it works; `frames` and `shm` give the WAL index."""
         self._path, self._keeper, self._frames, self._shm, self._alive = path, keeper, frames, shm, alive
-        self._most = (b"", 0)  # round and frames behind which our mark does not stand
+        self._most = (b"", 0)  # round, and frames beyond which our mark cannot be
         self._taken = deque[float](maxlen=_LAST)
 
     @property
     def pid(self) -> int:
-        """The process that holds them."""
+        """The process that holds the marks."""
         return self._keeper.pid
 
     @property
     def slowest_seconds(self) -> float:
-        """What the slowest of the last checkpoints beside writers took, until it was on the disk."""
+        """The time that the slowest of the last checkpoints beside writers took, including the sync."""
         return max(self._taken, default=0.0)
 
     def stood(self) -> None:
-        """Raise WorkerDied unless all marks have stood until now."""
+        """Raise WorkerDied unless all marks have been held until now."""
         self._asked("ping")
 
     def check(self) -> None:
-        """Raise WorkerDied if the child has ended: also while nothing is committed no mark stands then."""
+        """Raise WorkerDied if the child has ended: its marks are then gone, even if nothing is committed."""
         if not self._keeper.silent():
             raise self._died()
 
-    def renew(self, read: Place, long: bool) -> None:
-        """Take a newer mark, after the log was `read` up to there; of a `long` one, move what it allows at once.
+    def renew(self, read: WalPosition, long: bool) -> None:
+        """Take a newer mark, after the WAL was `read` up to there; of a `long` WAL, checkpoint at once what it allows.
 
-        None is moved under a mark of 0, beside which a writer can begin the log anew. The newer mark is not 0 if there
-        were frames behind the older one: these are not in the main file. Raises what kept the mark where it was.
+        Nothing is checkpointed under a mark of 0, beside which a writer can restart the WAL. The newer mark is not 0 if
+        frames existed after the older one: these are not in the main file. Raises the reason if no newer mark was
+        taken.
         """
         salts, frames = self._most
         beyond = read.salts != salts or read.frames > frames
         answer = self._asked("move" if long and beyond else "renew")
-        if "error" in answer:  # left alone, the log of the application would grow and nobody would know
+        if "error" in answer:  # if ignored, the application's WAL would grow unnoticed
             raise refusal(self._path, str(answer["error"]), int(answer.get("code", 0)))
         if "seconds" in answer:
             self._taken.append(float(answer["seconds"]))
         self.note(int(answer.get("frames", -1)))
 
     def note(self, frames: int = -1) -> None:
-        """Note that a newer mark stands behind so many frames at most; -1: at the end of the log, as it is now.
+        """Note that a newer mark is at most `frames` frames into the WAL; -1: at the current end of the WAL.
 
-        Or at 0, if the log has begun anew since; it cannot have if frames were moved under that mark.
+        Or it is 0, if the WAL has restarted since; it cannot have if frames were checkpointed under that mark.
         """
         index = self._frames.index()
         self._most = index.salts, index.frames if frames < 0 else frames
 
     def bring(self) -> None:
-        """Move what the mark that stands allows, beside writers; nothing if it may be 0."""
+        """Checkpoint what the current mark allows, beside writers; do nothing if it may be 0."""
         if not locks.mark_0_stands(self._shm):
             self._asked("bring")
 
     def keep_out(self, seconds: float) -> bool:
-        """Keep writers out, for so long at most; say if that was to be had. Then ask for let_in()."""
+        """Block writers, for at most `seconds`; return whether that succeeded. Then call let_in()."""
         return bool(self._asked(f"turn {seconds:.6f}").get("still"))
 
     def let_in(self, *, moving: bool) -> bool:
-        """Let writers in; if `moving`, when the rest is in the main file or it is time. Say if it begins anew now."""
+        """Admit writers; if `moving`, once the rest is checkpointed or the time is over.
+
+        Return whether the WAL restarts now.
+        """
         turned = bool(self._asked("go" if moving else "stay").get("turned"))
         self.note()
         return turned

@@ -1,6 +1,6 @@
-"""Finds the rows of a table that a later backup has no more, or has with other values; writes the SQL for both.
+"""Finds the rows of a table that a later backup lacks or has with other values, and writes SQL that corrects either.
 
-What is set back is a row that still has, in each of its columns, the type and the bytes that the later backup has.
+A row is set back only if each of its columns still has the type and the bytes that it has in the later backup.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from dbguardd.flow import Facts, Pages
 
 _OLD, _NEW = "o", "n"
 _UNNAMED = frozenset(("true", "false"))
-"""Columns that SQLite has no name for where they come out of a SELECT."""
+"""Columns for which SQLite makes up another name when they are selected from a subquery."""
 
 
 def missing(files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     name, where = search
     with opened({"main": files[0], "newer": files[1]}, bounds, answer) as both:
         before, after = tables(both.connection), tables(both.connection, "newer")
@@ -57,7 +57,7 @@ def missing(files: tuple[Pages, Pages], search: tuple[str, str], form: str, boun
 
 
 def _key(both: Opened, old: Table, new: Table | None) -> tuple[str, ...]:
-    """Return what tells rows apart. Raises Unsupported where only the row id does, which SQLite gives away again."""
+    """Return the key of rows. Raises Unsupported if it is only the row id, which SQLite reuses."""
     about = both.bounds.about
     if new is None:
         raise Unsupported(f"{about}: the newer one has no table {old.name}", detail="Take out the whole table instead.")
@@ -71,7 +71,7 @@ def _key(both: Opened, old: Table, new: Table | None) -> tuple[str, ...]:
 def _rows(both: Opened, old: Table, key: Sequence[str], what: tuple[Sequence[str], str]) -> Iterator[list[Any]]:
     columns, where = what
     lost = f"SELECT 1 FROM newer.{old.path.partition('.')[2]} AS {_NEW} WHERE {same_row(key, _NEW, _OLD)}"  # noqa: S608
-    only = f" AND (\n{where}\n)" if where else ""  # a remark at its end ends there
+    only = f" AND (\n{where}\n)" if where else ""  # the line feed ends a comment at the end of `where`
     query = f"SELECT {exact(columns, _OLD)} FROM {old.path} AS {_OLD} WHERE NOT EXISTS ({lost}){only}"  # noqa: S608
     _must_be_one(both, query, where)
     known_as = encoding(both.connection)
@@ -80,18 +80,18 @@ def _rows(both: Opened, old: Table, key: Sequence[str], what: tuple[Sequence[str
 
 
 def _differing(pair: Pair, where: str) -> str:
-    """Return whence the rows of both come whose values differ; names in a condition are those of one table."""
+    """Return the FROM clause for rows with different values in both; names in `where` refer to one table only."""
     old, only = f"{pair.old.path} AS {_OLD}", ""
     if where and _UNNAMED & {name.lower() for name in pair.columns}:
         named, key = (", ".join(f"{alias}{quoted(name)}" for name in pair.key) for alias in (f"{_OLD}.", ""))
         only = f" AND ({named}) IN (SELECT {key} FROM {pair.old.path} WHERE (\n{where}\n))"  # noqa: S608 - see above
-    elif where:  # by an index of what it says, where there is one
+    elif where:  # lets SQLite use an index for the condition
         old = f"(SELECT * FROM {pair.old.path} WHERE (\n{where}\n)) AS {_OLD}"  # noqa: S608 - names of the catalog
     return f"FROM {old} JOIN {pair.new.path} AS {_NEW} ON {pair.same_key} WHERE ({pair.differ}){only}"
 
 
 def _changed(both: Opened, pair: Pair, where: str) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Yield rows as they were, and as they are, whose values differ."""
+    """Yield rows with different values, as they were and as they are."""
     query = f"SELECT {exact(pair.columns, _OLD)}, {exact(pair.columns, _NEW)} {_differing(pair, where)}"
     _must_be_one(both, query, where)
     known_as, cut = encoding(both.connection), 2 * len(pair.columns)
@@ -100,7 +100,7 @@ def _changed(both: Opened, pair: Pair, where: str) -> Iterator[tuple[list[Any], 
 
 
 def _must_be_one(both: Opened, query: str, where: str) -> None:
-    """Have SQLite understand a query before it runs: what is wrong with it is wrong with its condition."""
+    """Have SQLite parse a query before it runs: any error then is in its condition."""
     seen: list[str] = []
 
     def begin(_cursor: apsw.Cursor, statement: str, _bindings: Any) -> bool:
@@ -141,7 +141,7 @@ def _listed(both: Opened, columns: Sequence[str], rows: Iterator[list[Any]]) -> 
 
 
 def _script(both: Opened, table: Table, columns: Sequence[str], rows: Iterator[list[Any]]) -> Facts:
-    """Write the rows as one transaction. What is there by now, under the same key, stays as it is."""
+    """Write the rows as one transaction. Rows that exist by then under the same key stay as they are."""
     known_as, count = encoding(both.connection), 0
     write_whole(both, f"-- Made by dbguard: rows of {one_line(table.name)} that are missing, {both.bounds.about}.\n")
     write_whole(both, "-- What is there under the same key stays; triggers run. Run: sqlite3 -bail DB < THIS\n")
@@ -156,12 +156,12 @@ def _script(both: Opened, table: Table, columns: Sequence[str], rows: Iterator[l
 def _set_back(
     both: Opened, table: Table, key: Sequence[str], columns: Sequence[str], pairs: Iterator[tuple[list[Any], list[Any]]]
 ) -> Facts:
-    """Write a statement for each row that sets back what differs, if the row is as the newer backup has it.
+    """Write an UPDATE for each row that restores differing columns, if the row is as in the newer backup.
 
-    A table may say itself what comes of a conflict, as to replace the other row: none is touched for that.
+    A table may define its own conflict resolution, such as replacing the other row: OR ABORT overrides that.
     """
     known_as, count = encoding(both.connection), 0
-    update = "UPDATE OR ABORT" if "conflict" in table.sql.lower() else "UPDATE"  # it would count in triggers, too
+    update = "UPDATE OR ABORT" if "conflict" in table.sql.lower() else "UPDATE"  # only then: it affects triggers too
     write_whole(
         both, f"-- Made by dbguard: rows of {one_line(table.name)} that have other values, {both.bounds.about}.\n"
     )
@@ -169,7 +169,7 @@ def _set_back(
         both, "-- A row that was changed since, or is gone, stays; triggers run. Run: sqlite3 -bail DB < THIS\n"
     )
     write_whole(both, "BEGIN IMMEDIATE;\n")
-    # of the table: a name alone that is no column (any more) is a text for the shell, and may be the very value
+    # qualified: the shell takes a bare name that is no column (any more) as a string, which could equal the value
     named = {name: f"{quoted(table.name)}.{quoted(name)}" for name in columns}
     for was, now in pairs:
         then, there = ([literal_of(item, known_as) for item in side] for side in (was, now))

@@ -1,8 +1,8 @@
-"""A database that a newer SQLite wrote, in words that the one of this host does not know.
+"""Reads a database whose schema uses syntax of a newer SQLite than the one on this host.
 
-A schema is text, and SQLite reads all of it before anything else. A trigger, a view or a table in words that came later
-makes it call the whole file malformed, as it does with damage. With `writable_schema` it goes on with what it does
-understand (prepare.c, SQLITE_NoSchemaError): views and triggers have no rows, so all content can be read without them.
+A schema is text, and SQLite parses all of it first. A trigger, a view or a table with newer syntax makes it report the
+whole file as malformed, as it does for damage. With `writable_schema` it continues with the part that it understands
+(prepare.c, SQLITE_NoSchemaError). Views and triggers have no rows, so all content can be read without them.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ _SHOWN = 5
 
 
 class Unread(sqlite3.DatabaseError):
-    """A table or an index is defined in words that the SQLite of this host does not know: nothing is wrong with it."""
+    """The SQLite on this host does not understand the definition of a table or an index; nothing is wrong with it."""
 
 
 def version_of(path: Path) -> tuple[int, ...]:
-    """Return which SQLite wrote a file last. This process may have no connection to the file yet (see `live`)."""
+    """Return which SQLite version wrote a file last. This process must not have a connection to it yet (see `live`)."""
     try:
         with open(path, "rb") as file:
             head = file.read(100)
-    except OSError:  # whoever opens it says why
+    except OSError:  # opening it will raise the reason
         return ()
     number = int.from_bytes(head[96:100], "big")
     return number // _NUMBER**2, number // _NUMBER % _NUMBER, number % _NUMBER
 
 
 def bear(connection: sqlite3.Connection, version: tuple[int, ...]) -> None:
-    """Go on without what is not understood, if SQLite of `version` wrote the database and that is a newer one."""
+    """Ignore what is not understood, if SQLite `version`, which wrote the database, is newer than ours."""
     if version <= sqlite3.sqlite_version_info:
         return
     try:
         connection.execute("SELECT 1 FROM main.sqlite_schema LIMIT 0").close()
-    except sqlite3.DatabaseError as error:  # what else it may be is told when something is read
+    except sqlite3.DatabaseError as error:  # any other error will be raised when something is read
         if _WORDS.match(str(error)):
             connection.execute("PRAGMA writable_schema=ON")
 
 
 def bears(connection: sqlite3.Connection) -> bool:
-    """Say if a connection goes on without something."""
+    """Return whether a connection ignores parts of the schema."""
     return bool(connection.execute("PRAGMA writable_schema").fetchone()[0])
 
 
 def check_all_read(connection: sqlite3.Connection) -> None:
-    """Raise Unread if it goes on without what has rows, or without an index, which owns pages, too."""
+    """Raise Unread if a table with rows or an index, which owns pages too, is ignored."""
     if not bears(connection):
         return
     with texts(connection, text):

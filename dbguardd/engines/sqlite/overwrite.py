@@ -1,9 +1,9 @@
-"""Changes pages of a database that rests, beside its readers and in one step, as SQLite itself would.
+"""Changes pages of a database that no one else writes, while it may be read, in one step, as SQLite itself would.
 
-Who reads it through SQLite sees all of a change or nothing. It is made under SQLite's locks (`locks`) and with a
-rollback journal (sqlite.org/fileformat2.html, 3): a process that is killed in the middle leaves what the next user of
-the database rolls back. The database must not be in WAL mode, and this process must not use SQLite on it as long as it
-has the file open (see `live`).
+Readers using SQLite see all of a change or nothing. It is made under SQLite's locks (`locks`) and with a rollback
+journal (sqlite.org/fileformat2.html, 3): if the process is killed in the middle, the next user of the database rolls
+back. The database must not be in WAL mode, and this process must not use SQLite on it while it has the file open (see
+`live`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from dbguardd.engines.sqlite.publish import SIDES
 from dbguardd.errors import TargetInUse
 
 _MAGIC = bytes.fromhex("d9d505f920a163d7")
-_HEADER = struct.Struct(">8sIIIII")  # magic, records, nonce, pages before, bytes of a sector, bytes of a page
+_HEADER = struct.Struct(">8sIIIII")  # magic, records, nonce, pages before, sector size, page size
 _SECTOR = 512
-_STRIDE = 200  # of a page, each 200th byte is in its checksum
+_STRIDE = 200  # every 200th byte of a page is in its checksum
 _NUMBER = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a database of `before` pages becomes: `after` pages, those at `places` of the open file `images` among them.
+    """The change of a database from `before` to `after` pages, with new images for some of them.
 
-    `places` are offsets by page number, `patched` are images that take their stead.
+    `places` are the offsets of images, by page number, in the open file `images`; `patched` are images that replace
+    these.
     """
 
     before: int
@@ -46,26 +47,27 @@ class Change:
     patched: Mapping[int, bytes] = field(repr=False)
 
     def numbers(self) -> list[int]:
-        """Return which pages are written, in order."""
+        """Return the pages that are written, in order."""
         return sorted(number for number in {*self.places, *self.patched} if number <= self.after)
 
     def image(self, number: int) -> bytes:
-        """Return a page as it will be."""
+        """Return the new image of a page."""
         if (patched := self.patched.get(number)) is not None:
             return patched
         return page_at(self.images, self.places[number], self.page_size)
 
 
 def page_at(file: int, at: int, page_size: int) -> bytes:
-    """Return the bytes of a page; what the file lacks is zeros."""
+    """Return the bytes of a page; bytes missing from the file are zeros."""
     return os.pread(file, page_size, at).ljust(page_size, b"\0")
 
 
 def overwrite(path: Path, file: int, change: Change, ready: Callable[[], None], seconds: float) -> None:
-    """Change the database at `path`, open as `file`. Calls `ready` when all is prepared, just before it is done.
+    """Change the database at `path`, open as `file`. Calls `ready` when all is prepared, right before the change.
 
-    Readers are kept out from then on, until it is durable. Raises TargetInUse, and has changed nothing, if somebody
-    writes to it, or if readers stay for `seconds`; NoSpace and the like, and then `settle` rolls back what was changed.
+    From then on readers are blocked until the change is durable. Raises TargetInUse, with nothing changed, if another
+    process writes to it, or if readers do not leave for `seconds`. Raises NoSpace and similar errors; then `settle`
+    rolls back.
     """
     if not locks.try_reserved(file):
         raise TargetInUse(f"{path}: another process writes to it", hints=[f"fuser -v {path}"])
@@ -88,14 +90,14 @@ def overwrite(path: Path, file: int, change: Change, ready: Callable[[], None], 
         raise outcome(path, error) from error
     finally:
         if idle:
-            journal.unlink(missing_ok=True)  # nothing of the database was changed yet
+            journal.unlink(missing_ok=True)  # nothing in the database was changed yet
         locks.drop_all(file)
 
 
 def settle(path: Path) -> None:
-    """Roll back what was killed in the middle of a change; this process must not have the file open.
+    """Roll back a change that was killed in the middle. This process must not have the file open.
 
-    Raises TargetInUse if somebody else is in the middle of one, and what a database that cannot be read raises.
+    Raises TargetInUse if another process is changing it, and the errors of an unreadable database.
     """
     journal = path.with_name(f"{path.name}-journal")
     if not journal.exists():
@@ -105,7 +107,7 @@ def settle(path: Path) -> None:
             connection.execute("PRAGMA user_version").fetchall()
     except sqlite3.Error as error:
         raise refusal(str(path), str(error), error.sqlite_errorcode) from error
-    if journal.exists():  # SQLite takes it for none that is needed: killed before it was written, or in use
+    if journal.exists():  # SQLite does not consider it hot: killed before it was complete, or in use
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if not locks.try_reserved(file):
@@ -116,14 +118,14 @@ def settle(path: Path) -> None:
 
 
 def sides(path: Path) -> list[Path]:
-    """Return the side files that are there."""
+    """Return the side files that exist."""
     return [side for end in SIDES if os.path.lexists(side := path.with_name(f"{path.name}{end}"))]
 
 
 def _write_journal(journal: Path, file: int, change: Change) -> None:
-    """Write what the pages are now that will be others, durable.
+    """Durably write the current content of the pages that will change.
 
-    But for the page with the bytes of locks: nothing is in it, and who rolls back takes its record for the last.
+    Except the page with the lock bytes: it has no content, and a rollback would stop at its record.
     """
     lost, locked = range(change.after + 1, change.before + 1), locks.PENDING // change.page_size + 1
     changed = (number for number in change.numbers() if number <= change.before)
@@ -148,7 +150,7 @@ def _records(file: int, numbers: list[int], page_size: int, nonce: int) -> Itera
 
 @contextmanager
 def _created(journal: Path, file: int) -> Iterator[int]:
-    """Make the journal, for all who may use the database: one of them may have to roll back."""
+    """Create the journal, with the permissions of the database: any of its users may have to roll back."""
     found = os.fstat(file)
     out = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -157,7 +159,7 @@ def _created(journal: Path, file: int) -> Iterator[int]:
         os.fchmod(out, found.st_mode & 0o777)
         yield out
     except BaseException:
-        journal.unlink(missing_ok=True)  # nothing of the database was changed yet
+        journal.unlink(missing_ok=True)  # nothing in the database was changed yet
         raise
     finally:
         os.close(out)

@@ -1,7 +1,7 @@
-"""Opens the SQLite file of a backup without restoring it: a VFS whose files are Pages, read-only and bounded.
+"""Opens the SQLite file of a backup without restoring it: a VFS whose files are Pages, read-only and with limits.
 
-The VFS has no other below it, so that a connection through it can reach no file of this host, whatever a statement or
-a hostile schema asks for. Sorting is done in memory, of which SQLite gets so much.
+The VFS has no other one below it, so a connection through it cannot reach any file of this host, whatever a statement
+or a hostile schema tries. Sorting is done in memory, which is limited.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BLOCKS = 128
 _CACHE_KIB = 16_000
 _HEAP_BYTES = 192 << 20
 _VALUE_BYTES = 64 << 20
-_STEPS = 20_000  # VDBE instructions between two looks at the clock: about a millisecond
+_STEPS = 20_000  # VDBE instructions between two checks of the time: about a millisecond
 _SECTOR = 4096
 _LIMITS = {
     apsw.SQLITE_LIMIT_LENGTH: _VALUE_BYTES,
@@ -36,7 +36,7 @@ _LIMITS = {
 _SETTINGS = {
     apsw.SQLITE_DBCONFIG_DEFENSIVE: 1,
     apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA: 0,
-    apsw.SQLITE_DBCONFIG_DQS_DML: 0,  # a column that is not there is an error and no text
+    apsw.SQLITE_DBCONFIG_DQS_DML: 0,  # a missing column is an error, and not a string
 }
 _PRAGMAS = ("query_only=1", "temp_store=2", "mmap_size=0", "cell_size_check=1", f"cache_size=-{_CACHE_KIB}")
 
@@ -47,12 +47,12 @@ _TELLING = frozenset(
         *("user_version", "application_id", "encoding", "page_count", "page_size", "freelist_count", "schema_version"),
     )
 )
-"""Pragmas that tell something; what some of them would write cannot be written here."""
+"""Pragmas that return information; those that could also write cannot do so here."""
 _DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"))
 
 
 class Opened:
-    """Connections to backups under the names of `files`; the first is `main`. What a question costs is watched."""
+    """Connections to backups under the names of `files`; the first is `main`. The cost of a question is monitored."""
 
     def __init__(self, connection: apsw.Connection, vfs: _Vfs, bounds: Bounds, answer: Answer) -> None:
         self.connection, self.bounds, self.answer = connection, bounds, answer
@@ -62,7 +62,7 @@ class Opened:
         self._raised: GuardError | None = None
 
     def fits(self, data: bytes, spare: int = 0) -> bool:
-        """Write something, if there is room for it and `spare` bytes more; say if there was."""
+        """Write `data` if there is room for it and `spare` more bytes; return whether there was."""
         if len(data) + spare > self._left:
             return False
         self._left -= len(data)
@@ -70,7 +70,10 @@ class Opened:
         return True
 
     def watch(self) -> bool:
-        """Say if SQLite is to stop; it asks every some thousand steps, and swallows what is raised here."""
+        """Return whether SQLite must stop.
+
+        It calls this every few thousand steps, and discards exceptions raised here.
+        """
         try:
             self.answer.beat()
         except GuardError as error:
@@ -79,20 +82,20 @@ class Opened:
 
     @property
     def late(self) -> bool:
-        """True if the time of the question is over."""
+        """Whether the time for the question is used up."""
         return time.monotonic() > self._end
 
     @property
     def raised(self) -> GuardError | None:
-        """What stopped SQLite from outside of it."""
+        """The error that stopped SQLite from outside."""
         return self._raised or self._vfs.raised
 
 
 @contextmanager
 def opened(files: Mapping[str, Pages], bounds: Bounds, answer: Answer) -> Iterator[Opened]:
-    """Open backups as the databases of one connection: the first key is "main", further ones are attached by name.
+    """Open backups as the databases of one connection: the first is "main", the others are attached by name.
 
-    Raises what Past raises; within the block too, errors of SQLite become what they mean.
+    Raises what Questions raises; errors of SQLite inside the block are translated, too.
     """
     vfs = _Vfs({f"/{name}": pages for name, pages in files.items()})
     refusals = Refusals(bounds.about)
@@ -123,7 +126,7 @@ def _uri(name: str) -> str:
 
 
 def _prepare(connection: apsw.Connection, more: list[str], watched: Opened) -> None:
-    """Attach the other backups, then leave nothing that could be done but reading."""
+    """Attach the other backups, then allow nothing but reading."""
     for name in more:
         connection.execute(f"ATTACH '{_uri(name)}' AS {name}")
     for pragma in _PRAGMAS:
@@ -144,7 +147,7 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
 
 
 class _Vfs(apsw.VFS):
-    """A file system of backups, and of nothing else. `raised` is why a page could not be had."""
+    """A file system of backups, and of nothing else. `raised` is why a page could not be read."""
 
     def __init__(self, files: Mapping[str, Pages]) -> None:
         self._files = files
@@ -178,7 +181,7 @@ class _Vfs(apsw.VFS):
 
 
 class _File:
-    """One backup as a file that nobody can write. The last blocks that were read are kept."""
+    """One backup as a read-only file. The blocks read last are cached."""
 
     def __init__(self, pages: Pages, vfs: _Vfs) -> None:
         self._pages, self._vfs = pages, vfs

@@ -1,10 +1,11 @@
-"""Pours a restored database into the live file. Runs in its own process, with arguments LIVE SOURCE.
+"""Copies a restored database into the live file. Runs in its own process, with arguments LIVE SOURCE.
 
-One transaction of SQLite's backup interface under an exclusive lock: the live file keeps its inode, owner and rights,
-a crash or cancel rolls back, and an application that opens it later sees all of it or nothing. Then the content is read
-back and compared. Answers with JSON lines: {"done": pages, "total": pages}, and last {"poured": true} or {"error":
-text, "code": SQLite result code, "at": "lock" | "pour" | "verify"}. The end of standard input before the commit stops
-it; after the commit it goes on and tells how it ended, so whoever cancels knows which of both it was.
+It uses one transaction of SQLite's backup interface under an exclusive lock: the live file keeps its inode, owner and
+permissions, a crash or cancellation rolls back, and an application that opens it later sees all of it or nothing. Then
+the content is read back and compared. Answers with JSON lines: {"done": pages, "total": pages}, and last {"poured":
+true} or {"error": text, "code": SQLite result code, "at": "lock" | "pour" | "verify"}. If standard input is closed
+before the commit, it stops; after the commit it continues and reports the outcome, so that a cancelling caller knows
+which of the two happened.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _BEAT_SECONDS = 0.25
 
 
 class Stopped(Exception):  # noqa: N818 - an event, not an error
-    """Standard input ended: nobody waits for us any more."""
+    """Standard input was closed: the caller no longer waits."""
 
 
 class Entered(sqlite3.OperationalError):
@@ -38,16 +39,16 @@ class Entered(sqlite3.OperationalError):
 
 
 class Pouring:
-    """What has been done so far, and whether to go on."""
+    """What has been done so far, and whether to continue."""
 
     def __init__(self) -> None:
         self.at = "lock"
         self._beat = 0.0
 
     def step(self, status: int, remaining: int, total: int) -> None:
-        """After a batch of pages: report, or raise Stopped if the input has ended. Nothing is committed yet.
+        """After a batch of pages: report, or raise Stopped if standard input is closed. Nothing is committed yet.
 
-        Raises Entered if somebody began to use the file after the lock was tried: the backup would wait for its end.
+        Raises Entered if another process began to use the file after the lock was tried: the backup would wait for it.
         """
         if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise Entered("somebody began to use it")
@@ -56,7 +57,7 @@ class Pouring:
         self.show(total - remaining, total)
 
     def show(self, done: int, total: int) -> None:
-        """Report now and then."""
+        """Report at intervals."""
         now = time.monotonic()
         if now - self._beat >= _BEAT_SECONDS:
             self._beat = now
@@ -93,10 +94,10 @@ def pour(live: str, source: Path, pouring: Pouring) -> None:
 
 
 def _lock(target: sqlite3.Connection, origin: sqlite3.Connection, version: tuple[int, ...]) -> None:
-    """Prove that nobody else uses the file. Raises sqlite3.OperationalError (busy).
+    """Verify that no other process uses the file. Raises sqlite3.OperationalError (busy).
 
-    In WAL mode everybody stays out for as long as the connection lives. In a rollback mode the lock is only tried: kept
-    for longer it would leave a journal behind, and the transaction of the backup interface locks for itself.
+    In WAL mode all others are kept out while the connection exists. In a rollback mode the lock is only tried: if it
+    were kept it would leave a journal behind, and the transaction of the backup interface takes its own.
     """
     target.execute("PRAGMA locking_mode=EXCLUSIVE")
     newer.bear(target, version)
@@ -112,7 +113,7 @@ def _lock(target: sqlite3.Connection, origin: sqlite3.Connection, version: tuple
 
 
 def main(live: str, source: str) -> int:
-    """Pour, and say how it went."""
+    """Run pour(), and report the outcome."""
     pouring = Pouring()
     try:
         pour(live, Path(source), pouring)

@@ -1,4 +1,4 @@
-"""Puts a finished database file at a new place: all or nothing, durable, never over an existing file."""
+"""Puts a finished database file in a new place: all or nothing, durable, never over an existing file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _RIGHTS = 0o777
 
 @contextmanager
 def fresh(target: Path, mode: int) -> Iterator[Path]:
-    """Yield a new empty file beside `target`; when the block ends well it becomes `target`, durable.
+    """Yield a new empty file beside `target`; if the block succeeds it becomes `target`, durably.
 
-    On any failure neither it nor a side file of it is left. Raises TargetExists also for a stale -wal, -shm or
+    On any failure neither the file nor its side files are left. Raises TargetExists also for an old -wal, -shm or
     -journal at the target: SQLite would apply them to the restored file (measured: old rows came back).
     """
     check_free(target)
@@ -33,7 +33,7 @@ def fresh(target: Path, mode: int) -> Iterator[Path]:
     work = Path(name)
     try:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to clear() that somebody works on it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells clear() that the file is in use
         yield work
         check_free(target)
         with outcomes(target):
@@ -49,7 +49,7 @@ def fresh(target: Path, mode: int) -> Iterator[Path]:
 
 
 def clear(directory: Path) -> None:
-    """Remove what a restore that was killed left in this directory: our work files that nobody holds a lock on."""
+    """Delete what a killed restore left in this directory: our work files that nobody holds a lock on."""
     for path in directory.glob(f".*{WORK}"):
         with suppress(OSError):
             file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -65,13 +65,13 @@ def clear(directory: Path) -> None:
 
 
 def hold(work: Path) -> int:
-    """Open and lock finished work that is not yet in its place, so that clear() lets it be; the caller closes it.
+    """Open and lock finished work that is not yet in its place, so that clear() skips it; the caller closes it.
 
     Raises OSError if clear() was quicker.
     """
     file = os.open(work, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with suppress(OSError):  # not every file system locks
-        fcntl.flock(file, fcntl.LOCK_EX)  # clear() has it for a moment only
+    with suppress(OSError):  # not every file system supports locks
+        fcntl.flock(file, fcntl.LOCK_EX)  # clear() holds it only for a moment
     if not os.path.lexists(work):
         os.close(file)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(work))
@@ -79,14 +79,14 @@ def hold(work: Path) -> int:
 
 
 def sweep(target: Path) -> None:
-    """Take away what a restore that was killed has left beside a database: work, and a second name of itself."""
+    """Delete what a killed restore has left beside a database: work files, and a second name of the database."""
     with suppress(OSError):
         only_name(target)
     clear(target.parent)
 
 
 def only_name(target: Path) -> None:
-    """Take away the other name of a finished file, which a process that was killed in between left."""
+    """Delete the second name of a finished file, left by a process that was killed between link and unlink."""
     found = target.stat()
     for path in target.parent.glob(f".*{WORK}") if found.st_nlink > 1 else ():
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What an error of SQLite means for a question to a backup."""
+"""Translates SQLite's errors for questions to a backup."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dbguardd.errors import GuardError, SourceDamaged, TooCostly, Unsupported, U
 
 _SHOWN = 20
 _PLAIN = re.compile("integer overflow|malformed JSON|string or blob too big|no such (function|collation sequence): .*")
-"""What SQLite says while a statement runs and that quotes no row: all else may, and errors are kept and logged."""
+"""Run-time messages of SQLite that quote no row: all others may, and errors are kept and logged."""
 
 
 class Refusals:
-    """Makes errors of SQLite into ours. `about` is what they begin with."""
+    """Translates errors of SQLite into ours. They begin with `about`."""
 
     def __init__(self, about: str) -> None:
         self._about = about
 
     def of(self, error: Exception, *, late: bool) -> GuardError:
-        """Return what an error that came while something ran, or while the file was opened, means."""
+        """Return our error for one that occurred while something ran, or while the file was opened."""
         said = str(error)
         match error:
             case _ if late:
@@ -45,7 +45,7 @@ class Refusals:
         return Usage(f"{self._about}: SQLite cannot answer that", detail=shown)
 
     def of_statement(self, error: apsw.Error, sql: str, tables: Sequence[str]) -> GuardError:
-        """Return what is wrong with a statement: it was not begun, so nothing of a row is in the message."""
+        """Return our error for a statement that did not start, so the message contains nothing from a row."""
         if isinstance(error, apsw.AuthError):
             return Usage(
                 f"{self._about}: a question can only read",
@@ -55,7 +55,7 @@ class Refusals:
 
 
 def _likely(said: str, tables: Sequence[str]) -> list[str]:
-    """Return which tables there are and which was probably meant, if it was a table that was not found."""
+    """Return the existing tables and the likely one, if the error is a table that was not found."""
     found = re.search(r"no such table: (?:main\.)?(.*)", said)
     if found is None:
         return []

@@ -31,16 +31,16 @@ from dbguardd.errors import (
     WorkerDied,
 )
 
-_INDEX = "-shm"  # made from the log, and nothing is lost with it
+_INDEX = "-shm"  # derived from the WAL, so nothing is lost with it
 _STEP = "replace"
 
 
 def replace(path: str, source: Path, progress: Progress) -> None:
     """Put the content of `source` at `path`. Raises TargetInUse, TargetExists, NoSpace, PlaceDenied, ProofFailed.
 
-    A live database that SQLite can open is written through SQLite (`pour`). One that it cannot open any more is set
-    aside with its side files under NAME.before-restore, and a copy of `source` takes its name in one rename. So are the
-    side files that are left of one that was deleted without them. A link stays: what it leads to is the database.
+    A live database that SQLite can open is written through SQLite (`pour`). One that it cannot open is renamed, with
+    its side files, to NAME.before-restore, and a copy of `source` gets its name in one rename. Side files left by a
+    deleted database are renamed too. If `path` is a link, what it leads to is replaced.
     """
     sweep(Path(os.path.realpath(path)))
     try:
@@ -51,7 +51,7 @@ def replace(path: str, source: Path, progress: Progress) -> None:
         _swap(Path(lost), source, progress)
         return
     refuse_users(real)
-    # SQLite is kept away from a file without a header: closing it would delete the log, which may be evidence.
+    # SQLite is not used on a file without a header: closing it would delete the WAL, which may be evidence.
     if not _has_header(real) or not _pour(real, source, progress):
         _swap(Path(real), source, progress)
 
@@ -71,7 +71,7 @@ def _copy(source: Path, work: Path, target: Path, progress: Progress) -> None:
 
 
 def refuse_users(real: str) -> None:
-    """Raise TargetInUse if a lock is held, or a process whose descriptors we may read has the files open."""
+    """Raise TargetInUse if a lock is held, or a process, as far as visible, has the files open."""
     with open_live(real) as live:
         holder = locks.user(live)
         busy = locks.wal_in_use_at(live.path)
@@ -81,16 +81,16 @@ def refuse_users(real: str) -> None:
 
 
 def _refuse_users_of_lost(path: str) -> None:
-    """Raise TargetInUse if a process still has a deleted database open: what it writes from now on is nowhere."""
+    """Raise TargetInUse if a process still has a deleted database open: what it writes from now on is lost."""
     found = sorted({*_openers(path), *locks.holders(f"{path}{side}" for side in SIDES)})
     if found or locks.wal_in_use_at(path):
         raise _in_use(path, found)
 
 
 def refuse_others(real: str) -> None:
-    """Raise TargetInUse if somebody else than what follows its log for us uses the database, as far as can be seen.
+    """Raise TargetInUse if a visible process other than our follower of its WAL uses the database.
 
-    It asks before anything is stopped for a replacement; replace() itself takes no process on trust.
+    This is a check before anything is stopped for a replacement; replace() itself makes no exception for any process.
     """
     lockers = {pid for pid in locks.holders([f"{real}{side}" for side in ("", *SIDES)]) if pid != os.getpid()}
     if found := sorted(pid for pid in {*_openers(real), *lockers} if not _follows(pid)):
@@ -104,7 +104,7 @@ def _in_use(real: str, pids: list[int]) -> TargetInUse:
 
 
 def _follows(pid: int) -> bool:
-    """Say if a process is one of those that follow a log: the engine half, or its child that holds marks."""
+    """Return whether a process follows a WAL for us: the engine half, or its child that holds marks."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -116,7 +116,7 @@ def _openers(real: str) -> list[int]:
     return users([f"{real}{side}" for side in ("", *SIDES)])
 
 
-# ------------------------------------------------------------------------------------------------ the ways
+# ------------------------------------------------------------------------------------------------ the methods
 
 
 def _has_header(real: str) -> bool:
@@ -129,7 +129,7 @@ def _has_header(real: str) -> bool:
 
 
 def _pour(real: str, source: Path, progress: Progress) -> bool:
-    """Write through SQLite in a child; False if the live file is too broken for that."""
+    """Write through SQLite in a child; return False if the live file is too broken for that."""
     last: dict[str, Any] = {}
     done, total = 0, None
 
@@ -143,7 +143,7 @@ def _pour(real: str, source: Path, progress: Progress) -> bool:
                 done, total = int(last["done"]), int(last["total"])
                 alive()
         except GuardError:
-            # Too late to cancel if the transaction was committed already: then the replacement is a fact.
+            # Too late to cancel if the transaction is committed already: then the replacement is a fact.
             process.end_input()
             while "done" in (last := process.answer(lambda: None)):
                 pass
@@ -177,10 +177,10 @@ def _failure(real: str, text: str, code: int, at: str) -> GuardError:
 
 
 def _swap(real: Path, source: Path, progress: Progress) -> None:
-    """Set what is there aside and put a copy into its place; a lost file may have left its side files.
+    """Rename what is there and put a copy in its place; a lost file may have left its side files.
 
-    The side files go first: a new main file beside an old log would come up with the old rows (measured), while an old
-    main file without its log is only what was going to be replaced anyway.
+    The side files are renamed first: a new main file beside an old WAL would come up with the old rows (measured),
+    while an old main file without its WAL is only what was to be replaced anyway.
     """
     lost, aside = not os.path.lexists(real), real.with_name(real.name + ASIDE)
     if any(os.path.lexists(f"{aside}{side}") for side in ("", *(side for side in SIDES if side != _INDEX))):
@@ -200,7 +200,7 @@ def _swap(real: Path, source: Path, progress: Progress) -> None:
             with suppress(FileNotFoundError):
                 os.rename(f"{real}{side}", f"{aside}{side}")
         if lost:
-            os.link(work, real)  # not over what may have come meanwhile
+            os.link(work, real)  # does not replace what may have appeared meanwhile
         else:
             os.link(real, aside)
             os.rename(work, real)
@@ -214,7 +214,7 @@ def _swap(real: Path, source: Path, progress: Progress) -> None:
 
 
 def _dress(work: Path, real: Path) -> None:
-    """Give the copy the owner, rights, access list and label of the old file, as far as we may."""
+    """Give the copy the owner, permissions, ACL and label of the old file, as far as we may."""
     old = real.stat()
     with suppress(PermissionError):
         os.chown(work, old.st_uid, old.st_gid)

@@ -1,6 +1,6 @@
-"""Who may use a database file: owner, group, mode, access list and the user's own attributes.
+"""Access to a database file: owner, group, mode, ACL and the user's extended attributes.
 
-They are noted with a backup, and a restored file gets them as far as its maker may give them away.
+They are stored with a backup, and a restored file gets them as far as the restoring user may set them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 from dbguardd.flow import Facts
 
-_ACCESS_LIST = "system.posix_acl_access"  # acl(5); the kernel's own form of it, with numbers of users and groups
-_MOST_BYTES = 64 << 10  # of all attributes together; what is more is no right but content
+_ACCESS_LIST = "system.posix_acl_access"  # acl(5), in the kernel's binary form, with numeric users and groups
+_MOST_BYTES = 64 << 10  # of all attributes together; anything larger is content and no access right
 
 
 def rights_of(path: str | Path, found: os.stat_result) -> dict[str, Any]:
-    """Return the rights of a file as facts of a backup. Labels (security.*) belong to a place, and are left out."""
+    """Return the rights of a file as facts of a backup. Labels (security.*) depend on the place and are left out."""
     kept, room = dict[str, str](), _MOST_BYTES
-    with suppress(OSError):  # a file system without attributes
+    with suppress(OSError):  # the file system has no attributes
         for name in sorted(os.listxattr(path)):
             if name == _ACCESS_LIST or name.startswith("user."):
                 value = os.getxattr(path, name)
@@ -42,15 +42,16 @@ def rights_of(path: str | Path, found: os.stat_result) -> dict[str, Any]:
 
 
 def give(file: Path, rights: Facts) -> list[str]:
-    """Give a new file these rights, all but the mode, which comes last; return what it did not get, in words.
+    """Give a new file these rights, except the mode, which comes last; return in words what could not be set.
 
-    Names count, not numbers: on another host a number may be somebody else's. A list of numbers is then left out.
+    Names count, not numbers: on another host a number may belong to another user. An ACL, which has numbers, is then
+    left out.
     """
     lost = []
     same = True
     for what, number, lookup in (("owner", "uid", _user), ("group", "gid", _group)):
         if number not in rights:
-            continue  # a backup of before rights were noted
+            continue  # a backup from before rights were stored
         was, name = int(rights[number]), rights.get(what)
         try:
             wanted = lookup(str(name)) if name else was
@@ -68,7 +69,7 @@ def give(file: Path, rights: Facts) -> list[str]:
 
 def _give_attributes(file: Path, attributes: Mapping[str, str], same: bool) -> list[str]:
     lost = []
-    with suppress(OSError):  # mostly none is there: only where the directory has a default list
+    with suppress(OSError):  # usually there is none, unless the directory has a default ACL
         os.removexattr(file, _ACCESS_LIST)
     for name, value in attributes.items():
         what = "access list" if name == _ACCESS_LIST else f"attribute {name}"

@@ -16,13 +16,13 @@ from dbguardd.engines.sqlite.attempt import TICK_SECONDS, Attempt, Moved, Taken
 from dbguardd.engines.sqlite.copy import Copy, copying
 from dbguardd.engines.sqlite.live import Live, Mark, open_side
 
-_CARE = 0.8  # share of max_block that a slice may take, its next step included
+_CARE = 0.8  # share of max_block that a slice may take, including its next step
 _SLICE_STEP_BYTES = 4 << 20
 _AHEAD_BYTES = 64 << 20
 
 
 def hot_journal(live: Live) -> bool:
-    """Say whether a crashed transaction left its journal (pager.c, hasHotJournal); call it under SHARED.
+    """Return whether a crashed transaction left its journal (pager.c, hasHotJournal); call it under SHARED.
 
     A journal is hot if it has content, its header is not zeroed (PERSIST) and no living writer holds RESERVED.
     """
@@ -39,12 +39,12 @@ def hot_journal(live: Live) -> bool:
 
 
 def in_slices(run: Attempt, journal: str | None) -> Taken:
-    """Copy under SHARED, which makes committing writers wait, but never longer than max_block at a time.
+    """Copy under SHARED, which delays committing writers, but never longer than max_block at a time.
 
     Under SHARED nobody holds EXCLUSIVE, so the main file is exactly the last commit (or, with a hot journal, exactly
-    what the crash left). If the copy takes longer than max_block, SHARED is given back between slices and then the
-    change counter, size and journal state must be what they were: each commit changes the counter (SQLite relies on
-    this for its own cache). Which pages a commit in between changed cannot be known, so the copy starts again.
+    what the crash left). If the copy takes longer than max_block, SHARED is released between slices, and afterwards the
+    change counter, size and journal state must be unchanged: each commit changes the counter (SQLite relies on this for
+    its own cache). Which pages a commit in between has changed is unknown, so then the copy starts again.
     """
     live = run.live
     first = _state(live, journal)
@@ -58,7 +58,7 @@ def in_slices(run: Attempt, journal: str | None) -> Taken:
         for copy in [copy for copy in copies if not copy.clone()]:
             copy.check_room(copy.source_bytes)
             while _timed_step(run, copy):
-                # The slowest step so far stands for the next one.
+                # The slowest step so far is the estimate for the next one.
                 if time.monotonic() - start + run.slowest < run.budget.max_block_seconds * _CARE:
                     continue
                 longest = max(longest, _let_writers_in(run, copy, start))
@@ -84,9 +84,9 @@ def _timed_step(run: Attempt, copy: Copy) -> bool:
 
 
 def _let_writers_in(run: Attempt, copy: Copy, start: float) -> float:
-    """Give SHARED back and take it again; return how long it was held (seconds).
+    """Release SHARED and take it again; return how long it was held (seconds).
 
-    A writer that waits holds PENDING, so it is served first. Meanwhile the kernel reads ahead for the next slice.
+    A waiting writer holds PENDING, so it goes first. Meanwhile the kernel reads ahead for the next slice.
     """
     locks.drop_shared(run.live.file)
     held = time.monotonic() - start
@@ -115,10 +115,10 @@ def _copying_side(run: Attempt, suffix: str) -> Iterator[Copy]:
 
 
 def _forget_super_journal(journal: Path) -> None:
-    """Cut the name of a super-journal off the copied journal, or drop the journal if its transaction had committed.
+    """Cut the name of a super-journal off the copied journal, or delete the journal if its transaction had committed.
 
-    A transaction over several attached databases is committed by deleting their super-journal. SQLite would follow
-    the name to the live directory when it recovers the copy, and might delete there.
+    A transaction over several attached databases is committed by deleting their super-journal. SQLite would follow the
+    name to the live directory when it recovers the copy, and might delete files there.
     """
     magic, trailer = bytes.fromhex("d9d505f920a163d7"), 16
     with open(journal, "r+b") as file:

@@ -1,17 +1,17 @@
 """Writes a database as SQL text that any sqlite3 shell restores exactly, and replays such text into a new file.
 
 Neither the shell's own .dump nor Python's iterdump is exact: both cut text at a NUL and lose rowids, and iterdump fails
-at infinities and at text that is no UTF-8 (man/decisions has the trials). So the text is written
-here, and tested by restoring it through the real shell. What the shell needs to be exact:
+at infinities and at text that is not UTF-8 (man/decisions has the trials). So the text is written here, and tested by
+restoring it through the real shell. What the shell needs to be exact:
 
-- floats with 17 digits, which any parser whose error is below 0.04 of the last place reads back to the same bits, and
+- floats with 17 digits, which any parser with an error below 0.04 of the last place reads back to the same bits, and
   as a fraction of integers where SQLite's parser is less precise (very large, very small);
-- text with NUL, CR, bytes that are no UTF-8, or code points that SQLite does not convert: CAST(x'...' AS TEXT), in the
+- text with NUL, CR, bytes that are not UTF-8, or code points that SQLite does not convert: CAST(x'...' AS TEXT), in the
   encoding of the database;
-- rowids, of which contentless indexes of FTS and the order of the fingerprint depend;
+- rowids, on which contentless FTS indexes and the order of the fingerprint depend;
 - virtual tables as rows of sqlite_schema, with their shadow tables as ordinary tables: no module runs.
 
-No text value has a line that ends with a semicolon, so statements can be told apart without parsing values.
+No text value contains a line that ends with a semicolon, so statements can be separated without parsing values.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _PRAGMAS = frozenset(
 
 
 def write_script(connection: sqlite3.Connection, wal: bool, tick: Tick) -> Iterator[bytes]:
-    """Yield the text in pieces. `tick` is called with the bytes made so far.
+    """Yield the text in pieces. `tick` is called with the bytes produced so far.
 
-    Raises sqlite3.Error for damage, Unsupported for a schema that does not survive as text (an index over a function
-    that only the application has, for one).
+    Raises sqlite3.Error for damage, Unsupported for a schema that cannot be restored from text (such as an index on a
+    function that only the application has).
     """
     connection.text_factory = content.text
     made = 0
@@ -73,7 +73,7 @@ def _pieces(connection: sqlite3.Connection, wal: bool) -> Iterator[str]:
         yield f"{sql};\n"
         yield from _rows(connection, name, encoding)
     for name, sql in own.items():
-        # Creating an AUTOINCREMENT table has made it already, with rows.
+        # Creating an AUTOINCREMENT table has already created it, with rows.
         yield f"DELETE FROM {name};\n" if name in made else f"{sql};\n"  # noqa: S608 - one of four fixed names
         yield from _rows(connection, name, encoding)
     for kind, name, table, sql, _ in virtual:
@@ -104,10 +104,10 @@ def _pragma(connection: sqlite3.Connection, name: str) -> Any:
 
 
 def _rehearse(tables: list[str], own: dict[str, str], rest: list[str]) -> set[str]:
-    """Create the schema in memory, with the rights that replaying has; return the names of SQLite's own tables there.
+    """Create the schema in memory, with the restrictions of replay(); return the names of SQLite's own tables in it.
 
-    This proves before anything is stored that each definition is one statement that does what it says, and that
-    it does not need what only the application has.
+    This proves, before anything is stored, that each definition is one statement that does what it says, and does not
+    need anything that only the application has.
     """
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
         scratch.execute("PRAGMA writable_schema=ON")
@@ -207,7 +207,7 @@ _LITERALS: dict[type, Callable[[Any, str], str]] = {
 
 
 def literal(value: Any, encoding: str) -> str:
-    """Return a value as SQL that gives it back exactly, in a database of that encoding."""
+    """Return a value as an SQL expression that yields it exactly in a database with that encoding."""
     return _LITERALS[type(value)](value, encoding)
 
 
@@ -215,7 +215,7 @@ def literal(value: Any, encoding: str) -> str:
 
 
 def replay(connection: sqlite3.Connection, script: BinaryIO, tick: Tick) -> None:
-    """Run the text in a new, empty database. Only what write_script writes is allowed. Raises sqlite3.Error."""
+    """Run the text in a new, empty database. Only what write_script() writes is allowed. Raises sqlite3.Error."""
     connection.execute("PRAGMA trusted_schema=0")
     connection.set_authorizer(_authorize)
     done = 0

@@ -1,8 +1,8 @@
-"""Takes a consistent copy of the live database into staging, by the way that its journal mode asks for.
+"""Takes a consistent copy of the live database into staging, by the method that suits its journal mode.
 
-Everything here reads the live file raw, so no SQLite connection to it may exist in this process (see `live`). SQLite
-itself only ever opens the copy, to recover it. Why each way is consistent stands where it is done, in `wal` and
-`rollback`; the options that were weighed are in man/decisions.
+Everything here reads the live file raw, so this process must have no SQLite connection to it (see `live`). SQLite
+itself only opens the copy, to recover it. `wal` and `rollback` explain why each method is consistent; the alternatives
+are in man/decisions.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from dbguardd.errors import Internal, SourceLocked, WouldBlock
 
 
 def wipe(staging: Path) -> None:
-    """Remove what a copy or an earlier run left in staging; touches no other name."""
+    """Delete what a copy or an earlier run left in staging; no other files."""
     for suffix in SUFFIXES:
         (staging / f"{NAME}{suffix}").unlink(missing_ok=True)
 
 
 def take(path: str, staging: Path, budget: Budget, progress: Progress, *, tries: int = 0) -> Taken:
-    """Copy the database to staging/NAME: one plain file, consistent, without side files. `tries` failed already.
+    """Copy the database to staging/NAME: one plain file, consistent, without side files. `tries` have failed already.
 
-    Raises SourceLocked, SourceChanged, SourceDamaged, SourceDenied, SourceInvalid, WouldBlock, NoSpace. On any error
-    staging is empty again.
+    Raises SourceLocked, SourceChanged, SourceDamaged, SourceDenied, SourceInvalid, WouldBlock, NoSpace. After any error
+    staging is empty.
     """
     deadline = time.monotonic() + budget.lock_timeout_seconds
     while True:
@@ -50,10 +50,10 @@ def take(path: str, staging: Path, budget: Budget, progress: Progress, *, tries:
 
 
 class Taking:
-    """A copy that its reader follows. Iterating goes on with it and yields how many bytes, from the start, are final.
+    """A copy that its reader follows. Iterating continues it and yields how many bytes, from the start, are final.
 
-    Or the live file itself (see `unmoved`); then each step is to be taken when its bytes are wanted, and the last one
-    when all were read. There is one try: Moved says that all that was yielded is void. Else as take().
+    Or the live file itself (see `unmoved`); then each step must be taken when its bytes are needed, and the last one
+    when all were read. There is only one try: Moved means that everything yielded is void. Otherwise like take().
     """
 
     def __init__(self, path: str, staging: Path, budget: Budget, progress: Progress) -> None:
@@ -63,17 +63,20 @@ class Taking:
         self._taken: Taken | None = None
 
     def begin(self) -> None:
-        """Return when there is a file to be read, with its size: see opened()."""
+        """Wait until there is a file to be read, with its final size: see opened()."""
         next(self._steps)
 
     @property
     def in_place(self) -> bool:
-        """Say whether that is the live file itself."""
+        """Whether that is the live file itself."""
         return any(run.in_place for run in self._runs)
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """Open what is to be read. Locks hang on the descriptor that we have of the live file: it gets another one."""
+        """Open the file to be read.
+
+        Our own descriptor of the live file has the locks, so the reader gets another one.
+        """
         (run,) = self._runs
         with opened(f"/proc/self/fd/{run.live.file}", os.O_RDONLY) if run.in_place else opened(run.staged()) as file:
             yield file
@@ -89,12 +92,12 @@ class Taking:
         return self._taken
 
     def close(self) -> None:
-        """Give an unfinished copy up."""
+        """Abandon an unfinished copy."""
         self._steps.close()
 
 
 def again(path: str, staging: Path, budget: Budget, progress: Progress, state: State) -> None:
-    """Copy a database that was read in place to staging/NAME. Raises Moved if it is not in this state any more."""
+    """Copy a database that was read in place to staging/NAME. Raises Moved if it is no longer in this state."""
     try:
         with open_live(path) as live:
             copy_again(Attempt(live, staging, budget, progress, 0.0, 1, live.found.st_size), state)

@@ -1,10 +1,9 @@
-"""A standby: a copy of a database that follows its log, whole for whoever reads it at any time.
+"""A standby: a copy of a database that follows its log, and is consistent for its readers at any time.
 
-While it follows, the copy is in a rollback mode, so that it can be changed under SQLite's locks (`overwrite`): its
-first page differs from that of the database in the fields that say so, and in the change counter by which readers
-learn that their caches are old. Beside it lies NAME.standby: what the copy was before the last change and what it is
-after it, durable before the change is. Which of both it is, and that nobody else wrote to it, says the sum of its
-pages.
+While it follows, the copy is in a rollback mode, so that it can be changed under SQLite's locks (`overwrite`). So its
+first page differs from that of the database in the mode fields, and in the change counter by which readers invalidate
+their caches. Beside it lies NAME.standby: the state of the copy before the last change and after it, made durable
+before the change. The sum of its pages tells which of the two states the copy has, and that nobody else wrote to it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from struct import pack
 from typing import Any
 
 from dbguardd.durable import sync_directory
-from dbguardd.engines.base import Finding, Progress, Query
+from dbguardd.engines.base import Finding, Progress, ProofQuery
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.live import MAGIC, Header
@@ -49,7 +48,7 @@ _NUMBER_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a copy is: `mark` is what its maker said of it, `head` what its first page begins with in the log.
+    """The state of a copy: `mark` is what its maker recorded about it, `head` the start of its first page in the log.
 
     `counter` is the change counter that it has instead. It is `plain` once it no longer follows.
     """
@@ -63,7 +62,7 @@ class State:
     plain: bool = False
 
     def dressed(self) -> bytes:
-        """Return what the first page begins with in the copy."""
+        """Return the start of the first page in the copy."""
         head = bytearray(self.head)
         if not self.plain:
             head[18:20] = b"\1\1"  # rollback mode
@@ -72,13 +71,13 @@ class State:
         return bytes(head)
 
     def facts(self) -> dict[str, Any]:
-        """Return it as it is kept."""
+        """Return the stored form."""
         plain = {name: getattr(self, name) for name in ("pages", "page_size", "counter", "plain")}
         return {**plain, "mark": dict(self.mark), "sum": as_text(self.sum), "head": self.head.hex()}
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> State:
-        """Read what facts() returned."""
+        """Parse what facts() returned."""
         return cls(**{**facts, "sum": int(facts["sum"], 16), "head": bytes.fromhex(facts["head"])})
 
 
@@ -103,7 +102,7 @@ class SqliteStandby:
                 )
             return None
         if not there:
-            return None  # killed before it was there, or taken away: it is made again
+            return None  # killed before it was there, or deleted: it is made again
         inode, states = _read(note)
         _only_ours(target, note)
         only_name(target)
@@ -138,7 +137,7 @@ class SqliteStandby:
             raise outcome(target, error) from error
 
     def close(self) -> None:
-        """Let go of the copy."""
+        """Close the copy."""
         if self._file >= 0:
             os.close(self._file)
         self._file, self._state = -1, None
@@ -201,7 +200,7 @@ class SqliteStandby:
             self._change(target, mark, (file, places, size // page_size), "")
 
     def _there(self, target: Path) -> State:
-        """Return what the copy is. Raises StandbyChanged if somebody wrote to it since."""
+        """Return the state of the copy. Raises StandbyChanged if another process wrote to it since."""
         if self._state is None:
             raise NotFound(f"{target}: no standby is open")
         _only_ours(target, _note(target))
@@ -216,7 +215,7 @@ class SqliteStandby:
     def _change(
         self, target: Path, mark: Facts, what: tuple[int, Mapping[int, int], int], expected: str, *, plain: bool = False
     ) -> None:
-        """Make of the copy what `what` says (open file, places of pages in it, pages afterwards), and mark it."""
+        """Change the copy as `what` says (open file, places of pages in it, pages afterwards), and set its mark."""
         images, places, after = what
         old = self._there(target)
         page_size = old.page_size
@@ -236,7 +235,7 @@ class SqliteStandby:
         self._state = new
 
     def _sum_after(self, old: State, was: bytes, change: Change) -> int:
-        """Return the sum of the copy after a change, of which the first page is as in the log before and after."""
+        """Return the sum of the copy after a change, with the first page as in the log before and after."""
 
         def hash_now(number: int) -> int:
             at = (number - 1) * old.page_size
@@ -251,7 +250,7 @@ class SqliteStandby:
 
     # ------------------------------------------------------------------------------------------ its end
 
-    def promote(self, target: Path, queries: Sequence[Query], progress: Progress) -> Sequence[Finding]:
+    def promote(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Sequence[Finding]:
         state = self._there(target)
         os.close(self._file)  # SQLite opens it in this process now
         self._file = -1
@@ -287,7 +286,7 @@ def _note(target: Path) -> Path:
 
 
 def _only_ours(target: Path, note: Path) -> None:
-    """Raise StandbyChanged if there is a side file that only somebody else can have made."""
+    """Raise StandbyChanged if there is a side file that only another program can have made."""
     strange = [side for side in sides(target) if not side.name.endswith("-journal")]
     if strange:
         raise StandbyChanged(
@@ -306,7 +305,7 @@ def _read(note: Path) -> tuple[int, list[State]]:
 
 
 def _write(target: Path, inode: int, states: Sequence[State]) -> None:
-    """Write down what the copy may be from now on; durable on return."""
+    """Record the states that the copy may have from now on; durable on return."""
     note = _note(target)
     draft = note.with_name(f".{note.name}.new")
     text = json.dumps({"file": inode, "states": [state.facts() for state in states]}, indent=1)
@@ -322,6 +321,6 @@ def _write(target: Path, inode: int, states: Sequence[State]) -> None:
 
 
 def _anew(target: Path) -> list[str]:
-    """Return how to begin again, with nothing lost: what was written to the copy is in no log."""
+    """Return how to start over. Nothing is deleted for the user: what was written to the copy is in no log."""
     names = shlex.join(f"{target}{end}" for end in ("", *SIDES, SUFFIX))
     return [f"rm -f {names}  # if nothing in it is needed; then begin it again", "or choose another place with --to"]

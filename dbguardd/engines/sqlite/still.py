@@ -1,4 +1,4 @@
-"""Opens a database file at rest (the staged snapshot, a restored copy) for reading: bounded, and trusting nothing."""
+"""Opens a database file at rest (the staged snapshot, a restored copy) for reading, with limits and without trust."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dbguardd.engines.sqlite.publish import SIDES
 
 _CACHE_KIB = 16_000
 """A check that visits pages at random takes twice the CPU time with less (measured). Mapping the file would save
-another third, for memory as large as the database, and for a signal instead of an error when the disk fails."""
+another third, but use memory as large as the database, and a failing disk would raise a signal instead of an error."""
 
 
 @contextmanager
 def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Connection]:
     """Open `path` read-only. Raises sqlite3.Error.
 
-    Without a log or journal beside it the file is opened as immutable, so that reading leaves no file behind. What only
-    a newer SQLite understands is borne (see `newer`).
+    Without a WAL or journal beside it the file is opened as immutable, so that reading leaves no file behind. What only
+    a newer SQLite understands is ignored (see `newer`).
     """
     alone = not any((path.parent / f"{path.name}{side}").exists() for side in SIDES)
     query = "mode=ro&immutable=1" if alone else "mode=ro"
@@ -32,7 +32,7 @@ def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Co
     with closing(
         sqlite3.connect(address, uri=True, isolation_level=None, timeout=5.0, check_same_thread=not many_threads)
     ) as connection:
-        newer.bear(connection, version)  # some of these need the schema
+        newer.bear(connection, version)  # some of these pragmas need the schema
         for pragma in (
             "query_only=1",
             "trusted_schema=0",
@@ -45,9 +45,9 @@ def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Co
 
 
 def is_empty(path: Path) -> bool | None:
-    """Say if no table of a database has a row; None if that cannot be told. One that is in use may be looked at.
+    """Return whether no table of a database has a row; None if that is unknown. A database in use may be inspected.
 
-    What an application left that was killed is not: to read its log would make a file beside it.
+    One left by an application that was killed is not inspected: reading its WAL would create a file beside it.
     """
     log, shared, journal = ((path.parent / f"{path.name}{side}").exists() for side in ("-wal", "-shm", "-journal"))
     if journal or (log and not shared):

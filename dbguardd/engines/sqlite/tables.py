@@ -1,4 +1,4 @@
-"""Tables of a backup: what they are made of, what tells their rows apart, and their values without any loss."""
+"""Tables of a backup: their columns, the keys of their rows, and their values without loss."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Table:
     columns: tuple[str, ...]
     primary: tuple[str, ...]
     rowid: str
-    nullable: bool  # a column of the primary key may be NULL, and then tells nothing apart
+    nullable: bool  # a column of the primary key may be NULL, and then identifies nothing
 
     @property
     def path(self) -> str:
@@ -49,12 +49,12 @@ def quoted(name: str) -> str:
 
 
 def encoding(connection: apsw.Connection, schema: str = "main") -> str:
-    """Return the encoding of a database, as SQLite calls it."""
+    """Return the encoding of a database, in SQLite's notation."""
     return str(connection.pragma("encoding", schema=schema))
 
 
 def tables(connection: apsw.Connection, schema: str = "main") -> dict[str, Table]:
-    """Return the tables that own pages, by name; SQLite's own are not among them."""
+    """Return the tables that own pages, by name, except SQLite's own."""
     listed = connection.execute(
         f"SELECT name, sql FROM {schema}.sqlite_schema WHERE type = 'table' AND rootpage > 0"  # noqa: S608
         " AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name"
@@ -76,7 +76,7 @@ def _table(connection: apsw.Connection, schema: str, name: str, sql: str) -> Tab
 
 
 def told_apart(connection: apsw.Connection, table: Table) -> tuple[str, ...]:
-    """Return the columns that tell rows apart: the primary key, or the row id where there is none or it has a NULL."""
+    """Return the columns that identify rows: the primary key, or the row id if there is none or it contains a NULL."""
     if table.primary and not (table.nullable and _has_null(connection, table)):
         return table.primary
     return (table.rowid,) if table.rowid else ()
@@ -89,12 +89,12 @@ def _has_null(connection: apsw.Connection, table: Table) -> bool:
 
 
 def same_row(key: Sequence[str], one: str, other: str) -> str:
-    """Return the condition that a row of one alias is that of the other."""
+    """Return the condition that rows of the two aliases are the same row."""
     return " AND ".join(f"{one}.{quoted(name)} = {other}.{quoted(name)}" for name in key)
 
 
 def known(found: dict[str, Table], name: str, about: str, others: Sequence[str] = ()) -> Table:
-    """Return a table by its name, as SQLite compares names. Raises Usage, with the likely one, and Unsupported."""
+    """Return a table by its name, compared like SQLite does. Raises Usage, with suggestions, and Unsupported."""
     by_lower = {each.lower(): table for each, table in found.items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
@@ -111,7 +111,7 @@ def known(found: dict[str, Table], name: str, about: str, others: Sequence[str] 
 
 
 def exact(columns: Sequence[str], alias: str = "") -> str:
-    """Return what to select so that values() gives the values of columns without any loss."""
+    """Return the expressions to select so that values() gets the values of columns without loss."""
     parts = []
     for column in columns:
         name = f"{alias}.{quoted(column)}" if alias else quoted(column)
@@ -134,7 +134,7 @@ def _decoded(raw: bytes, codec: str) -> str | Text:
 
 
 def plain(value: Any) -> Any:
-    """Return a value for JSON: what it has no form for is an object that says what it is."""
+    """Return a value for JSON; one without a JSON form becomes an object that describes it."""
     match value:
         case bytes():
             return {"base64": b64encode(value).decode()}

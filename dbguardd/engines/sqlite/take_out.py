@@ -1,4 +1,4 @@
-"""Takes one table out of a backup: as SQL text that any sqlite3 shell runs, or as CSV."""
+"""Extracts one table from a backup: as SQL text that any sqlite3 shell runs, or as CSV."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
 
 
 def table(pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     if form not in _FORMS:
         raise Usage(f"{bounds.about}: a table comes as {' or '.join(_FORMS)}, not as {form}")
     with opened({"main": pages}, bounds, answer) as backup:
@@ -32,7 +32,7 @@ def table(pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) ->
 
 
 def write_whole(backup: Opened, words: str) -> None:
-    """Write a text, all of it; bytes that are no UTF-8 are as they were."""
+    """Write a complete text; bytes that are not UTF-8 are written unchanged."""
     if not backup.fits(words.encode("utf-8", "surrogateescape")):
         raise TooCostly(
             f"{backup.bounds.about}: this host has no room for the answer", detail="Half of it would be no answer."
@@ -122,14 +122,14 @@ def literal_of(item: Any, known_as: str) -> str:
 
 
 def one_line(name: str) -> str:
-    """Return a name as it may stand in a remark."""
+    """Return a name as it may stand in a comment."""
     return " ".join(name.split())
 
 
 def _rehearse(statements: list[str], about: str) -> None:
-    """Run the definitions in memory. Each must be one statement that makes what it says and nothing else.
+    """Run the definitions in memory. Each must be one statement that creates what it says and nothing else.
 
-    They come out of the backup, and whoever runs the text has the rights of an administrator.
+    They come from the backup, and whoever runs the text may have the rights of an administrator.
     """
     with closing(apsw.Connection(":memory:")) as scratch:
         seen: list[str] = []

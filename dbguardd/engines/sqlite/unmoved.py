@@ -1,7 +1,7 @@
-"""Lets the live file itself be read, where nobody changes it meanwhile: nothing is copied, and nobody is held.
+"""Reads the live file itself if nobody changes it meanwhile: nothing is copied, and nobody is blocked.
 
-Whoever reads it asks for each step (see Taking in `snapshot`). At the last one all was read, and only then it is known
-whether it was one commit. If it was not, it is copied, by the way that its journal mode asks for.
+The reader requests each step (see Taking in `snapshot`). At the last one everything was read, and only then it is known
+whether it was a single commit. If it was not, the database is copied by the method for its journal mode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOOK_BYTES = 32 << 20
 
 
 def clones(run: Attempt) -> bool:
-    """Say if the file system copies without copying: then a copy costs nothing, and stays whatever happens."""
+    """Return whether the file system supports reflinks: then a copy costs nothing and later writes do not affect it."""
     with copying(run.live.file, run.staged(), run.live.path) as copy:
         cloned = copy.clone()
     run.staged().unlink()
@@ -26,13 +26,13 @@ def clones(run: Attempt) -> bool:
 
 
 def read_in_place(run: Attempt) -> Generator[int, None, Taken]:
-    """Yield how much may be read, of a database without a log or hot journal; call it under SHARED. Raises Moved.
+    """Yield how much may be read, of a database without a WAL or hot journal; call it under SHARED. Raises Moved.
 
-    Whoever changes the main file gives it another time, size or change counter; whoever is in the middle of it at the
-    end has a lock that keeps SHARED out. In WAL mode commits do not touch the main file; but who makes one has made a
-    log for it, and that is there until a checkpoint has written the main file. A state that is the same after the last
-    byte was read as before the first one proves that nothing happened in between. No lock is held meanwhile: all that
-    is read may take minutes, and an application that wants the file for itself then is not to wait for it.
+    A change of the main file changes its time, size or change counter; a change in progress at the end holds a lock
+    that conflicts with SHARED. In WAL mode commits do not touch the main file, but they create a WAL, which exists
+    until a checkpoint has written the main file. So if the state after reading the last byte equals that before the
+    first one, nothing happened in between. No lock is held meanwhile: reading everything may take minutes, and an
+    application that wants exclusive access must not have to wait that long.
     """
     live = run.live
     before = live.state()
@@ -50,7 +50,7 @@ def read_in_place(run: Attempt) -> Generator[int, None, Taken]:
 
 
 def copy_again(run: Attempt, state: State) -> None:
-    """Copy a database that was read in place and is in the same state still. Raises Moved."""
+    """Copy a database that was read in place and is still in the same state. Raises Moved."""
     if run.live.state() != state:
         raise Moved
     with copying(run.live.file, run.staged(), run.live.path) as copy:
@@ -62,7 +62,7 @@ def copy_again(run: Attempt, state: State) -> None:
 
 
 def _check_unmoved(run: Attempt, before: State) -> None:
-    """Raise Moved unless the database is, and was all the time, in the state of before."""
+    """Raise Moved unless the database has been in the state `before` all the time."""
     if not locks.try_shared(run.live.file):
         raise Moved
     if run.live.state() != before or locks.wal_in_use_at(run.live.path):

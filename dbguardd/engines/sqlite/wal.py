@@ -1,8 +1,8 @@
-"""Copies a database in WAL mode: the log first, and the main file around what the log holds.
+"""Copies a database in WAL mode: the WAL first, and the main file except for the pages in the WAL.
 
-The log's copy tells which pages it holds. They are copied and SQLite applies the log to them, so from then on the
-staged file has its size, and every byte of it that is copied later is final at once: who stores the copy can follow
-close behind (see `taking` in snapshot).
+The copied WAL tells which pages it contains. Only those are copied first, and SQLite applies the WAL to them. From then
+on the staged file has its final size, and every byte copied later is final at once, so the copy can be stored while it
+is made (see `Taking` in snapshot).
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ Span = tuple[int, int]
 
 
 def beside_users(run: Attempt) -> Generator[int, None, Taken]:
-    """Copy log, then main file, while a child holds a read mark. Applications go on reading and writing.
+    """Copy the WAL, then the main file, while a child holds a read mark. Applications continue to read and write.
 
     Let M be the last frame committed when the mark was taken (sqlite.org/walformat.html, wal.c), and E the last one
-    that the index knows afterwards, when the log is copied up to it. The snapshot is the commit E.
+    that the WAL index knows afterwards, when the WAL is copied up to it. The snapshot is the commit E.
 
-    Mark above 0: a checkpoint writes frames up to M at most into the main file, and nobody may reset the log. All
-    those frames are in the log's copy. So a page that the log's copy has comes from there, and any other page of the
-    main file is, and stays as long as the mark stands, what it was at E.
+    Mark above 0: a checkpoint writes frames up to M at most into the main file, and nobody may reset the WAL. All those
+    frames are in the copied WAL. So a page in the copied WAL comes from there, and any other page of the main file is
+    what it was at E, and stays so as long as the mark is held.
 
-    Mark 0 (all of the log was in the main file already, or the log was empty): the main file cannot change as long as
-    the mark stands. But the log may be restarted from its beginning, or truncated. Its header is written (new salts)
-    before the first frame of a new round, so a header that is the same after the copy of the log as before proves
-    that no frame was overwritten in between, and the copy is good as above. Else it is dropped, and the main file alone
-    is the snapshot, of the moment of the mark. A restart is possible with mark 0 only, so dropping is never wrong.
+    Mark 0 (all of the WAL was in the main file already, or the WAL was empty): the main file cannot change as long as
+    the mark is held. But the WAL may be restarted from its beginning, or truncated. Its header is written (new salts)
+    before the first frame of a new round, so if the header is the same after copying the WAL as before, no frame was
+    overwritten in between, and the copy is valid as above. Otherwise the copied WAL is discarded, and the main file
+    alone is the snapshot, as of the mark. A restart is only possible with mark 0, so discarding it is never wrong.
 
-    Raises Moved when the log grows much: the application would feel it at its next checkpoint (see beside_writers).
+    Raises Moved if the WAL grows much: the application would notice at its next checkpoint (see beside_writers).
     """
     with _marked(run) as (child, log):
         at, before, began = time.time(), _header(log), time.monotonic()
@@ -68,17 +68,17 @@ def beside_users(run: Attempt) -> Generator[int, None, Taken]:
 
 
 def beside_writers(run: Attempt) -> Taken:
-    """Copy main file, then log, beside a busy writer: the mark is renewed whenever the log has grown.
+    """Copy the main file, then the WAL, beside a busy writer: the mark is renewed whenever the WAL has grown.
 
-    So checkpoints go on meanwhile, each as small as usual, and none has to make up for the whole copy. A new mark
-    stands before the old one is given up, and is above 0, because the log has frames that the old one kept out of the
-    main file. As long as some mark above 0 stands nobody may reset the log: whatever a checkpoint wrote into the main
-    file since its copy began is in the log when that is copied, up to E, and SQLite puts it into the copy. The snapshot
-    is the commit E.
+    So checkpoints continue meanwhile, each as small as usual, and none has to make up for the whole copy. A new mark is
+    held before the old one is released. It is above 0, because the WAL has frames that the old one kept out of the main
+    file. As long as some mark above 0 is held nobody may reset the WAL: whatever a checkpoint wrote into the main file
+    since its copy began is in the WAL when that is copied, up to E, and SQLite applies it to the copy. The snapshot is
+    the commit E.
 
-    The first mark may have been 0. Then the log may be restarted under it, but the main file does not change before it
-    is given up. So the log may have another header once both first marks stand, and never afterwards: else Moved. If
-    the first mark was never renewed, a log with another header is dropped as in beside_users.
+    The first mark may have been 0. Then the WAL may be restarted under it, but the main file does not change before it
+    is released. So the WAL may have a new header when the second mark is held too, but must keep it from then on:
+    otherwise Moved. If the first mark was never renewed, a WAL with another header is discarded as in beside_users.
     """
     live = run.live
     with _marked(run) as (child, log):
@@ -114,10 +114,10 @@ def beside_writers(run: Attempt) -> Taken:
 
 @contextmanager
 def _marked(run: Attempt) -> Iterator[tuple[Hold, int]]:
-    """Hold a read mark, and the open log, until the block ends. Raises SourceChanged if the log is another one then."""
+    """Hold a read mark, and the open WAL, until the block ends. Raises SourceChanged if the WAL was replaced then."""
     live = run.live
-    # This SHARED lock and the child's keep the last application from deleting -wal and -shm when it closes now: the
-    # child cannot create new ones, so none are left behind by us.
+    # This SHARED lock and the child's keep the last application from deleting -wal and -shm when it closes now. The
+    # child cannot create new ones, so we leave none behind.
     with hold(live.path, run.budget.lock_timeout_seconds) as child:
         child.wait(run.alive)
         log = open_side(live.path + "-wal")
@@ -134,7 +134,7 @@ def _marked(run: Attempt) -> Iterator[tuple[Hold, int]]:
 
 
 def _end(run: Attempt, log: int) -> tuple[int, Facts | None]:
-    """Return where the last commit ends: in bytes, and as a place in the log where the index tells it."""
+    """Return where the last commit ends: in bytes, and as a place in the WAL if the WAL index tells it."""
     size, index = os.fstat(log).st_size, locks.log_index(run.live.path)
     return (size, None) if index is None else (min(size, index.end), index.place)
 
@@ -144,17 +144,17 @@ def _header(log: int) -> bytes:
 
 
 def _grown(run: Attempt, log: int, marked: int) -> bool:
-    """Say whether much was committed since the log ended at `marked`. It is shorter after a restart."""
+    """Return whether much was committed since the WAL ended at `marked`. It is shorter after a restart."""
     end = locks.log_end(run.live.path, os.fstat(log).st_size)
     return end < marked or end - marked >= run.budget.growth_bytes
 
 
 def while_idle(run: Attempt) -> Generator[int, None, Taken]:
-    """Copy a WAL database that nobody has open: after a clean end (no log) or a crash (log left).
+    """Copy a WAL database that nobody has open: after a clean close (no WAL) or a crash (WAL left).
 
     Even a read-only SQLite connection would create -wal and -shm here and leave them, or fail in a directory where it
-    may not. SHARED alone is enough: nobody can delete the side files, and whoever opens the database now has to touch
-    at least one of the three files, so equal marks before and after prove that nothing happened.
+    may not. SHARED alone suffices: nobody can delete the side files, and a process that opens the database now has to
+    change at least one of the three files, so equal marks before and after prove that nothing happened.
     """
     live = run.live
     before = _marks(run)
@@ -180,7 +180,7 @@ def _marks(run: Attempt) -> tuple[Mark, Mark | None, Mark | None]:
 
 
 def _copy_log(run: Attempt, log: int, end: int) -> None:
-    """Copy the log up to `end`: a busy writer would lead us on for ever."""
+    """Copy the WAL up to `end`: a busy writer would otherwise make it endless."""
     base = run.done
     with copying(log, run.staged("-wal"), run.live.path) as copy:
         copy.check_room(end)
@@ -190,10 +190,10 @@ def _copy_log(run: Attempt, log: int, end: int) -> None:
 
 
 def _around_log(run: Attempt) -> Iterator[int]:
-    """Copy the main file; yield how many bytes of the staged file, from its start, are final by now.
+    """Copy the main file; yield how many bytes of the staged file, from its start, are final.
 
-    At the first yield the file has its size. A page that the log names and that SQLite does not take from it (the frame
-    is of an earlier round, or torn) is the main file's, as it is for SQLite.
+    At the first yield the file has its final size. A page that the WAL names but SQLite does not take from it (the
+    frame is of an earlier round, or torn) is that of the main file, as it is for SQLite.
     """
     live, base = run.live, run.done
     with copying(live.file, run.staged(), live.path) as copy:
@@ -203,7 +203,7 @@ def _around_log(run: Attempt) -> Iterator[int]:
         if not run.cloned:
             copy.check_room(there)
             copy.extend(there)
-            for start, end in logged.spans():  # pages behind the end are in the log only, or named by a torn frame
+            for start, end in logged.spans():  # pages beyond the end are only in the WAL, or named by a torn frame
                 for _ in _span(run, copy, (start, min(end, there)), base):
                     pass
         recover(run)
@@ -215,7 +215,7 @@ def _around_log(run: Attempt) -> Iterator[int]:
 
 
 def _span(run: Attempt, copy: Copy, span: Span, base: int) -> Iterator[int]:
-    """Copy one span in steps; yield the position after each. It ends early where the source does."""
+    """Copy one span in steps; yield the position after each. It ends early if the source does."""
     copy.position, end = span  # nothing, if it ends before it begins
     while copy.position < end and copy.step(min(run.budget.step_bytes, end - copy.position)):
         run.tick(base + copy.position)
@@ -224,10 +224,9 @@ def _span(run: Attempt, copy: Copy, span: Span, base: int) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """Which pages the frames of a log name, valid or not: a bit for each page of the main file, and those behind it.
+    """The pages that frames of a WAL name, valid or not: a bit for each page of the main file, and those beyond it.
 
-    A log may have millions of frames, each of which may name any page: a list of them takes more memory than a worker
-    has.
+    A WAL may have millions of frames, each naming any page: a list of them would need more memory than a worker has.
     """
 
     page_size: int = 1
@@ -235,14 +234,14 @@ class Logged:
     behind: set[int] = field(default_factory=set, repr=False)
 
     def note(self, number: int) -> None:
-        """Note that a frame is of a page."""
+        """Note that a frame contains a page."""
         if number >> 3 < len(self.inside):
             self.inside[number >> 3] |= 1 << (number & 7)
         else:
             self.behind.add(number)
 
     def spans(self) -> Iterator[Span]:
-        """Yield where they lie, with the head of the file: sorted, neighbours joined, in bytes."""
+        """Yield their byte ranges and the head of the file: sorted, neighbours joined."""
         begin, end = 0, _HEAD
         for number in chain(self._inside(), sorted(self.behind)):
             start = (number - 1) * self.page_size
@@ -259,13 +258,13 @@ class Logged:
 
 
 def _logged(run: Attempt, there: int) -> Logged:
-    """Return the pages that the copied log names, of a main file of so many bytes."""
+    """Return the pages that the copied WAL names, for a main file of `there` bytes."""
     if not run.staged("-wal").exists():
         return Logged()
     with opened(run.staged("-wal")) as log:
         page = int.from_bytes(os.pread(log, 4, 8), "big")
         if page not in (1 << bits for bits in range(9, 17)):
-            return Logged()  # SQLite ignores such a log
+            return Logged()  # SQLite ignores such a WAL
         found = Logged(page, bytearray(there // page // 8 + 1))
         for start in range(_LOG_HEADER, os.fstat(log).st_size - _FRAME_HEADER - page + 1, _FRAME_HEADER + page):
             found.note(unpack_from(">I", os.pread(log, 4, start))[0])
@@ -273,7 +272,7 @@ def _logged(run: Attempt, there: int) -> Logged:
 
 
 def _between(spans: Iterable[Span], size: int) -> Iterator[Span]:
-    """Yield what of `size` bytes the spans leave. They are sorted by their starts."""
+    """Yield the ranges of `size` bytes that the spans leave. Spans are sorted by their starts."""
     at = 0
     for start, end in spans:
         if at < min(start, size):
@@ -284,17 +283,17 @@ def _between(spans: Iterable[Span], size: int) -> Iterator[Span]:
 
 
 def recover(run: Attempt) -> None:
-    """Let SQLite bring the copy to rest: apply its log or journal, and leave one plain file.
+    """Let SQLite bring the copy to rest: apply its WAL or journal, and leave one plain file.
 
     Opening, reading one header field and closing is enough: reading recovers, and the last connection to close
-    checkpoints and deletes the log. No statement needs the schema: a damaged one is kept as it is, and one that needs
-    more room than the head of the file may lie where nothing was copied yet.
+    checkpoints and deletes the WAL. No statement needs the schema: a damaged one is kept as it is, and one larger than
+    the head of the file may lie where nothing was copied yet.
     """
     if not any(run.staged(suffix).exists() for suffix in SUFFIXES[1:]):
         return
     try:
         with closing(sqlite3.connect(run.staged(), isolation_level=None)) as connection:
-            connection.execute("PRAGMA writable_schema=ON")  # so that what follows does without a schema
+            connection.execute("PRAGMA writable_schema=ON")  # so that the following works without a schema
             connection.execute("PRAGMA synchronous=OFF")
             connection.execute("PRAGMA user_version").fetchall()
     except sqlite3.Error as error:

@@ -1,13 +1,13 @@
-"""Knows what every page of a followed database hashes to, as its log has it, and compares that with the live file.
+"""Keeps the hash of every page of a followed database, as its WAL has it, and compares them with the live file.
 
-So each segment can say what the pages of the whole database sum up to after it (`sums`): who puts it over another base,
-or lacks a page, comes to another sum. The hashes, 8 bytes a page, lie in a file without a name.
+So each segment can include the sum of all pages of the database after it (`sums`): applying it to another base, or
+missing a page, gives another sum. The hashes, 8 bytes a page, are in an unnamed file.
 
-They are taken from the frames of the log; of pages that are in none, from the main file, some at a time while the log
-is followed. A page of the main file can be ahead of what was read of the log, but not of the next look: a checkpoint
-moves only what was committed before. And it can be torn only while a frame of it is moved. So hashes of the main file
-count after the next look, and what differs then of a page that no frame names is wrong: it was changed past the log, or
-the log was read past it.
+They are computed from the frames of the WAL; for pages in no frame, from the main file, a few at a time while the WAL
+is followed. A page of the main file can be newer than what was read of the WAL, but not newer than the next look: a
+checkpoint only writes what was committed before. And it can be torn only while a frame of it is being written. So
+hashes from the main file count after the next look. A page that differs then and is named by no frame is wrong: it was
+changed bypassing the WAL, or the WAL was read incompletely.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dbguardd.sums import added, as_text, page_hash
 _HASH_BYTES = 8
 _LEAST_BYTES = 1 << 16
 _ALONE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-_NAMED = 10  # of the pages that are wrong
-_STILL_SECONDS = 5.0  # after which a file that was written waits for no checkpoint that just syncs it
+_NAMED = 10  # how many wrong pages are named
+_STILL_SECONDS = 5.0  # how long after its writes a checkpoint may be syncing before it counts them as moved
 
 
 class Watch:
-    """The hashes of one database whose log is read; 0 is one that is not known yet."""
+    """The hashes of one database whose WAL is read; 0 means not known yet."""
 
     def __init__(self, live: Live, staging: str, seconds: float, scan_bytes: int) -> None:
         self._live, self._seconds, self._scan_bytes = live, seconds, scan_bytes
@@ -40,20 +40,20 @@ class Watch:
         self._hashes = memoryview(b"").cast("Q")
         self._enlarge(_LEAST_BYTES)
         self._page_size, self._pages, self._low, self._total = 0, 0, 0, 0
-        self._end = 0  # pages that the main file had before what is taken next: what lies there may be of long ago
-        self._next = 1  # the page to be looked at next; 0: none
+        self._end = 0  # pages that the main file had before the next segment: their content may be old
+        self._next = 1  # the next page to be read; 0: none
         self._known, self._due = False, time.monotonic() + seconds
-        self._round = set[int]()  # pages that frames of this round of the log name
+        self._round = set[int]()  # pages that frames of this round of the WAL name
         self._written = set[int]()  # of a transaction of which a part was shipped
-        self._moving: set[int] | None = None  # while compared: pages that went through the log meanwhile
+        self._moving: set[int] | None = None  # during a comparison: pages that went through the WAL meanwhile
         self._suspects = list[int]()
-        self._loose = set[int]()  # pages of which nobody says what is in them
+        self._loose = set[int]()  # pages whose content nobody defines
         self._moved: object = None  # how far checkpoints had come at the last look
         self._mark: Mark | None = None  # the main file as they left it
         self._latest: tuple[Mark, float] | None = None  # as it is now, and since when
 
     def begin(self, page_size: int, pages: int, written: Iterable[int] = ()) -> None:
-        """Begin with a database of so many pages; of the transaction that goes on there, these were `written`."""
+        """Start with a database of `pages` pages; pages in `written` belong to the transaction that continues there."""
         self._page_size, self._pages, self._low = page_size, pages, pages
         self._end = self._length()
         self._written.update(written)
@@ -62,13 +62,13 @@ class Watch:
 
     @property
     def sum(self) -> str:
-        """The sum of all pages after what was taken last; nothing as long as it is not known."""
+        """The sum of all pages after the last segment; "" until it is known."""
         return as_text(self._total) if self._known and not self._loose else ""
 
-    # ------------------------------------------------------------------------------------------ the log
+    # ------------------------------------------------------------------------------------------ the WAL
 
     def saw(self, images: Mapping[int, memoryview]) -> None:
-        """Take in what the log had before it was followed."""
+        """Add pages that the WAL had before it was followed."""
         self._reach(max(images, default=0))
         hashes, change = self._hashes, 0
         for number, image in images.items():
@@ -80,14 +80,14 @@ class Watch:
         self._round.update(images)
 
     def new_round(self) -> None:
-        """Take in that the log began anew: all that was in it is in the main file."""
+        """Note that the WAL restarted: everything that was in it is in the main file."""
         self._round.clear()
 
     def took(self, images: Mapping[int, memoryview], sizes: Sequence[int]) -> None:
-        """Take in what a segment has: `images`, and what the database has after each commit in it, in pages.
+        """Add a segment: its `images`, and the size of the database in pages after each commit in it.
 
-        There is none where a transaction goes on. A page that is back after the database had shrunk, without a
-        frame, has no content for SQLite, and copies may differ in it: until it gets one there is no sum.
+        `sizes` is empty in the middle of a transaction. A page that returns after the database had shrunk, without a
+        frame, has no content for SQLite, and copies may differ in it: until it gets a frame there is no sum.
         """
         self.saw(images)
         self._written.update(images)
@@ -114,9 +114,9 @@ class Watch:
     # ------------------------------------------------------------------------------------------ the main file
 
     def glance(self, moved: object) -> None:
-        """Have the main file compared at once if it was written and no checkpoint has `moved` anything there since.
+        """Start a comparison at once if the main file was written although no checkpoint has `moved` anything since.
 
-        In WAL mode nobody else writes it: a copy was put over it, byte by byte, or a tool that knows no log was at it.
+        In WAL mode nobody else writes it: a copy was written over it, or a tool that ignores the WAL has changed it.
         """
         mark, now = self._live.mark(), time.monotonic()
         if self._latest is None or self._latest[0] != mark:
@@ -127,14 +127,14 @@ class Watch:
             self._mark, self._due = mark, now
 
     def looked(self, expected: str) -> str:
-        """Take in that the log was read up to its end, after what step() did; return what is wrong, mostly nothing.
+        """Note that the WAL was read to its end, after what step() did; return what is wrong, "" if nothing is.
 
-        `expected` is the sum that the database should have if this is the first time that it is known.
+        `expected` is the sum that the database should have if it is known for the first time now.
         """
         if self._next:
             return ""
         if not self._known:
-            self._total = added(0, sum(self._hashes))  # also of pages that an open transaction is just getting
+            self._total = added(0, sum(self._hashes))  # includes pages that an open transaction is writing
             self._known = True
             if expected and self.sum and expected != self.sum:
                 return "it is not what it was when its log was followed last, and its log says nothing of that"
@@ -143,14 +143,14 @@ class Watch:
         return ""
 
     def compared(self) -> bool:
-        """Say if all of the live file was looked at, so that looked() will judge."""
+        """Return whether the whole live file was read, so that looked() will judge."""
         return self._known and self._moving is not None and not self._next
 
     def step(self) -> None:
-        """Look at some further pages of the main file, as long as there are some to be looked at."""
+        """Read some further pages of the main file, if there are any left to be read."""
         if self._known and self._moving is None and time.monotonic() >= self._due:
             self._next, self._moving, self._suspects = 1, set(self._round), []
-            self._due = time.monotonic() + self._seconds  # sooner if glance() finds something while this goes on
+            self._due = time.monotonic() + self._seconds  # sooner if glance() finds something meanwhile
         if not self._next:
             return
         room = max(1, self._scan_bytes // (4 if self._known else 1) // self._page_size)
@@ -169,7 +169,7 @@ class Watch:
         return bool(self._get(number)) if self._moving is None else number in self._moving
 
     def _judged(self, moving: Collection[int]) -> str:
-        """Return what is still wrong now that the log was read past what was seen; it counts as right from now on."""
+        """Return what is still wrong after the WAL was read past what was seen; from now on it counts as right."""
         wrong = list[int]()
         for number in self._suspects:
             if number not in moving and number not in self._loose and number <= self._pages:
@@ -205,7 +205,7 @@ class Watch:
             self._enlarge(max(2 * self._hashes.nbytes, number * _HASH_BYTES + _LEAST_BYTES))
 
     def _enlarge(self, size: int) -> None:
-        """Make room, in the file if its disk has that: else to touch a page of it would end this process."""
+        """Enlarge the table, in the file if its disk has room: otherwise touching its pages would kill this process."""
         try:
             os.posix_fallocate(self._file, 0, size)
             table = mmap.mmap(self._file, size)

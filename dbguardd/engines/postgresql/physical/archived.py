@@ -1,13 +1,13 @@
-"""Stores the log of a cluster file by file, as its archiver hands it over: for those who want no slot.
+"""Stores the log of a cluster file by file, as the server's archiver hands it over, for servers that want no slot.
 
-The server keeps a file of its log until archive_command has succeeded for it. That command is `dbguardctl push`, which
-asks here, over a socket in the private directory of this half, whether the very file that it is given is stored; it
-succeeds when it is. So the server decides what it keeps, and nothing is taken over that was not stored by us: whoever
-dies, it asks again.
+The server keeps each WAL file until archive_command has succeeded for it. That command is `dbguardctl push`. It asks
+this process, over a socket in the engine half's private directory, whether exactly this file is stored, and succeeds
+only if it is. So the server decides what it keeps, and removes nothing that is not stored; whichever side dies, the
+archiver asks again.
 
-A file is read as soon as it has ended, and goes the way of all that is streamed: segments, from the place where the
-stored log ends. The newest files are known by their digest, which is part of that place: a file that comes again is
-the same one or is refused, and a server that has lost the end of its log and written another one is noticed.
+A file is read once it is complete. It is stored in segments, like streamed WAL, from the place where the stored log
+ends. That place includes the digests of the newest files: a file that is offered again must be identical, and a server
+that lost the end of its log and wrote a different one is detected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dbguardd.engines.postgresql.connect import Address, connected, place_of, ro
 from dbguardd.engines.postgresql.physical.cluster import look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, PagesLog, Server
-from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, WalPosition, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, in_files, is_lowered
 from dbguardd.engines.postgresql.physical.other_servers import watching
@@ -44,12 +44,12 @@ from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import meant
 from dbguardd.errors import GuardError, LogBroken, Unsupported
 from dbguardd.facts import Turn
-from dbguardd.flow import Facts, Segment, Ship
+from dbguardd.flow import Facts, LogSink, Segment
 from dbguardd.places import PUSH_SOCKET
 
 _KEPT = 16
-_HEAD_BYTES = 40  # of a file: no record is in there
-_DIGEST = 32  # of its hexadecimal digits so many are kept
+_HEAD_BYTES = 40  # of each file: no record starts there
+_DIGEST = 32  # hexadecimal digits of a digest that are kept
 _SNAPSHOT = b"SELECT pg_current_snapshot()::text"
 _FILE = re.compile(r"[0-9A-F]{8}(\.history|[0-9A-F]{16}(\.partial|\.[0-9A-F]{8}\.backup)?)")
 _SEGMENT = re.compile(r"[0-9A-F]{24}")
@@ -59,13 +59,13 @@ _PIECE = 1 << 20
 
 
 class ArchivedLog:
-    """The log of a cluster whose archiver is asked to wait for us. Implements engines.base.Log."""
+    """The log of a cluster whose archiver waits until we have stored each file. Implements engines.base.LogSource."""
 
     def __init__(self, address: Address, staging: str, pace: Pace) -> None:
         self._address, self._pace = address, pace
         self._about, self._staging = place_of(address), staging
 
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
         address = meant(self._address, self._about)
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
             others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
@@ -77,11 +77,11 @@ class ArchivedLog:
             server = Server(address, self._about, keeper, cluster, slot, way.directory, others)
             taking = Taking(server, way.directory, ship, self._pace)
             if resume is not None:
-                server.check_not_left_behind(Place.read(resume))
+                server.check_not_left_behind(WalPosition.read(resume))
             because = "the log was not followed before" if resume is None else taking.lacks(resume)
             taking.begin(resume if not because else None, because)
             taking.look()
-            slot.drop()  # of when it was streamed
+            slot.drop()  # left from when the log was streamed
             with listening(Path(self._staging)) as door:
                 taking.run(door)
 
@@ -90,20 +90,20 @@ class ArchivedLog:
 
 
 class Taking:
-    """The files of one server on their way into the repository."""
+    """The WAL files of one server on their way into the repository."""
 
-    def __init__(self, server: Server, directory: DataDirectory, ship: Ship, pace: Pace) -> None:
+    def __init__(self, server: Server, directory: DataDirectory, ship: LogSink, pace: Pace) -> None:
         self._server, self._ship, self._pace = server, ship, pace
         self._log, self._directory = server.cluster.log, directory
-        self._place = Place(round_of(server.cluster), 0, "")
+        self._place = WalPosition(round_of(server.cluster), 0, "")
         self._files = dict[str, str]()
         self._facts: Facts = {}
-        self._seen = list[tuple[datetime, int, str]]()  # how far the log was written at which time, and by whom
-        self._at = datetime.now(UTC)  # all that had committed by then is stored
+        self._seen = list[tuple[datetime, int, str]]()  # when, how far the log was written, the server's snapshot then
+        self._at = datetime.now(UTC)  # everything committed by then is stored
 
     def lacks(self, resume: Facts) -> str:
-        """Say why the log cannot go on where the stored one ends; nothing if it can."""
-        since = Place.read(resume)
+        """Return why the log cannot continue where the stored log ends; "" if it can."""
+        since = WalPosition.read(resume)
         _, flushed = self._server.ends()
         if across(since.round) != across(self._place.round):
             return "a tablespace was made or dropped"
@@ -120,8 +120,11 @@ class Taking:
                 return "the server has another log than was stored of it"
         return self._lacks_files(since, since.position if left is None else min(since.position, left), flushed)
 
-    def _lacks_files(self, since: Place, at: int, flushed: int) -> str:
-        """Say why the files of the server do not go on at a place, which is `since` or where that timeline was left."""
+    def _lacks_files(self, since: WalPosition, at: int, flushed: int) -> str:
+        """Return why the server's files do not continue at `at`; "" if they do.
+
+        `at` is the position of `since`, or the place where the server left that timeline if that comes first.
+        """
         start = at // self._log.segment * self._log.segment
         there = self._directory.has(f"{WAL}/{self._name(start)}")
         if not there and (at > start or flushed >= start + self._log.segment):
@@ -132,9 +135,9 @@ class Taking:
         return LOWERED if is_lowered(at, in_files(self._opened, at, flushed, segment), segment) else ""
 
     def _name(self, start: int) -> str:
-        """Return the name of the file at a place.
+        """Return the name of the WAL file that starts at a position.
 
-        A server that begins a timeline begins a file, with a copy of what the one before has there up to that place.
+        A server that begins a timeline begins a new file, which starts with a copy of the old file up to that place.
         """
         return self._log.on(self._server.on(start + self._log.segment - 1)).name(start)
 
@@ -142,9 +145,9 @@ class Taking:
         return open_segment(self._directory, self._log.on(self._server.on(start)), self._name(start), start)
 
     def begin(self, resume: Facts | None, because: str) -> None:
-        """Go on at a place, or begin anew with the file that is written now."""
+        """Continue at a place, or begin a new log with the file that the server is writing now."""
         if resume is not None:
-            self._place, self._files = Place.read(resume), dict(resume.get(FILES) or {})
+            self._place, self._files = WalPosition.read(resume), dict(resume.get(FILES) or {})
             self._facts = {name: resume[name] for name in (*self._place.facts(), FILES) if name in resume}
             self._at = datetime.fromisoformat(str(resume["at"]))
             self._turn()
@@ -157,7 +160,7 @@ class Taking:
         self._ship.begin(self._facts, continued=False, because=because)
 
     def run(self, door: socket.socket) -> NoReturn:
-        """Store what ends, and answer who asks, for ever."""
+        """Store files as they are completed, and answer archivers, forever."""
         watched = 0.0
         while True:
             began = time.monotonic()
@@ -176,7 +179,7 @@ class Taking:
             raise LogBroken(f"{self._server.about}: a tablespace was made or dropped", detail="No log goes past that.")
 
     def look(self) -> None:
-        """Store each file that has ended by now. Raises what storing raises, LogBroken."""
+        """Store each file that is complete by now. Raises LogBroken, and what storing raises."""
         at = datetime.now(UTC)
         ((snapshot,),) = rows(self._server.keeper, _SNAPSHOT)
         written, flushed = self._server.ends()
@@ -185,10 +188,10 @@ class Taking:
             self._store()
 
     def _observe(self, at: datetime, written: int, snapshot: str) -> None:
-        """Remember how far the log was written at a time: all that had committed by then lies before.
+        """Remember how far the log was written at `at`: everything committed by then lies before that position.
 
-        What is written while no transaction ends (checkpoints, say) is nobody's commit. The server starts no new file
-        for that either, whatever archive_timeout says.
+        WAL written while no transaction ends (by a checkpoint, say) contains no commit. The server does not switch to a
+        new file for such WAL either, whatever archive_timeout is.
         """
         least, most, running = snapshot.split(":")
         quiet = least == most and not running
@@ -198,7 +201,7 @@ class Taking:
         self._reached()
 
     def _reached(self) -> None:
-        """Find the last time of which all is stored: the head of a new file holds nothing."""
+        """Find the latest time up to which everything is stored. The header of a new file contains no record."""
         position = self._place.position
         end = position + (0 if position % self._log.segment else _HEAD_BYTES)
         stored = [one for one in self._seen if one[1] <= end]
@@ -207,14 +210,14 @@ class Taking:
             self._seen = [stored[-1], *self._seen[len(stored) :]]
 
     def _turn(self) -> None:
-        """Go over to the next timeline, if the one that is followed was left before the place, or just there."""
+        """Move to the next timeline if the server left the current one at or before the place."""
         while (left := self._server.left(self._place.timeline)) is not None and left <= self._place.position:
             since, timeline = self._place, self._server.after(self._place.timeline)
             turn = Turn(since.round, left, since.position, self._server.turned_at(timeline))
-            self._place = Place(round_of(self._server.cluster, timeline), left, "", (*since.turns, turn))
+            self._place = WalPosition(round_of(self._server.cluster, timeline), left, "", (*since.turns, turn))
 
     def _store(self) -> None:
-        """Store what is not stored yet of the next file, which has ended."""
+        """Store the part of the next complete file that is not stored yet."""
         start = self._place.position // self._log.segment * self._log.segment
         name, whole, tail, at = self._name(start), hashlib.sha256(), b"", start
         if not self._directory.has(f"{WAL}/{name}"):
@@ -250,13 +253,13 @@ class Taking:
         self._ship.ship(Segment(STREAM, since, self._facts, self._at, part))
 
     def _move(self, position: int, check: str) -> None:
-        self._place = replace(self._place, position=position, check=check)  # with the turns of who streamed before
+        self._place = replace(self._place, position=position, check=check)  # keeps the earlier turns
         self._facts = {**self._place.facts(), FILES: dict(self._files)}
 
-    # ------------------------------------------------------------------------------------------ who asks
+    # ------------------------------------------------------------------------------------------ the archiver
 
     def _answer(self, door: socket.socket) -> None:
-        """Answer one archiver. What it says is believed if it is of our user, or root."""
+        """Answer one archiver. Only our own user and root get a verdict."""
         with suppress(OSError), door.accept()[0] as line:
             line.settimeout(_ASKED_SECONDS)
             _pid, uid, _gid = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -267,13 +270,13 @@ class Taking:
             line.sendall(self.verdict(asked[1].decode("ascii", "replace"), asked[2].decode()).encode() + b"\n")
 
     def verdict(self, name: str, digest: str) -> str:
-        """Return "ok ..." for a file that the server may remove, "no ..." and why for all others."""
+        """Return "ok ..." for a file that the server may remove, else "no ..." with the reason."""
         if not _FILE.fullmatch(name):
             return "no that is no file of a log"
         start = _start_of(name, self._log.segment) if _SEGMENT.fullmatch(name) else None
         end = start + self._log.segment if start is not None and self._name(start) == name else 0
         if end > self._place.position:
-            self.look()  # it may have ended just now
+            self.look()  # the file may be complete by now
         if (known := self._files.get(name)) is not None:
             if known == digest[:_DIGEST]:
                 return "ok it is stored"
@@ -285,7 +288,7 @@ class Taking:
         return "ok it is no part of the log that is followed, which begins later, or goes along another timeline"
 
     def _digest(self, name: str) -> str:
-        """Return the digest of a file of the log of the server; nothing if there is none."""
+        """Return the digest of a WAL file of the server; "" if there is no such file."""
         if not _FILE.fullmatch(name):
             return ""
         found = hashlib.sha256()
@@ -299,7 +302,7 @@ class Taking:
         return found.hexdigest()
 
     def _check(self, position: int) -> str:
-        """Return the digest of what lies right before a place within a file."""
+        """Return the digest of the bytes right before a position within a file."""
         start = position // self._log.segment * self._log.segment
         file = self._opened(start)
         try:
@@ -318,13 +321,13 @@ def _elsewhere(about: str, why: str) -> Unsupported:
 
 
 def _start_of(name: str, segment: int) -> int:
-    """Return the place at which a file begins."""
+    """Return the position at which a WAL file begins."""
     return (int(name[8:16], 16) * ((1 << 32) // segment) + int(name[16:24], 16)) * segment
 
 
 @contextmanager
 def listening(staging: Path) -> Iterator[socket.socket]:
-    """Have a socket in a directory that only its owner may enter; its path may be longer than a socket's may be."""
+    """Listen on a socket in a directory that only its owner may enter, however long its path is."""
     place = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         with socket.socket(socket.AF_UNIX) as door:
@@ -351,14 +354,14 @@ _RELOAD = "SELECT pg_reload_conf();"
 
 
 def command(staging: str) -> str:
-    """Return the archive_command by which a server waits for who follows in a private directory."""
+    """Return the archive_command that makes a server wait for the follower with this private directory."""
     beside = Path(sys.executable).with_name("dbguardctl")
     program = shutil.which("dbguardctl", path="/usr/bin:/usr/local/bin") or str(beside)
     return f"{shlex.quote(program)} push {shlex.quote(staging)} %p"
 
 
 def archived(address: Address, staging: str) -> Finding:
-    """Say whether the server archives its log by us, and how that goes; if not, each with what mends it."""
+    """Return whether the server archives its log through us and how that goes; if it does not, say how to fix that."""
     try:
         with connected(address) as keeper:
             with way_of(keeper, look(keeper, about := place_of(address))) as way:

@@ -1,4 +1,4 @@
-"""The structure of a recovered database: PostgreSQL's own checks of tables and B-trees (amcheck)."""
+"""Checks the structure of a recovered database with PostgreSQL's own checks of tables and B-trees (amcheck)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from dbguardd.engines.postgresql.meaning import outcome
 from dbguardd.engines.postgresql.physical.cluster import waited
 
 LOCK_MILLISECONDS = 1000
-"""A lock is not waited for longer: nobody is here who would let it go."""
+"""A lock is waited for no longer than this: no other session exists that could release it."""
 LOCKED = "a prepared transaction has locked it (end it in the original: pg_prepared_xacts; and back up again)"
 
 _ELSEWHERE = "this host has another version of its collation than the server, and so may sort it otherwise"
 _TOLD = 5
 _LEAST_SECONDS, _LEAST_BYTES_A_SECOND = 600.0, 4 << 20
+_TRIGGERS = b"SELECT format('ALTER EVENT TRIGGER %I DISABLE', evtname) FROM pg_event_trigger WHERE evtenabled <> 'D'"
 _INSTALLED = b"SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'amcheck')"
 _HEAPS = b"""
 SELECT c.oid::int8, n.nspname, c.relname, false
@@ -38,7 +39,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.
 JOIN pg_index i ON i.indexrelid = c.oid
 WHERE c.relkind = 'i' AND c.relpersistence = 'p' AND a.amname = 'btree' AND i.indisvalid AND i.indisready ORDER BY c.oid
 """
-"""The last column: this host may sort its text otherwise than the server that made it, as its library is another."""
+"""Last column: this host may sort the index's text differently from the original server (other collation version)."""
 
 _SIZE = b"""
 SELECT pg_relation_size(c.oid) + coalesce(pg_relation_size(i.indrelid), 0)
@@ -49,9 +50,9 @@ FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid WHERE c.oid = %s::i
 def check_structure(
     connection: Connection, database: str, alive: Alive, *, least_seconds: float = _LEAST_SECONDS
 ) -> Finding:
-    """Check every table and every B-tree, with all rows looked up in it. In a transaction that is rolled back.
+    """Check every table and every B-tree, looking up all rows in it, in a transaction that is rolled back.
 
-    An index may be of an expression that never ends: a relation gets `least_seconds`, and more for its size.
+    An index expression may run forever, so each relation gets `least_seconds`, plus time in proportion to its size.
     """
     name = f"structure of {database}"
     try:
@@ -60,7 +61,7 @@ def check_structure(
         raise
     except psycopg.Error as error:
         said = str(error).strip().splitlines()[0]
-        lacking = isinstance(error, errors.UndefinedFile | errors.FeatureNotSupported)  # on this host
+        lacking = isinstance(error, errors.UndefinedFile | errors.FeatureNotSupported)  # missing on this host
         return Finding(name, "not configured" if lacking else "inconclusive", f"amcheck is not installed here: {said}")
     heap = b"SELECT count(*), min(msg) FROM " + calls + b"verify_heapam(relation => %s::int8::oid, check_toast => true)"
     tree = b"SELECT 0, NULL FROM (SELECT " + calls + b"bt_index_check(%s::int8::oid, true)) AS done"
@@ -83,7 +84,7 @@ def check_structure(
 
 
 class _Expired(Exception):
-    """What is asked takes longer than the `seconds` that it may."""
+    """A check took longer than the `seconds` allowed."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -91,23 +92,26 @@ class _Expired(Exception):
 
 
 def _amcheck(connection: Connection) -> bytes:
-    """Put amcheck into a new schema, where nobody else has put anything, and return that.
+    """Put amcheck into a new schema that contains nothing else, and return the schema's name.
 
-    In the schema that it is in, whose owner may be anybody, functions of the same names could fit our calls better:
-    they would run as the superuser, and find all in order.
+    Where amcheck is now, the owner of the schema may be anybody, and could have added functions of the same names that
+    match our calls better: these would run as the superuser and report no errors. Event triggers are disabled, since
+    their functions would run, too, or could prevent the creation.
     """
+    for (disable,) in rows(connection, _TRIGGERS):
+        connection.execute(bytes(disable), prepare=False)
     schema = f"dbguard_{secrets.token_hex(8)}".encode()
     connection.execute(b"CREATE SCHEMA " + schema, prepare=False)
     ((installed,),) = rows(connection, _INSTALLED)
     made = b"ALTER EXTENSION amcheck SET SCHEMA " if installed else b"CREATE EXTENSION amcheck SCHEMA "
     connection.execute(made + schema, prepare=False)
-    if installed:  # perhaps by a version that knew no verify_heapam
+    if installed:  # the installed version may be too old for verify_heapam
         connection.execute(b"ALTER EXTENSION amcheck UPDATE", prepare=False)
     return schema
 
 
 def _asked(connection: Connection, query: bytes, number: int, alive: Alive, least_seconds: float) -> tuple[str, str]:
-    """Return outcome and detail for one relation. Raises _Expired, and the connection is of no more use."""
+    """Return outcome and detail for one relation. After _Expired the connection is unusable."""
     connection.execute(b"SAVEPOINT one", prepare=False)
     began = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""What the server says of its cluster: all that a physical backup has to know before, and cannot read from files."""
+"""What the server says about its cluster: what a physical backup must know first and cannot read from files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, no_answer, row, rows, shown, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
-from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import SourceDenied, SourceInvalid, Unsupported
 
@@ -45,10 +45,10 @@ _TABLESPACES = b"SELECT oid::int8, spcname, pg_tablespace_location(oid) FROM pg_
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A running server: a primary, or (where the url says so) a `standby`.
+    """A running server: a primary, or (where the url asks for one) a `standby`.
 
-    `tablespaces` lie outside of the data directory: their names and places by their number. So may its
-    `configuration`: files by their name in a backup.
+    `tablespaces` outside the data directory: name and place, by OID. `configuration`: configuration files outside the
+    data directory, place by name in the backup.
     """
 
     version: str
@@ -56,25 +56,25 @@ class Cluster:
     directory: str
     page: int
     checksums: bool
-    whole_pages: bool  # full_page_writes: a page is whole in the log when it is changed first after a checkpoint
+    whole_pages: bool  # full_page_writes: the first change of a page after a checkpoint logs the whole page
     catalog: int
     prepared: int
-    locks: int  # that there is room for: prepared transactions may hold all of them
-    bounded: bool  # what a slot may hold of the log
-    started: bytes  # when the server was: with the number of the cluster, no other has the same
+    locks: int  # room in the lock table: prepared transactions may hold all of it
+    bounded: bool  # whether the server limits how much WAL a slot keeps
+    started: bytes  # when the server started: together with the system identifier it is unique
     standby: bool
-    log: Log
+    log: WalTimeline
     tablespaces: Mapping[str, tuple[bytes, str]]
     configuration: Mapping[str, str]
 
     @property
     def version_directory(self) -> str:
-        """The name of the directory of this version in a tablespace."""
+        """The name of this version's directory in a tablespace."""
         return f"PG_{self.major}_{self.catalog}"
 
 
 def look(connection: Connection, about: str, *, standby: bool = False) -> Cluster:
-    """Ask the server. Raises SourceDenied, and Unsupported for one that no physical backup can be made of."""
+    """Ask the server. Raises SourceDenied, and Unsupported for a server that cannot be backed up physically."""
     major = major_of(connection)
     if major < OLDEST:
         raise Unsupported(
@@ -123,20 +123,20 @@ def look(connection: Connection, about: str, *, standby: bool = False) -> Cluste
         bounded,
         started,
         follows,
-        Log(system, timeline, segment),
+        WalTimeline(system, timeline, segment),
         spaces,
         configuration.outside(connection, os.fsdecode(directory)),
     )
 
 
 def check_same(connection: Connection, cluster: Cluster, about: str) -> None:
-    """Raise SourceInvalid if a connection came to another server than that of a cluster."""
+    """Raise SourceInvalid if a connection reached a different server than that of `cluster`."""
     if rows(connection, _SAME) != [(cluster.log.system, cluster.started)]:
         raise two_servers(about)
 
 
 def two_servers(about: str) -> SourceInvalid:
-    """Return an error: a backup is of one server, and our connections came to several."""
+    """Return an error: a backup is of one server, but our connections reached several."""
     return SourceInvalid(
         f"{about}: two connections came to two servers",
         detail="A backup is of one. Something between here and there chooses anew for each connection, or the server "
@@ -146,7 +146,7 @@ def two_servers(about: str) -> SourceInvalid:
 
 
 def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
-    """Return name and place of each tablespace that lies elsewhere, by its number."""
+    """Return name and place of each tablespace outside the data directory, by OID."""
     found = rows(connection, _TABLESPACES)
     if any(tuple(map(type, one)) != (int, bytes, bytes) for one in found):
         raise no_answer(found)
@@ -155,14 +155,14 @@ def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
 
 
 def clock(connection: Connection) -> datetime:
-    """Return the time by the clock of the server: what has committed by then is in whatever is taken from then on."""
+    """Return the time on the server's clock. Whatever is read from the server afterwards includes commits up to it."""
     return cast(datetime, row(connection, (datetime,), b"SELECT clock_timestamp()")[0])
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:
-    """Return all rows of a query that may take long; `alive` is called meanwhile, and what it raises ends the query.
+    """Return all rows of a query that may take long. `alive` is called while it runs; if it raises, the query ends.
 
-    A function in it can catch that it is to end: then the connection is shut down, and the server ends the session.
+    A function in the query can catch the cancellation: then the socket is shut down, and the server ends the session.
     """
     outcome: list[list[tuple[Any, ...]] | BaseException] = []
 

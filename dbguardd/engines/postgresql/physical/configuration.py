@@ -1,7 +1,7 @@
-"""The files that configure a cluster and lie outside of its data directory, as Debian has them.
+"""The configuration files of a cluster that lie outside its data directory, as on Debian.
 
-A server does not start without them, and a machine that is lost has lost them, too. In a backup they lie in a directory
-of their own, from where a restored cluster can be started; nothing takes them from there by itself.
+A server does not start without them, and a lost machine has lost them too. The backup holds them in a directory of
+their own, and a restored cluster can be started with them there. Nothing copies them back automatically.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dbguardd.engines.postgresql.connect import Connection, row, rows
 from dbguardd.errors import SourceInvalid
 
 DIRECTORY = "dbguard-config"
-"""Where they lie below a restored data directory."""
+"""The directory that holds them below a restored data directory."""
 
 MAIN = f"{DIRECTORY}/postgresql.conf"
-"""The name in a backup of the file that the others are named in."""
+"""The name in a backup of the main file, postgresql.conf."""
 
 _ELSEWHERE = "elsewhere"
 _FILES = (("config_file", "postgresql.conf"), ("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf"))
@@ -39,22 +39,23 @@ _MOST_BYTES, _MOST_FILES = 1 << 20, 200
 
 
 def outside(connection: Connection, directory: str) -> dict[str, str]:
-    """Return the files outside of the data directory: where each is, by the name that it has in a backup.
+    """Return the files outside the data directory: the path of each, by its name in a backup.
 
-    Those that postgresql.conf includes keep their place beside it, or are below "elsewhere" with their whole path.
+    Files that postgresql.conf includes keep their path relative to it; others go below "elsewhere" with their whole
+    path.
     """
     told = {}
     for setting, name in _FILES:
         (place,) = row(connection, (bytes,), b"SELECT coalesce(current_setting(%s), '')", setting)
         told[name] = path = os.fsdecode(place)
-        if PurePath(path).parent == PurePath(directory) and os.path.islink(path):  # of links there is no backup
+        if PurePath(path).parent == PurePath(directory) and os.path.islink(path):  # links are not backed up
             told[name] = os.path.realpath(path)
     main, inside = PurePath(told["postgresql.conf"]), PurePath(directory)
     found = {f"{DIRECTORY}/{name}": place for name, place in told.items() if place}
-    if main.parent == inside:  # which each backup has
+    if main.parent == inside:  # already in every backup
         found = {name: place for name, place in found.items() if PurePath(place).parent != inside}
     included_files = list[tuple[object, ...]]()
-    with suppress(errors.InsufficientPrivilege):  # then it is backed up without
+    with suppress(errors.InsufficientPrivilege):  # then the included files are not backed up
         included_files = rows(connection, _INCLUDED)
     for place in (place for one in included_files for place in one if isinstance(place, bytes)):
         included = PurePath(os.fsdecode(place))
@@ -65,18 +66,18 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
     return dict(sorted(found.items())[:_MOST_FILES])
 
 
-class Host(Protocol):
-    """Where the files are. What cannot be read there is not there."""
+class ConfigurationFiles(Protocol):
+    """Reads configuration files on a host. What cannot be read counts as missing."""
 
     def read(self, path: str) -> bytes | None:
-        """Return the content of a file that is none too large."""
+        """Return the content of a file; None if it is missing, unreadable or too large."""
 
     def directories(self, path: str) -> list[str]:
         """Return the names of the directories in a directory."""
 
 
-class Here:
-    """The host that this runs on."""
+class LocalFiles:
+    """The host that this process runs on."""
 
     def read(self, path: str) -> bytes | None:
         try:
@@ -94,14 +95,14 @@ class Here:
         return []
 
 
-class Asked:
-    """The host of a server, which is asked."""
+class ServerFiles:
+    """The host of a server, read through its SQL functions."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def read(self, path: str) -> bytes | None:
-        with suppress(psycopg.Error, SourceInvalid):  # who asks may not, or it is gone
+        with suppress(psycopg.Error, SourceInvalid):  # the role may lack the right, or the file is gone
             (data,) = row(self._connection, (bytes,), _READ, path, _MOST_BYTES + 1)
             return bytes(data) if len(data) <= _MOST_BYTES else None
         return None
@@ -113,11 +114,12 @@ class Asked:
         return []
 
 
-def contents(files: Mapping[str, str], host: Host) -> Iterator[tuple[str, bytes | None]]:
-    """Yield each directory (None) and each file with its content; what is gone or cannot be read is left out.
+def contents(files: Mapping[str, str], host: ConfigurationFiles) -> Iterator[tuple[str, bytes | None]]:
+    """Yield each directory (with None) and each file with its content. Missing and unreadable files are left out.
 
-    All of it, if that is postgresql.conf: no server is started by the rest. Directories beside that are there although
-    nothing is in them: that it includes one without files is told by no server, and without it none starts.
+    If postgresql.conf itself is unreadable, nothing is yielded: no server starts with the rest. Directories beside
+    postgresql.conf are yielded even when empty: an include_dir may name one, which no server reports, and a server does
+    not start if it is missing.
     """
     if (main := files.get(MAIN)) is not None and host.read(main) is None:
         return
@@ -126,16 +128,16 @@ def contents(files: Mapping[str, str], host: Host) -> Iterator[tuple[str, bytes 
         yield name, None
     for name, place in files.items():
         content = host.read(place) if _leads_below(name) else None
-        if content is not None:  # a restore that lacks it can be started by another one
+        if content is not None:  # a restore without an unreadable file can still be started with another one
             yield name, content
 
 
 def _leads_below(name: str) -> bool:
-    """Say if a name can be that of a file of a backup: a server says what it likes."""
+    """Return whether a name is safe as a relative path in a backup: a server may send anything."""
     return "\0" not in name and not {"", ".", ".."}.intersection(name.split("/"))
 
 
-def _directories(files: Mapping[str, str], host: Host) -> set[str]:
+def _directories(files: Mapping[str, str], host: ConfigurationFiles) -> set[str]:
     found = {str(above) for name in files for above in PurePath(name).parents if above.name}
     if main := files.get(MAIN):
         found |= {f"{DIRECTORY}/{name}" for name in host.directories(os.path.dirname(main)) if "/" not in name}
@@ -143,15 +145,15 @@ def _directories(files: Mapping[str, str], host: Host) -> set[str]:
 
 
 def service(files: Mapping[str, str]) -> str:
-    """Return the unit of the server that these files configure, where they lie as Debian has them; else nothing."""
+    """Return the systemd unit of the server, if its configuration lies where Debian puts it; else ""."""
     found = _DEBIAN.fullmatch(files.get(MAIN, ""))
     return "" if found is None else f"postgresql@{found[1]}-{found[2]}"
 
 
 def options(work: Path, target: Path) -> str:
-    """Return the options of a server that starts on the cluster in `work` with those files; quoted for a shell.
+    """Return the options, quoted for a shell, that start a server on the cluster in `work` with these files.
 
-    Nothing if there are none. It will be at `target`.
+    "" if there are no such files. `target` is where the cluster will be.
     """
     if not (work / DIRECTORY).is_dir():
         return ""

@@ -1,23 +1,25 @@
 """The content of a cluster as its server sees it in one snapshot: the fingerprint of a physical backup.
 
-A physical backup keeps numbers, names and rows of the system catalogs as they are, so the schema is their content. It
-is a sum of 64-bit hashes of each row's text, made by the server. Output functions write the names of today, whatever
-the snapshot is: what means a function, a relation or a role is told by its number; values that the planner has of
-columns, of whatever type, are left out. What values of users name, see names.
+A physical backup keeps OIDs, names and rows of the system catalogs as they are, so their content is the schema. The
+server computes it as a sum of 64-bit hashes of each row's text. Output functions write names as they are now, whatever
+the snapshot is. So references to functions, relations and roles are hashed by OID, and the planner's statistics values,
+which may have any type, are left out. For names in users' values, see names.
 
-Tables of users are locked by LOCK and read by COPY, which plan nothing: a query would run functions of their owner with
-the rights of who asks, from an expression in an index or in statistics. Only once the lock is seen to be on the very
-table that the snapshot knows, and its columns to be the same, is it read: a view may have taken its name. The output
-functions of types are the server's own. See content for the digest of a table.
+Users' tables are locked with LOCK and read with COPY, neither of which plans a query: planning would run functions of
+the table's owner, from expressions in an index or in statistics, with the rights of the reading role. A table is read
+only after checking that the lock is on the very table that the snapshot knows, with the same columns: a view may have
+taken its name. The output functions of types belong to the server. See dbguardd.engines.postgresql.content for the
+digest of a table.
 
-Not in it: unlogged and temporary tables, whose rows a physical backup does not have; materialized views, which cannot
-be read without a plan, and are made of the rest; the current values of sequences, which are of no snapshot; and what
-statements change in the catalogs outside of any transaction (`_NOT_OF_A_SNAPSHOT`).
+Not included: unlogged and temporary tables, whose rows are not in a physical backup; materialized views, which cannot
+be read without planning and are derived from the rest; the current values of sequences, which are outside any snapshot;
+and what statements change in the catalogs non-transactionally (`_NOT_OF_A_SNAPSHOT`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -32,7 +34,7 @@ from dbguardd.engines.postgresql.physical.names import binary_rows, naming
 from dbguardd.errors import SourceChanged
 
 FORM = 2
-"""Which fingerprint this makes: those of another form are of the same content, and differ."""
+"""The version of this fingerprint. Fingerprints of different forms differ even for the same content."""
 
 _NOT_OF_A_SNAPSHOT: Mapping[bytes, tuple[bytes, ...]] = {
     b"pg_class": (
@@ -40,12 +42,15 @@ _NOT_OF_A_SNAPSHOT: Mapping[bytes, tuple[bytes, ...]] = {
         *(b"relhasindex", b"relhasrules", b"relhastriggers"),
     ),
     b"pg_database": (b"datfrozenxid", b"datminmxid", b"datconnlimit", b"dathasloginevt"),
-    b"pg_statistic_ext_data": (b"stxdexpr",),  # of no snapshot is what its values would be written as
+    b"pg_statistic_ext_data": (b"stxdexpr",),  # the text of its values depends on no snapshot
 }
 _LARGE = b"pg_largeobject"
 _USERS_OWN = (_LARGE, b"pg_largeobject_metadata")
-"""Catalogs that hold what users put there: told as tables."""
+"""Catalogs that hold users' data: compared like tables."""
 _LOCK_MILLISECONDS = 3000
+_TOO_LONG = re.compile("invalid memory alloc request size|string buffer")
+"""Errors of the server for a row whose text would exceed 1 GiB: the text of bytea is twice its size, but its binary
+form is not. A damaged row may give the same errors, but also in binary."""
 
 _TABLES = b"""
 SELECT c.oid::int8, n.nspname, c.relname, c.relfilenode::int8, format('%I.%I', n.nspname, c.relname)
@@ -88,15 +93,15 @@ class Table:
 
     @property
     def catalog(self) -> bool:
-        """Whether it is the server's own: no user owns it, or an index on it."""
+        """Whether it belongs to the server: then no user owns it or an index on it."""
         return self.schema in (b"pg_catalog", b"information_schema")
 
 
 def fingerprint(databases: Iterable[tuple[bytes, Connection]], alive: Alive) -> Fingerprint:
-    """Return the content of all databases in the snapshots of these transactions. Raises SourceChanged, SourceDamaged.
+    """Return the content of all databases in these transactions' snapshots. Raises SourceChanged, SourceDamaged.
 
-    A table is locked (ACCESS SHARE) only while it is read: whoever changes its definition waits for that one table. A
-    database is not needed any more when the next one is asked for; the order is the caller's, and changes nothing.
+    Each table is locked (ACCESS SHARE) only while it is read, so a change of its definition waits only that long. A
+    connection is no longer used once the next one is requested. The order of databases does not affect the result.
     """
     schemas, tables = dict[bytes, bytes](), dict[str, TablePrint]()
     for database, connection in databases:
@@ -122,7 +127,7 @@ def fingerprint(databases: Iterable[tuple[bytes, Connection]], alive: Alive) -> 
 
 
 def _of_users(connection: Connection, table: Table, binary: bool, alive: Alive) -> TablePrint:
-    """Return the content of a table whose owner may be anybody; its lock is gone again."""
+    """Return the content of a table that any user may own; its lock is released again."""
     known = rows(connection, _KNOWN, table.number)
     listed = b", ".join(quoted for quoted, *_ in known if quoted is not None)
     copy = b"COPY " + table.quoted + (b" (" + listed + b")") * bool(listed)
@@ -137,19 +142,24 @@ def _of_users(connection: Connection, table: Table, binary: bool, alive: Alive) 
         found = print_of(connection, copy, lambda _: alive(), binary_rows if binary else iter)
     except (errors.UndefinedTable, errors.InvalidSchemaName, errors.WrongObjectType, errors.LockNotAvailable) as error:
         raise _changed(table) from error
+    except (errors.InternalError_, errors.ProgramLimitExceeded) as error:
+        if binary or not _TOO_LONG.search(str(error)):
+            raise
+        connection.execute(b"ROLLBACK TO SAVEPOINT one", prepare=False)
+        return _of_users(connection, table, binary=True, alive=alive)
     connection.execute(b"ROLLBACK TO SAVEPOINT one", prepare=False)
     return found
 
 
 def _columns_now(connection: Connection, table: Table) -> list[tuple[int, bytes | None, int]]:
-    """Return number, name and type of the columns that a COPY will write, whatever the snapshot has: nothing is run."""
+    """Return number, name and type of the columns that a COPY writes now, whatever the snapshot has. Runs nothing."""
     connection.pgconn.prepare(b"", b"SELECT * FROM ONLY " + table.quoted)
     found = connection.pgconn.describe_prepared(b"")
     return [(found.ftablecol(n), found.fname(n), found.ftype(n)) for n in range(found.nfields)]
 
 
 def _of_catalog(connection: Connection, table: Table, alive: Alive) -> TablePrint:
-    """Return the content of a catalog. What names something is told by its number: names are those of today."""
+    """Return the content of a catalog. References are hashed by OID, because names are those of now."""
     left_out = _NOT_OF_A_SNAPSHOT.get(table.name, ())
     columns = [bytes(told) for name, told in rows(connection, _COLUMNS, table.number) if bytes(name) not in left_out]
     query = (

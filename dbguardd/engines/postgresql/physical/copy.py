@@ -1,7 +1,7 @@
-"""The backup itself: relations as paged streams, all that is small in one archive, the log that makes them whole.
+"""Copies a cluster: large relations as paged streams, small files in an archive, and the WAL that makes it consistent.
 
-Streams: a relation's file of at least PAGED_BYTES under its path; `files.tar` with everything else but pg_control;
-`log.tar` with what is known at the end only: pg_control, backup_label, tablespace_map and the log.
+Streams: each relation file of at least PAGED_BYTES, under its path; `files.tar` with everything else except pg_control;
+`log.tar` with what is known only at the end: pg_control, backup_label, tablespace_map and the WAL.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from dbguardd.flow import Sink
 FILES, LOG = "files.tar", "log.tar"
 LABEL, MAP = "backup_label", "tablespace_map"
 PAGED_BYTES = 1 << 20
-"""Smaller files are not compared page by page: there are thousands of them, and each stream has its price."""
+"""Smaller files are not compared page by page: there are thousands of them, and each stream has a cost."""
 
 _SECOND = 1_000_000_000
-_SURE_SECONDS = 2  # a file system's clock may lag behind by a tick, and keep times as coarse as this
+_SURE_SECONDS = 2  # a file system's clock may lag by a tick, and its timestamps may be this coarse
 
 Tell = Callable[[int], None]
-"""Told the bytes that were read so far; raises Cancelled."""
+"""Called with the bytes read so far; raises Cancelled."""
 
 
 class Copy:
-    """One copy of a data directory under way. `begun` is when backup mode was asked for, before its checkpoint.
+    """One copy of a data directory. `begun` is when backup mode was requested, before its checkpoint.
 
-    With `every` each byte is read, also of files that nobody has written since the backup before.
+    With `every`, every byte is read, even of files that have not been written since the backup before.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Copy:
         self.reused = 0
 
     def all(self, mode: BackupMode, alive: Alive) -> Ended:
-        """Copy all but the log, in backup mode."""
+        """Copy everything except the WAL, in backup mode."""
         mode.begin(alive)
         self.relations()
         self.files()
@@ -57,10 +57,10 @@ class Copy:
         return mode.end(alive)
 
     def reach(self, start: int, end: int, alive: Alive) -> None:
-        """Have the log from the file with `start` up to `end` in the directory: there it is where its server writes."""
+        """Ensure that the WAL from the file with `start` up to `end` is in the directory; here the server writes it."""
 
     def relations(self) -> None:
-        """Hand over the large files of relations."""
+        """Hand over the large relation files."""
         for member in self.directory.members():
             if not member.relation:
                 continue
@@ -78,24 +78,24 @@ class Copy:
         self._count(size)
 
     def _stamp(self, file: int) -> str:
-        """Return what is the same as long as nobody writes the file; nothing where that cannot be told.
+        """Return a stamp that stays the same as long as nobody writes the file; "" if that cannot be known.
 
-        A write sets the times of a file before its bytes, and the checkpoint at the start of a backup waits for all
-        writes that had begun. So a file whose times lie before that start was read as they left it; and as long as
-        they are the same to the nanosecond, nothing was written since. It cannot be told where the clock was set back
-        meanwhile, nor where the log has no whole pages: a power failure may leave bytes that are newer than the times,
-        and only such pages make these good. See decision 0037.
+        A write sets a file's timestamps before its bytes, and the checkpoint at the start of a backup waits for all
+        writes that had begun. So a file whose timestamps precede that start was read after those writes, and while the
+        timestamps stay the same to the nanosecond, nothing has been written since. This cannot be known if the clock
+        was set back meanwhile, nor without full_page_writes: after a power failure bytes may be newer than the
+        timestamps, and only full pages in the WAL repair them. See decision 0037.
         """
         found = os.fstat(file)
         if now() < self._begun or not self._cluster.whole_pages or self._cluster.standby:
-            return ""  # a standby has no checkpoint of its own that waits
+            return ""  # a standby does not checkpoint on request
         if max(found.st_mtime_ns, found.st_ctime_ns) >= self._sure or found.st_mtime_ns % _SECOND == 0:
             return ""
         times = f"{found.st_mtime_ns}:{found.st_ctime_ns}"
         return f"{self._cluster.log.system}:{found.st_ino}:{found.st_size}:{times}"
 
     def files(self) -> None:
-        """Write everything else, but what is known at the end only."""
+        """Write everything else, except what is known only at the end."""
         with self._sink.write(FILES) as out, writing(out) as archive:
             for member in self.directory.members():
                 if member.directory:
@@ -104,9 +104,9 @@ class Copy:
                     with member.opened() as file:
                         if file is not None and not recycled(member.path, file):
                             self._add(archive, member.path, file, os.fstat(file).st_size)
-            self._configuration(archive, configuration.Here())
+            self._configuration(archive, configuration.LocalFiles())
 
-    def _configuration(self, archive: TarWriter, host: configuration.Host) -> None:
+    def _configuration(self, archive: TarWriter, host: configuration.ConfigurationFiles) -> None:
         unread = dict(self._cluster.configuration)
         for name, content in configuration.contents(unread.copy(), host):
             if content is None:
@@ -114,15 +114,15 @@ class Copy:
             else:
                 archive.content(name, content)
                 del unread[name]
-                with suppress(ValueError):  # a link that led to it was met
+                with suppress(ValueError):  # it was left out as a link to this file
                     self.directory.left_out.remove(name.removeprefix(f"{configuration.DIRECTORY}/"))
         self.directory.left_out += unread.values()
 
     @contextmanager
     def log(self, ended: Ended) -> Iterator[Callable[[int, int], None]]:
-        """Write pg_control, the label, and the log up to the end of the file in which backup mode ended.
+        """Write pg_control, the label, and the WAL up to the end of the file in which backup mode ended.
 
-        What is yielded writes the log on from there, to a place that is looked for meanwhile; behind that, zeros.
+        Yields a function that writes more WAL from there, up to a position that the caller finds; zeros fill the rest.
         """
         with self._sink.write(LOG) as out, writing(out) as archive:
             archive.content(CONTROL, self._control)
@@ -130,19 +130,19 @@ class Copy:
             if ended.tablespace_map:
                 archive.content(MAP, ended.tablespace_map)
             log = self._cluster.log
-            if log.history:  # how the timeline came to be: no server recovers along one that it does not know
+            if log.history:  # the timeline history: no server recovers along a timeline without it
                 archive.content(f"{WAL}/{log.history}", self.directory.read(f"{WAL}/{log.history}"))
             write = partial(self._segments, archive, ended.start)
             write(ended.start, ended.next)
             yield write
 
     def control(self) -> None:
-        """Write pg_control alone: of a cluster that rests the log is among the files."""
+        """Write pg_control only: the WAL of a stopped cluster is among the files."""
         with self._sink.write(LOG) as out, writing(out) as archive:
             archive.content(CONTROL, self._control)
 
     def last(self) -> None:
-        """Read pg_control, while backup mode is on: the last of all files."""
+        """Read pg_control, while backup mode is on and after all other files."""
         self._control = self.directory.control()
 
     def _segments(self, archive: TarWriter, first: int, start: int, end: int) -> None:
@@ -167,5 +167,5 @@ class Copy:
 
 
 def now() -> float:
-    """Return the time of the host, which is that of its file systems."""
+    """Return the host's time, which is also that of its file systems."""
     return time.time()

@@ -1,9 +1,9 @@
-"""What lies in the data directory of a cluster, and what of it belongs into a physical backup.
+"""What lies in the data directory of a cluster, and which of it belongs in a physical backup.
 
-Of one that runs, the rules are those of pg_basebackup; of one that rests, it is nearly all. No link is followed:
-tablespaces are where the server says they are, and whatever else is no file and no directory is named and left out;
-where no cluster is whole without it, it is refused. Every name is opened below the directory that was listed, never by
-a path that somebody could have changed meanwhile.
+For a running cluster the rules are those of pg_basebackup; for a stopped one nearly everything belongs. No link is
+followed. Tablespaces are where the server says they are. Anything else that is neither file nor directory is reported
+and left out, or refused if no cluster is whole without it. Every name is opened relative to the directory that was
+listed, never by a path that somebody could have changed in between.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAL = "pg_wal"
 _EMPTY = frozenset(
     (WAL, "pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
 )
-"""What is in there does not outlive a server, or (the log) is kept by itself."""
+"""Directories whose content does not outlive a server, or (WAL) is stored separately."""
 MADE_ANEW = frozenset(
     (
         *("backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old", "backup_manifest"),
@@ -36,7 +36,7 @@ MADE_ANEW = frozenset(
         *("recovery.signal", "standby.signal", configuration.DIRECTORY),
     )
 )
-"""What is at the top and is made anew by whoever restores or starts a cluster."""
+"""Files at the top level that a restore or a server start creates anew."""
 _LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init")
 _LEFT_OUT_AT_REST = frozenset(("postmaster.pid", "postmaster.opts"))
 _WITH_RELATIONS = re.compile(rf"global|base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+")
@@ -44,10 +44,10 @@ _RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.\d+)?")
 _NEEDED = re.compile(
     rf"base(?:/\d+)?|global|pg_(?:xact|multixact|commit_ts|twophase|logical|tblspc)|{TABLESPACES}/\d+/PG_\d+_\d+(?:/\d+)?"
 )
-"""Directories that no cluster is whole without."""
+"""Directories that every whole cluster has."""
 _TEMPORARY = re.compile(r"t\d+_\d+(?:_(?:fsm|vm|init))?(?:\.\d+)?")
 
-_CONTROL_BYTES = 512  # its fields end before: so a disk writes them whole
+_CONTROL_BYTES = 512  # its fields end before this, so a disk writes them atomically
 _READINGS, _BETWEEN_SECONDS = 50, 0.01
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -56,17 +56,17 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Something that belongs into the backup. `path` is relative to the data directory; `relation`: it has pages."""
+    """Something that belongs in the backup. `path` is relative to the data directory. A `relation` has pages."""
 
     path: str
     directory: bool
     relation: bool
-    _above: int  # the open directory that it was found in
+    _above: int  # the open directory that contains it
     _name: str
 
     @contextmanager
     def opened(self) -> Iterator[int | None]:
-        """Open the file; None if it has gone meanwhile, as a dropped relation does. Raises SourceDenied."""
+        """Open the file; yield None if it has gone, as a dropped relation does. Raises SourceDenied."""
         try:
             file = os.open(self._name, _FILE, dir_fd=self._above)
         except FileNotFoundError:
@@ -81,10 +81,10 @@ class Member:
 
 
 class DataDirectory:
-    """The data directory of a cluster, opened. `tablespaces` are where the server says they are, by their number.
+    """The opened data directory of a cluster. `tablespaces`: their places according to the server, by OID.
 
-    `left_out` are the paths that members() met and did not follow or know, at most so many. Of a cluster that is
-    `resting` all belongs to it that its server finds again.
+    `left_out` lists the paths that members() neither followed nor recognized, at most `_TOLD`. A `resting` cluster (its
+    server is stopped) includes all that its server would find again.
     """
 
     _TOLD = 50
@@ -110,11 +110,11 @@ class DataDirectory:
         self._owner = os.fstat(self.file).st_uid
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         os.close(self.file)
 
     def has(self, path: str) -> bool:
-        """Say if there is something at a path below."""
+        """Return whether something exists at a path in the data directory."""
         try:
             os.stat(path, dir_fd=self.file, follow_symlinks=False)
         except OSError:
@@ -122,7 +122,7 @@ class DataDirectory:
         return True
 
     def read(self, path: str, most: int = 1 << 20) -> bytes:
-        """Return the first bytes of a file below. Raises SourceDenied."""
+        """Return the first `most` bytes of a file in the data directory. Raises SourceDenied."""
         try:
             file = os.open(path, _FILE, dir_fd=self.file)
         except OSError as error:
@@ -133,7 +133,10 @@ class DataDirectory:
             os.close(file)
 
     def control(self) -> bytes:
-        """Return pg_control as it is between two writes of the server. Raises SourceDamaged if it is never whole."""
+        """Return pg_control as it is between two writes by the server.
+
+        Raises SourceDamaged if its checksum stays wrong.
+        """
         for _ in range(_READINGS):
             if is_control(found := self.read(CONTROL)):
                 return found
@@ -145,7 +148,7 @@ class DataDirectory:
         )
 
     def free_for_log(self) -> int:
-        """Return how many bytes the server may still write where its log lies: a disk of its own, perhaps."""
+        """Return how many bytes the server can still write where its WAL is, perhaps on a disk of its own."""
         try:
             file = os.open(WAL, _DIRECTORY, dir_fd=self.file)
             try:
@@ -157,22 +160,23 @@ class DataDirectory:
         return disk.f_bavail * disk.f_frsize
 
     def members(self) -> Iterator[Member]:
-        """Yield what belongs into the backup, a directory before what is in it, but pg_control: it comes last of all.
+        """Yield what belongs in the backup, each directory before its content, except pg_control, which is copied last.
 
-        A member can be opened until the next is asked for. What comes or goes meanwhile, is there or not.
+        A member can be opened until the next one is requested. A file that appears or disappears meanwhile may be
+        missed.
         """
         self.left_out = []
         self._walked.clear()
         yield from self._below(self.file, "")
 
     def met(self, path: str) -> None:
-        """Note that a directory came that a server has sent: with that of its version a tablespace is there."""
+        """Note a directory that a server has sent: one with this version's name shows that a tablespace exists."""
         above, _, number = os.path.dirname(path).rpartition("/")
         if above == TABLESPACES and os.path.basename(path) == self._version:
             self._walked.add(number)
 
     def check_walked(self) -> None:
-        """Raise SourceInvalid if members(), or what was met, has not come to a tablespace: dropped, or not there."""
+        """Raise SourceInvalid if members() or met() has not come across a tablespace: it was dropped, or is missing."""
         for number in sorted(set(self._tablespaces) - self._walked):
             raise SourceInvalid(
                 f"{self._tablespaces[number]}: the tablespace that the server has there is not there",
@@ -192,7 +196,7 @@ class DataDirectory:
                 yield from self._link(above, entry.name, inner)
             elif entry.is_dir(follow_symlinks=False):
                 yield Member(inner, True, False, above, entry.name)
-                if inner not in self._empty and inner not in self._within:  # a tablespace in here is met by its link
+                if inner not in self._empty and inner not in self._within:  # reached by its link
                     yield from self._inside(above, entry.name, inner)
             elif entry.is_file(follow_symlinks=False):
                 found = _RELATION.fullmatch(entry.name) if _WITH_RELATIONS.fullmatch(path) else None
@@ -207,7 +211,7 @@ class DataDirectory:
         try:
             directory = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
         except FileNotFoundError:
-            return  # a database that was dropped
+            return  # a dropped database
         except NotADirectoryError:
             self.leave(path, self.path)
             return
@@ -219,9 +223,9 @@ class DataDirectory:
             os.close(directory)
 
     def _link(self, above: int, name: str, path: str) -> Iterator[Member]:
-        """A link is a tablespace that the server knows at that very place, or a directory of which nothing is kept.
+        """A link is a tablespace that the server knows at that place, or a directory whose content is not kept.
 
-        Else it is left out. Raises SourceInvalid, SourceDenied where something would be missing.
+        Any other link is left out. Raises SourceInvalid or SourceDenied where something would be missing.
         """
         if path in _EMPTY:
             yield Member(path, True, False, above, name)
@@ -235,7 +239,7 @@ class DataDirectory:
                 return
             place = os.open(location, _DIRECTORY)
         except FileNotFoundError:
-            return  # a tablespace that was dropped
+            return  # a dropped tablespace
         except OSError as error:
             raise denied(location or path, error) from error
         try:
@@ -245,18 +249,18 @@ class DataDirectory:
                     detail="It is not read, and a backup without it would lack all that is in it.",
                     hints=[shlex.join(["chown", str(self._owner), location])],
                 )
-            with suppress(FileNotFoundError):  # else an empty directory is there, where its disk is not
+            with suppress(FileNotFoundError):  # without it this is the empty mount point of a missing disk
                 os.stat(self._version, dir_fd=place, follow_symlinks=False)
                 self._walked.add(name)
             yield Member(path, True, False, above, name)
-            inner = f"{path}/{self._version}"  # another version's files may lie beside
+            inner = f"{path}/{self._version}"  # files of other versions may lie beside it
             yield Member(inner, True, False, place, self._version)
             yield from self._inside(place, self._version, inner)
         finally:
             os.close(place)
 
     def _led(self, above: int, name: str, path: str) -> Iterator[Member]:
-        """A directory that lies elsewhere, as the log does where initdb was told so."""
+        """A directory that lies elsewhere, as the WAL directory does after initdb --waldir."""
         try:
             place = os.open(name, _DIRECTORY, dir_fd=above)
         except OSError as error:
@@ -267,7 +271,7 @@ class DataDirectory:
             os.close(place)
 
     def leave(self, path: str, at: str) -> None:
-        """Leave out a link in the data directory `at`. Raises SourceInvalid where no cluster is whole without it."""
+        """Leave out a link in the data directory `at`. Raises SourceInvalid if no cluster is whole without it."""
         if _NEEDED.fullmatch(path) or is_relation(path):
             raise SourceInvalid(
                 f"{at}/{path}: is a link, and no link of the server's own making",
@@ -282,7 +286,7 @@ class DataDirectory:
 
 
 def is_control(data: bytes) -> bool:
-    """Say if this is pg_control, whole: its fields end with the CRC-32C of all before. Where, each version says."""
+    """Return whether this is a whole pg_control. Its fields end with their CRC-32C; the version determines where."""
     crc = 0xFFFFFFFF
     for at in range(0, min(len(data), _CONTROL_BYTES) - 3, 4):
         word = data[at : at + 4]
@@ -303,13 +307,13 @@ _CRC_32C = tuple(_crc_32c(byte) for byte in range(256))
 
 
 def is_relation(path: str) -> bool:
-    """Say if a path in a data directory is that of a relation's file."""
+    """Return whether a path in a data directory is that of a relation file."""
     above, _, name = path.rpartition("/")
     return _WITH_RELATIONS.fullmatch(above) is not None and _RELATION.fullmatch(name) is not None
 
 
 def belongs(path: str) -> bool:
-    """Say if what a running server has at a path belongs into a backup; members() yields nothing else."""
+    """Return whether a path of a running server belongs in a backup; members() yields no others."""
     parts = path.split("/")
     wholes = ["/".join(parts[: count + 1]) for count in range(len(parts))]
     named = zip(["", *wholes], parts, wholes, strict=False)
@@ -325,13 +329,13 @@ def _skipped(above: str, name: str, path: str) -> bool:
 
 
 def _unlogged(entries: list[os.DirEntry[str]]) -> frozenset[str]:
-    """Return the numbers of the relations that have an init fork: no log makes what else they have whole."""
+    """Return the numbers of relations with an init fork (unlogged): no WAL makes their other forks consistent."""
     found = (_RELATION.fullmatch(entry.name) for entry in entries)
     return frozenset(match["node"] for match in found if match is not None and match["fork"] == "init")
 
 
 def denied(path: str, error: OSError) -> GuardError:
-    """Return what it means that something in the data directory cannot be read."""
+    """Return the error for something in the data directory that cannot be read."""
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")
     if isinstance(error, PermissionError):
         return SourceDenied(

@@ -1,7 +1,7 @@
-"""Restores a cluster over the one that is there: only what differs is written (see engines.base.DeltaRestore).
+"""Restores a cluster in place: only what differs is written (see engines.base.DeltaRestore).
 
-While that is done the directory has another name, so no server finds it, and whoever is killed leaves nothing that
-could be started as if it were whole. The next restore, or undo, goes on with what it finds under that name.
+Meanwhile the directory has another name, so no server finds it, and a killed restore leaves nothing that could be
+started as if it were whole. The next restore, or undo, continues with what it finds under that name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dbguardd.durable import sync_directory
-from dbguardd.engines.base import REPLACED, Present, Progress
+from dbguardd.engines.base import REPLACED, LiveState, Progress
 from dbguardd.engines.landing import outcome, outcomes
 from dbguardd.engines.postgresql.fresh import clear_left, durable
 from dbguardd.engines.postgresql.physical import resting
@@ -32,12 +32,12 @@ from dbguardd.errors import GuardError, NoSpace, SourceMissing, SourceReplaced, 
 from dbguardd.flow import Facts, Sink, Tree
 
 ASIDE = ".in-restore"
-"""What the directory's name has at its end while it is written."""
+"""The suffix of the directory's name while it is written."""
 
 _SPARE_BYTES = 64 << 20
 
 Adopt = Callable[[Path, Restored], None]
-"""Told where a cluster was restored, and what its proof needs."""
+"""Called with the place where a cluster was restored, and what its proof needs."""
 
 
 class PagesDeltaRestore:
@@ -46,11 +46,11 @@ class PagesDeltaRestore:
     def __init__(self, adopt: Adopt) -> None:
         self._adopt, self._kept = adopt, ""
 
-    def present(self, live: Path, facts: Facts) -> Present:
+    def inspect(self, live: Path, facts: Facts) -> LiveState:
         where, found = self._look(live, ClusterFacts.read(facts))
         if found is None:
-            return Present(0, _free([str(where.parent)]), begun=False)
-        return Present(_size(found), _free(found.directories), begun=where.name.endswith(ASIDE))
+            return LiveState(0, _free([str(where.parent)]), begun=False)
+        return LiveState(_size(found), _free(found.directories), begun=where.name.endswith(ASIDE))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
         backup = ClusterFacts.read(facts)
@@ -58,7 +58,7 @@ class PagesDeltaRestore:
         if found is not None:
             resting.refuse_users(found, where, backup.service)
 
-    def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
+    def save(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
         backup = ClusterFacts.read(facts)
         where, found = self._look(live, backup)
         if found is None or where.name.endswith(ASIDE):
@@ -87,12 +87,12 @@ class PagesDeltaRestore:
             _empty_newer(found, spaces)
             restored = fill(tree, aside, where, progress, spaces=spaces, over=begun or found is not None)
             if found is not None:
-                shutil.rmtree(aside / DIRECTORY, ignore_errors=True)  # what configures it is where it was
+                shutil.rmtree(aside / DIRECTORY, ignore_errors=True)  # the live configuration is elsewhere
             durable([str(aside), *restored.elsewhere])
         self._adopt(aside, replace(restored, live=str(live)))
         return aside
 
-    def put(self, live: Path) -> str:
+    def publish(self, live: Path) -> str:
         real = Path(os.path.realpath(live))
         aside = _aside(real)
         (aside / MANUAL).unlink(missing_ok=True)
@@ -107,7 +107,7 @@ class PagesDeltaRestore:
         return str(real)
 
     def _look(self, live: Path, facts: ClusterFacts) -> tuple[Path, Resting | None]:
-        """Return where the cluster is, and what it is. Raises SourceReplaced if another one is there."""
+        """Return where the cluster is, and what it is. Raises SourceReplaced if a different cluster is there."""
         real = Path(os.path.realpath(live))
         aside = _aside(real)
         where = aside if os.path.lexists(aside) else real
@@ -120,7 +120,7 @@ class PagesDeltaRestore:
         if not where.is_dir() or not any(where.iterdir()):
             return where, None
         if where == aside and not (where / CONTROL).exists():
-            return where, None  # nothing was there, and whoever began was killed: pg_control comes last
+            return where, None  # nothing was there before, and the restore was killed: pg_control comes last
         found = look_at(where)
         if (found.system, found.major) != (facts.system, facts.major):
             raise SourceReplaced(
@@ -137,9 +137,9 @@ def _aside(real: Path) -> Path:
 
 
 def _spaces(found: Resting | None, live: Path, facts: ClusterFacts) -> dict[str, Path]:
-    """Return where the tablespaces of a backup are to be written: where they are now, or were then.
+    """Return where to write the backup's tablespaces: where they are now, or where they were at the backup.
 
-    What lies in the data directory itself is there under that one's other name.
+    Tablespaces inside the data directory are found under its temporary name.
     """
     spaces = {number: Path(told[1]) for number, told in facts.tablespaces.items()}
     spaces |= {number: Path(place) for number, place in (found.spaces if found else {}).items() if number in spaces}
@@ -152,7 +152,7 @@ def _spaces(found: Resting | None, live: Path, facts: ClusterFacts) -> dict[str,
 
 
 def _set_aside(where: Path, found: Resting | None) -> Path:
-    """Give the directory the name under which no server finds it, durable; make it if there is none."""
+    """Durably rename the directory so that no server finds it; make it if there is none."""
     aside = where if where.name.endswith(ASIDE) else _aside(where)
     try:
         if where != aside and os.path.lexists(where):
@@ -174,7 +174,7 @@ def _set_aside(where: Path, found: Resting | None) -> Path:
 
 @contextmanager
 def _begun(live: Path, aside: Path) -> Iterator[None]:
-    """Say of an error inside the block what is left: half of a restore, which the next one goes on with."""
+    """Add to an error inside the block what is left: a partial restore that the next one continues."""
     try:
         with outcomes(aside):
             yield
@@ -186,9 +186,10 @@ def _begun(live: Path, aside: Path) -> Iterator[None]:
 
 
 def _empty_newer(found: Resting | None, spaces: Mapping[str, Path]) -> None:
-    """Empty tablespaces that a backup does not have: what was kept has them, and their places are free again.
+    """Empty tablespaces that are not in the backup: the kept copy has them, and their space is needed.
 
-    Their links go later, when what is not in the backup is swept away: if we are killed, the next restore finds them.
+    Their links are removed later, with everything else that is not in the backup. So if we are killed, the next restore
+    still finds them.
     """
     for number, place in (found.spaces if found else {}).items():
         if number not in spaces and found is not None:
@@ -197,7 +198,7 @@ def _empty_newer(found: Resting | None, spaces: Mapping[str, Path]) -> None:
 
 
 def _check_free(spaces: Mapping[str, Path], found: Resting | None) -> None:
-    """Raise TargetExists if the place of a tablespace is in use, and by none of the cluster that is there."""
+    """Raise TargetExists if the place of a tablespace is in use by something other than the cluster that is there."""
     known = found.spaces if found else {}
     why = "It is no tablespace of the cluster that is there, so nothing of it is overwritten."
     if found is None:
@@ -213,7 +214,7 @@ def _check_free(spaces: Mapping[str, Path], found: Resting | None) -> None:
 
 
 def _check_room(found: Resting | None, where: Path, facts: ClusterFacts) -> None:
-    """Raise NoSpace before anything is changed: what is there makes room, as it is written over."""
+    """Raise NoSpace before anything is changed. The space of the present cluster counts, as it is overwritten."""
     places, there = ([str(where.parent)], 0) if found is None else (found.directories, _size(found))
     free, needs = _free(places), facts.restored_bytes - there + _SPARE_BYTES
     if needs > free:
@@ -225,7 +226,7 @@ def _check_room(found: Resting | None, where: Path, facts: ClusterFacts) -> None
 
 
 def _size(found: Resting) -> int:
-    """Return how many bytes all of its files take up."""
+    """Return how many bytes all its files take up on disk."""
     places, total = sorted(found.directories), 0
     inside = {place for place in places for other in places if place.startswith(f"{other}/")}
     for place in places:
@@ -237,7 +238,7 @@ def _size(found: Resting) -> int:
 
 
 def _free(places: Sequence[str]) -> int:
-    """Return how many bytes may be written there, on all of their disks."""
+    """Return how many bytes may be written in these places, over all their disks."""
     disks: dict[int, int] = {}
     for place in places:
         with suppress(OSError):
@@ -247,5 +248,5 @@ def _free(places: Sequence[str]) -> int:
 
 
 def _digest(where: Path) -> str:
-    """Return what is another as soon as a server has run on a cluster."""
+    """Return a digest that changes as soon as a server runs on the cluster."""
     return hashlib.sha256((where / CONTROL).read_bytes()).hexdigest()

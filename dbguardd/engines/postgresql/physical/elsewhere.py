@@ -1,4 +1,4 @@
-"""What of a restored cluster lies outside of its directory, by links that we make; and what does not belong to it."""
+"""Handles the parts of a restored cluster that lie outside its directory, and removes what does not belong to it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dbguardd.errors import Usage
 
 
 def led_elsewhere(work: Path, facts: ClusterFacts, spaces: Mapping[str, Path]) -> list[str]:
-    """Make tablespaces of a backup links that have a place in `spaces`; return the paths in `work` that are links.
+    """Make the backup's tablespaces that have a place in `spaces` links; return the paths in `work` that are links.
 
-    A log that lay elsewhere stays there.
+    A WAL directory that is a link stays one.
     """
     found = [WAL] if (work / WAL).is_symlink() and (work / WAL).is_dir() else []
     for number in facts.tablespaces:
@@ -31,7 +31,7 @@ def led_elsewhere(work: Path, facts: ClusterFacts, spaces: Mapping[str, Path]) -
 
 
 def lead(work: Path, number: str, place: Path) -> None:
-    """Have a tablespace lead to a place. OSError passes."""
+    """Make a tablespace's link lead to a place. May raise OSError."""
     link = work / TABLESPACES / number
     if not link.is_symlink() or os.readlink(link) != str(place):
         with suppress(FileNotFoundError):
@@ -40,7 +40,7 @@ def lead(work: Path, number: str, place: Path) -> None:
 
 
 def where_to(facts: ClusterFacts, places: Mapping[str, str]) -> dict[str, Path]:
-    """Return where tablespaces go that are named in `places`, by their name or where they were; by their number.
+    """Return where the tablespaces named in `places` (by name or former place) go, by OID.
 
     Raises Usage for one that the backup does not have.
     """
@@ -56,11 +56,11 @@ def where_to(facts: ClusterFacts, places: Mapping[str, str]) -> dict[str, Path]:
 
 
 def sweep(work: Path, kept: Collection[str], links: Collection[str], alive: Callable[[], None]) -> None:
-    """Take away what is in a cluster and not in its backup. No link is followed but `links`.
+    """Delete what is in a cluster but not in its backup. No link is followed except `links`.
 
-    Links at the top stay, to a certificate, say: no backup has them, and no server may start without them. A tablespace
-    that lies in the cluster itself is met by its link. In one that lies elsewhere only what is below a directory of
-    `kept` is looked at: beside it others may have theirs.
+    Links at the top level stay (to a certificate, say): no backup contains them, and a server may need them. A
+    tablespace inside the cluster is reached by its link. In one that lies elsewhere only directories in `kept` are
+    searched: other clusters may have theirs beside them.
     """
     inside = {os.path.relpath(os.path.realpath(work / link), os.path.realpath(work)) for link in links}
     needed = {*kept, *inside}

@@ -1,7 +1,7 @@
-"""What is stored with a backup of a cluster, for its restore and its proof: some of the facts of its manifest.
+"""What is stored with a backup of a cluster for its restore and its proof: a part of the facts of its manifest.
 
-What jobs and people read of them as well is named in dbguardd.facts. They are the word of an engine half: what is not
-of its kind makes the backup Damaged, before anything is written.
+Facts that jobs and people read as well are named in dbguardd.facts. They come from an engine half, so an invalid one
+makes the backup Damaged before anything is written.
 """
 
 from __future__ import annotations
@@ -11,39 +11,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbguardd.engines.postgresql.physical.history import Place
-from dbguardd.engines.postgresql.physical.segments import Log, format_lsn, parse_lsn
+from dbguardd.engines.postgresql.physical.history import WalPosition
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, format_lsn, parse_lsn
 from dbguardd.errors import Damaged, LogBroken
-from dbguardd.facts import Place as LogPlace
+from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.facts import Target
 from dbguardd.flow import LOG, Facts
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The log that a moment needs besides its backup: the stream that has it, its ends, and the place that is meant."""
+    """The log that a moment needs on top of its backup: the stream that holds it, its ends, and the target in it."""
 
     stream: str
-    since: Place
-    until: Place
+    since: WalPosition
+    until: WalPosition
     target: Target
 
     @property
     def log_bytes(self) -> int:
-        """How long that log is."""
+        """The length of that log."""
         return self.until.position - self.since.position
 
     @classmethod
     def read(cls, value: Facts) -> Moment:
         """Read the fact `moment` of a tree. Raises Damaged, with the fact LOG."""
         with _damaged("the log that goes on from the backup is none of a cluster", {LOG: "moment"}):
-            since, until = Place.read(value["since"]), Place.read(value["until"])
+            since, until = WalPosition.read(value["since"]), WalPosition.read(value["until"])
             return cls(str(value["stream"]), since, until, Target.read(value["target"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterFacts:
-    """A backup of a cluster: what it is of, which state, and how its recovery ends. Places are bytes of the log."""
+    """A backup of a cluster: its origin, its state, where its recovery ends. Places are byte positions in the log."""
 
     # The cluster.
     name: str = ""
@@ -53,38 +53,38 @@ class ClusterFacts:
     page_size: int
     checksums: bool
     segment_bytes: int
-    prepared: int  # transactions that may be prepared
-    locks: int = 0  # that there was room for
-    superuser: str = ""  # a role that may log in; "": there is none
-    tablespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # by number: the name, and where it was
-    directory: str = ""  # where its files are on this host
-    service: str = ""  # of systemd, that runs its server
+    prepared: int  # max_prepared_transactions
+    locks: int = 0  # room in the lock table of the server
+    superuser: str = ""  # a role that may log in; "" if there is none
+    tablespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name and place, by OID
+    directory: str = ""  # the data directory, if it is on this host
+    service: str = ""  # the systemd unit that runs its server
     owner: str = ""
     # The state.
     timeline: int
-    start_lsn: int  # the log in the backup begins here
-    stop_lsn: int  # and makes the copy whole here
-    recovery_lsn: int  # a recovery ends here: before the next record
-    recovery_record_bytes: int | None = None  # or behind the record that is here, of so many bytes
-    snapshots: Mapping[str, str] = field(default_factory=dict)  # by database, if that place is the one of snapshots
-    snapshot_at: str  # of which moment it is: RFC 3339, or in words
+    start_lsn: int  # where the log in the backup begins
+    stop_lsn: int  # where it makes the copy consistent
+    recovery_lsn: int  # recovery ends here, before the next record;
+    recovery_record_bytes: int | None = None  # or, if set, after the record at that place, which has this length
+    snapshots: Mapping[str, str] = field(default_factory=dict)  # by database, if recovery ends where they were taken
+    snapshot_at: str  # the moment of the backup: RFC 3339, or in words
     fingerprint_form: int | None = None
     size_bytes: int
-    resting: bool = False  # no server ran: it is as its server left it
-    log_place: LogPlace | None = None  # where a log goes on from it
-    moment: Moment | None = None  # of a tree that has a log besides: which
+    resting: bool = False  # backed up while stopped: as its server left it
+    log_place: LogPlace | None = None  # where a log continues from it
+    moment: Moment | None = None  # of a tree that includes further log: what it leads to
 
     @property
     def restored_bytes(self) -> int:
-        """How much a restore writes."""
+        """How many bytes a restore writes."""
         return self.size_bytes + (self.moment.log_bytes if self.moment else 0)
 
-    def log(self) -> Log:
-        """Return which log is in the backup."""
-        return Log(self.system, self.timeline, self.segment_bytes)
+    def log(self) -> WalTimeline:
+        """Return the log that the backup contains."""
+        return WalTimeline(self.system, self.timeline, self.segment_bytes)
 
     def stored(self) -> Facts:
-        """Return it as it is stored; see read()."""
+        """Return the stored form; see read()."""
         return {
             "method": "pages",
             "name": self.name,
@@ -120,7 +120,7 @@ class ClusterFacts:
 
     @classmethod
     def read(cls, facts: Facts) -> ClusterFacts:
-        """Read the facts of a manifest or of a tree. What no backup had at first may be missing. Raises Damaged."""
+        """Read the facts of a manifest or of a tree. Facts added to the format later may be missing. Raises Damaged."""
         moment, form, record = facts.get("moment"), facts.get("fingerprint_form"), facts.get("recovery_record_bytes")
         with _damaged("the backup does not say what its cluster was", {}):
             return cls(

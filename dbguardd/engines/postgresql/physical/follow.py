@@ -1,15 +1,15 @@
-"""Follows the log of a cluster: what is committed is stored within a second, byte for byte as the server wrote it.
+"""Follows the log of a cluster: commits are stored within a second, byte for byte as the server wrote its WAL.
 
-The server sends its log as to a standby; a slot of ours keeps all of it that is not stored yet, however long nobody
-takes it. So a follower that ends, for whatever reason, loses nothing: the next one goes on at the place where the
-stored log ends. Nothing is written into the cluster: whether all that had committed by now was received, the server
-says, by the places up to which its log is written, and on disk.
+The server streams its WAL as to a standby. Our replication slot keeps all WAL that is not stored yet, however long
+nobody reads it. So a follower that ends, for whatever reason, loses nothing: the next one continues where the stored
+log ends. Nothing is written into the cluster: the server's write and flush positions tell whether everything committed
+by now was received.
 
-A log goes on only where the same cluster has the very bytes before that place which were stored (`check`): a server
-that came back with less of its log than it had sent, and went on from there, is noticed. Where another server has taken
-over, its history says where it left the timeline that was followed: the log goes on along that up to there, and then
-along the next one (see history). In all other cases the log begins anew, and says why; but not by another cluster, nor
-by a server that was left behind, which nobody may take for the one that was followed.
+A log continues only if the same cluster has exactly the stored bytes (`check`) before that place. So a server that came
+back with less WAL than it had sent, and went on from there, is detected. If another server has taken over, its timeline
+history says where it left the timeline that was followed: the log continues up to there, and then along the next
+timeline (see history). In all other cases a new log begins, and records why. But it never begins on another cluster, or
+on a server that was left behind, which must not be mistaken for the one that was followed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, silent, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
-from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, WalPosition, across, round_of
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, was_lowered
 from dbguardd.engines.postgresql.physical.other_servers import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, parse_lsn, turns_of
@@ -38,46 +38,46 @@ from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, writing
 from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
 from dbguardd.facts import Turn
-from dbguardd.flow import Facts, Segment, Ship
+from dbguardd.flow import Facts, LogSink, Segment
 
 STREAM = "log"
-"""The name of the stream that a restore reads the log by."""
+"""The name of the stream from which a restore reads the log."""
 
 FILES = "files"
-"""The member of a place where the log was taken file by file (see archived): the newest files before it."""
+"""A member of a place in a log that was stored file by file (see archived): the newest files before it."""
 
 _ROOM = ("dbguardctl status  # why it is not stored", "or give the log of the server more room")
 _ENDS = b"SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text"
 _WRITTEN = b"SELECT modification FROM pg_ls_waldir() WHERE name = %s"
 _DELAY = b"SELECT setting::int8 FROM pg_settings WHERE name = 'wal_writer_delay'"
-_DELAYS, _MORE_SECONDS = 3, 0.1  # a commit that did not wait for the disk is there after so many, say the manuals
+_DELAYS, _MORE_SECONDS = 3, 0.1  # an asynchronous commit is on disk after three such delays, says PostgreSQL
 _WAIT_SECONDS, _SHORT_SECONDS = 0.25, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often the log is stored, how much of it becomes one segment, and how often the server is looked at."""
+    """How often the log is stored, how large a segment becomes, and how often the server is checked."""
 
     look_seconds: float = 0.5
     segment_bytes: int = 8 << 20
     watch_seconds: float = 5.0
     patience_seconds: float = 120.0
-    """How long a server may have log that it does not send."""
+    """How long a server may have WAL without sending it."""
 
     @property
     def others_seconds(self) -> float:
-        """How often the other servers of the url are asked."""
+        """How often the other servers of the url are checked."""
         return self.watch_seconds * 12
 
 
 class PagesLog:
-    """The log of a cluster whose pages are backed up. Implements engines.base.Log."""
+    """The log of a cluster that is backed up by its pages. Implements engines.base.LogSource."""
 
     def __init__(self, address: Address, staging: str, pace: Pace) -> None:
         self._address, self._pace = address, pace
         self._about, self._slot = place_of(address), name_of(staging)
 
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
         try:
             address = writing(self._address, self._about)
         except SourceReplaced:
@@ -92,31 +92,31 @@ class PagesLog:
                 directory = stack.enter_context(way_of(keeper, cluster)).directory
                 server = Server(address, self._about, keeper, cluster, slot, directory, others)
                 if resume is not None:
-                    server.check_not_left_behind(Place.read(resume))
+                    server.check_not_left_behind(WalPosition.read(resume))
                 check_bound(keeper, None if directory is None else directory.free_for_log(), slot, self._about)
                 with streaming(address, self._about):
-                    became = slot.take()  # not for who may not read from it
+                    became = slot.take()  # only after a replication connection was accepted
                 self._let_others_go(address)
                 self._follow(server, became, ship, resume)
             except (NoSpace, SourceInvalid, SourceReplaced, Unsupported):
-                if others.problem is None:  # of two that take writes each keeps its log: a person says which goes on
+                if others.problem is None:  # if two servers accept writes, each keeps its log
                     slot.drop()
                 raise
 
     def _let_others_go(self, meant: Address) -> None:
-        """Have the other servers of the url keep no log for us: the one that was followed before does."""
+        """Drop our slot on the other servers of the url: the one that was followed before has one."""
         for other in each(self._address):
             if other != meant:
                 with suppress(GuardError), connected(other, about=self._about) as keeper:
                     Slot(keeper, self._slot).drop()
 
-    def _follow(self, server: Server, became: str, ship: Ship, resume: Facts | None) -> NoReturn:
-        """Go on where the stored log ends, if the server has all since then; else begin anew, here and now."""
+    def _follow(self, server: Server, became: str, ship: LogSink, resume: Facts | None) -> NoReturn:
+        """Continue where the stored log ends, if the server has all WAL since; otherwise begin a new log now."""
         because = "the log was not followed before"
         if resume is not None and FILES in resume:
             because = "its files were archived before, and nothing has held it since"
         elif resume is not None:
-            because = self._go_on(server, ship, Place.read(resume), datetime.fromisoformat(str(resume["at"])))
+            because = self._go_on(server, ship, WalPosition.read(resume), datetime.fromisoformat(str(resume["at"])))
         if resume is not None and became:
             because += f" ({became})"
         with streaming(server.address, self._about) as stream:
@@ -126,8 +126,8 @@ class PagesLog:
             follower.run(at)
         raise LogBroken(f"{self._about}: its log has ended")
 
-    def _go_on(self, server: Server, ship: Ship, since: Place, at: datetime) -> str:
-        """Go on from a place, along one timeline after the other, for ever; else say why that cannot be."""
+    def _go_on(self, server: Server, ship: LogSink, since: WalPosition, at: datetime) -> str:
+        """Continue from a place, along one timeline after the other, forever. Return why if that is impossible."""
         begun = False
         if server.was_lowered(since, lambda: ship.reached(None)):
             return LOWERED
@@ -176,47 +176,47 @@ class PagesLog:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server whose log is followed, by a connection that asks it what no stream tells."""
+    """The server whose log is followed, with a connection for queries that the stream does not answer."""
 
     address: Address
     about: str
     keeper: Connection
     cluster: Cluster
     slot: Slot
-    directory: DataDirectory | None  # of a server elsewhere: None
+    directory: DataDirectory | None  # None for a server elsewhere
     others: Others
 
     def left(self, timeline: int) -> int | None:
-        """Return where the history of the server leaves a timeline; None for its own."""
+        """Return where the server's history leaves a timeline; None for its current one."""
         return dict(self._turns()).get(timeline)
 
     def after(self, timeline: int) -> int:
-        """Return the timeline that the history of the server goes on along from another one."""
+        """Return the timeline that follows another one in the server's history."""
         later = [one for one, _ in self._turns() if one > timeline]
         return min(later, default=self.cluster.log.timeline)
 
     def on(self, at: int) -> int:
-        """Return the timeline by which a place of its log was written."""
+        """Return the timeline on which a position of its log was written."""
         return next((timeline for timeline, left in self._turns() if left > at), self.cluster.log.timeline)
 
     def _turns(self) -> list[tuple[int, int]]:
         log = self.cluster.log
         if not log.history:
             return []
-        if self.directory is not None:  # whose archiver hands the log over, may take no connection for replication
+        if self.directory is not None:  # a server that archives may accept no replication connection
             return turns_of(self.directory.read(f"{WAL}/{log.history}").decode(errors="replace"))
         with replicating(self.address, self.about) as connection:
             return turns_of(history(connection, log.timeline).decode(errors="replace"))
 
-    def was_lowered(self, since: Place, alive: Alive) -> bool:
-        """Say if it was at wal_level = minimal behind a place that its slot does not hold yet."""
+    def was_lowered(self, since: WalPosition, alive: Alive) -> bool:
+        """Return whether wal_level was minimal at some time after a place, if the slot does not cover that time."""
         held, segment = self.slot.since(), self.cluster.log.segment
         if held is not None and held <= since.position:
             return False
         return was_lowered(self.address, self.about, segment, self._behind(since), alive)
 
-    def _behind(self, since: Place) -> Iterator[tuple[int, int, int]]:
-        """Yield the stretches of its log behind a place: on which timeline, from where, to where."""
+    def _behind(self, since: WalPosition) -> Iterator[tuple[int, int, int]]:
+        """Yield the parts of its log after a place: timeline, start, end."""
         at = since.position
         for timeline, left in (*self._turns(), (self.cluster.log.timeline, self.ends()[1])):
             at = min(at, left)
@@ -225,12 +225,12 @@ class Server:
                 at = left
 
     def turned_at(self, timeline: int) -> str:
-        """Return when a timeline was begun: when its history was written."""
+        """Return when a timeline began: when its history file was written."""
         found = rows(self.keeper, _WRITTEN, self.cluster.log.on(timeline).history)
         return next((at for (at,) in found), datetime.now(UTC)).isoformat()
 
-    def check_not_left_behind(self, since: Place) -> None:
-        """Raise SourceReplaced if the log of a server is of another cluster than what is stored, or of its past."""
+    def check_not_left_behind(self, since: WalPosition) -> None:
+        """Raise SourceReplaced if the server is of another cluster, or behind the timeline of the stored log."""
         system, timeline = since.round.split("/")[0], self.cluster.log.timeline
         if system != str(self.cluster.log.system):
             raise other_cluster(self.about, str(self.cluster.log.system), system)
@@ -238,23 +238,23 @@ class Server:
             raise left_behind(self.about, timeline, since.timeline)
 
     def ends(self) -> tuple[int, int]:
-        """Return up to where its log is written, and up to where it is on disk, and so is sent.
+        """Return the write position of its WAL, and the flush position, up to which WAL is sent.
 
-        All that has committed lies before the first; before the second, if the commit has waited for the disk.
+        Everything committed lies before the first; what was committed synchronously also lies before the second.
         """
         ((written, flushed),) = rows(self.keeper, _ENDS)
         return parse_lsn(text(written)), parse_lsn(text(flushed))
 
     def delay(self) -> float:
-        """Return after how many seconds a commit is on disk that did not wait for that (synchronous_commit = off)."""
+        """Return after how many seconds an asynchronous commit (synchronous_commit = off) is on disk."""
         ((milliseconds,),) = rows(self.keeper, _DELAY)
         return float(_DELAYS * milliseconds / 1000 + _MORE_SECONDS)
 
     def watch(self) -> None:
-        """Raise NoSpace before the log takes the last room of the server, LogBroken where no log goes on.
+        """Raise NoSpace before WAL fills the server's disk, and LogBroken where the log cannot continue.
 
-        And SourceReplaced where another server of the url takes writes as well. Of a server elsewhere the room is not
-        seen from here: it lets go of the slot that holds more than it allows.
+        Raise SourceReplaced if another server of the url accepts writes too. The free space of a server elsewhere is
+        unknown here: that server invalidates a slot that holds more than it allows.
         """
         if self.directory is not None:
             check_room(self.keeper, self.slot.name, self.directory, "until it is stored", _ROOM)
@@ -266,20 +266,20 @@ class Server:
 class Follower:
     """One stream of the log, along one timeline, on its way into the repository."""
 
-    def __init__(self, stream: Stream, server: Server, ship: Ship, pace: Pace) -> None:
+    def __init__(self, stream: Stream, server: Server, ship: LogSink, pace: Pace) -> None:
         self._stream, self._server, self._ship, self._pace = stream, server, ship, pace
-        self._place = Place(round_of(server.cluster), 0, "")
-        self._end: int | None = None  # where the server has left the timeline; None: it is on it
-        self._turned: Place | None = None  # where what is stored ends, if that is on the timeline before
-        self._tail = b""  # what lies before the place
-        self._waits = bytearray()  # what lies behind it, and was received
-        self._at = datetime.now(UTC)  # all that had committed by then was stored
-        self._rest = 0  # up to where the log was written when it did not come in time: no commit lies there
+        self._place = WalPosition(round_of(server.cluster), 0, "")
+        self._end: int | None = None  # where the server left this timeline; None while it is on it
+        self._turned: WalPosition | None = None  # where the stored log ends, if that is on the timeline before
+        self._tail = b""  # the bytes before the place
+        self._waits = bytearray()  # the bytes after it that were received
+        self._at = datetime.now(UTC)  # everything committed by then was stored
+        self._rest = 0  # the write position when no more came in time: nothing committed lies there
 
-    def lacks(self, since: Place) -> str:
-        """Start at the place where the stored log ends; say why that cannot be, nothing if it can.
+    def lacks(self, since: WalPosition) -> str:
+        """Start where the stored log ends; return why that is impossible, or "".
 
-        Where the server has left the timeline of that place before it, or just there, start along the next one.
+        If the server left the timeline of that place at or before it, start along the next timeline.
         """
         server, log = self._server, self._server.cluster.log
         if across(since.round) != across(self._place.round):
@@ -299,17 +299,17 @@ class Follower:
         except errors.UndefinedFile:
             return "the server has removed a part of its log before it was stored"
 
-    def _turn(self, since: Place, left: int) -> str:
-        """Start along the timeline that follows that of a place, from where that one was left."""
+    def _turn(self, since: WalPosition, left: int) -> str:
+        """Start along the next timeline, from where the timeline of `since` was left."""
         timeline = self._server.after(since.timeline)
         turns = (*since.turns, Turn(since.round, left, since.position, self._server.turned_at(timeline)))
-        self._place = Place(round_of(self._server.cluster, timeline), 0, "", turns)
+        self._place = WalPosition(round_of(self._server.cluster, timeline), 0, "", turns)
         self._end, self._turned = self._server.left(timeline), since
         self.start(left)
         return ""
 
-    def start(self, at: int) -> Place:
-        """Have the log sent from a place on; return that place, with what lies before it there."""
+    def start(self, at: int) -> WalPosition:
+        """Start streaming at a position; return that place, with the digest of the bytes before it on the server."""
         first = self._first(at)
         self._stream.start(self._server.slot.name, self._place.timeline, first)
         while self._stream.at < at:
@@ -320,11 +320,11 @@ class Follower:
         return self._place
 
     def _first(self, at: int) -> int:
-        """Return the first byte of those that a place is told by: of one page, and of one file, which is held."""
+        """Return the start of the bytes that identify a place: within one page and one file, which the slot keeps."""
         return max(at - PAGE, (at - 1) // self._server.cluster.log.segment * self._server.cluster.log.segment)
 
     def _moved(self, count: int) -> bytes:
-        """Move the place behind so many bytes that were received, and return them."""
+        """Advance the place by `count` received bytes, and return them."""
         part = bytes(self._waits[:count])
         del self._waits[:count]
         position = self._place.position + count
@@ -333,10 +333,10 @@ class Follower:
         self._place = replace(self._place, position=position, check=check)
         return part
 
-    def run(self, at: datetime) -> Place:
-        """Store what comes: up to the end of a timeline that the server has left, and return that place; else for ever.
+    def run(self, at: datetime) -> WalPosition:
+        """Store what arrives. Return where the timeline ends if the server has left it; otherwise run forever.
 
-        All that had committed by `at` lies before the place where it starts.
+        Everything committed by `at` lies before the starting place.
         """
         self._at, watched = at, 0.0
         while self._end is not None and self._stream.at < self._end:
@@ -348,7 +348,7 @@ class Follower:
             began, at = time.monotonic(), datetime.now(UTC)
             if began - watched >= self._pace.watch_seconds:
                 watched = began
-                self._server.watch()  # before it is tried to store anything: that may fail for days
+                self._server.watch()  # before trying to store anything, which may fail for days
             self._catch_up()
             self._store(at)
             self._ship.reached(at)
@@ -356,7 +356,7 @@ class Follower:
                 self._take(left)
 
     def _catch_up(self) -> None:
-        """Receive all that has committed by now. A server may leave the last, if it is no commit, unsent for long."""
+        """Receive everything committed by now. A server may delay sending the last bytes if they contain no commit."""
         written, flushed = self._server.ends()
         if written not in (flushed, self._rest):
             patience = time.monotonic() + self._server.delay()
@@ -373,7 +373,7 @@ class Follower:
                 raise silent(self._server.about, "nothing comes of the log that it has", self._pace.patience_seconds)
 
     def _take(self, seconds: float) -> None:
-        """Receive what comes next; store it, if much waits already."""
+        """Receive what comes next; store it if much is waiting."""
         self._waits += (came := self._stream.receive(seconds))
         if len(self._waits) >= self._pace.segment_bytes:
             self._store(self._at)
@@ -382,13 +382,13 @@ class Follower:
         self._ship.reached(None)
 
     def _store(self, at: datetime) -> None:
-        """Store all that was received, and let the server remove it. Only the last segment has all of `at`."""
+        """Store everything received, and allow the server to remove it. Only the last segment covers `at`."""
         while self._waits:
             since, self._turned = self._turned or self._place, None
             part = self._moved(min(len(self._waits), self._pace.segment_bytes))
             all_of = self._at if self._waits else at
             self._ship.ship(Segment(STREAM, since.facts(), self._place.facts(), all_of, part))
-            # The file with the last byte of it stays: the next follower compares that.
+            # Keep the WAL file that contains the last stored byte: the next follower compares it.
             position, segment = self._place.position, self._server.cluster.log.segment
             self._stream.confirm(position if position % segment else position - 1)
         self._at = at

@@ -1,8 +1,8 @@
-"""Where a log was followed to, and by which timelines it came there.
+"""How far a log was followed, and along which timelines.
 
-A server that takes over goes on along a new timeline, from some place of the one before: there a log turns. What the
-old one has behind that place is no part of the new history, and may be stored all the same: it was sent, and was lost
-when another server took over that had less of it. So a place names the turns that led to it.
+A server that takes over continues on a new timeline, from some place of the old one: there the log turns. WAL that the
+old server wrote after that place is not part of the new history. It may still be stored: it was sent, and lost when a
+server that had less of it took over. So a place records the turns that led to it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import TURNS, Facts
 
 MOST_TURNS = 20
-"""A place has a bound (see worker.remote); a log that turns more often begins anew."""
+"""A place has a size limit (see worker.remote). A log with more turns begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A place in the log of a cluster (`round`: see round_of), a digest of the bytes right before it, and its turns."""
+class WalPosition:
+    """A place in the log of a cluster (`round`: see round_of), a digest of the bytes before it, and its turns."""
 
     round: str
     position: int
@@ -30,23 +30,23 @@ class Place:
 
     @property
     def timeline(self) -> int:
-        """The timeline that it is on."""
+        """The timeline of this place."""
         return timeline_in(self.round)
 
     def facts(self) -> Facts:
-        """Return it as it is stored."""
+        """Return the stored form."""
         told = {"round": self.round, "position": self.position, "check": self.check}
         return {**told, TURNS: [[t.round, t.left, t.stored, t.at] for t in self.turns]} if self.turns else told
 
     @classmethod
-    def read(cls, facts: Facts) -> Place:
-        """Read what facts() returned. What another engine has stored under the same name is a place of no cluster."""
+    def read(cls, facts: Facts) -> WalPosition:
+        """Read what facts() returned. A place stored by another engine belongs to no cluster."""
         return cls(str(facts["round"]), int(facts["position"]), str(facts.get("check")), turns_in(facts))
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A part of a log that is on one timeline, from a place to a place. `stored` is where what is stored of it ends."""
+    """A part of a log on one timeline, between two places. `stored` is where its stored bytes end."""
 
     timeline: int
     since: int
@@ -55,40 +55,40 @@ class Stretch:
 
 
 def round_of(cluster: Cluster, timeline: int = 0) -> str:
-    """Return within what places of a log are in order, and a backup goes on by it: "cluster/timeline".
+    """Return the round within which places of a log are ordered and a log continues from a backup: "cluster/timeline".
 
-    And, if there are tablespaces, a digest of which: the making of one empties a directory of this host where it is
-    replayed, so no log goes past that.
+    A digest of the tablespaces is added if there are any: replaying the creation of one empties a directory of this
+    host, so no log continues past it.
     """
     return round_on(cluster.log.system, timeline or cluster.log.timeline, cluster.tablespaces)
 
 
 def round_on(system: int, timeline: int, tablespaces: Mapping[str, tuple[bytes, str]]) -> str:
-    """Return what round_of() does, of what a server says."""
+    """Return what round_of() returns, from single values."""
     spaces = sorted((oid, place) for oid, (_name, place) in tablespaces.items())
     digest = f"/{hashlib.sha256(repr(spaces).encode()).hexdigest()[:16]}" if spaces else ""
     return f"{system}/{timeline}{digest}"
 
 
 def timeline_in(round: str) -> int:
-    """Return the timeline of a round; 0 for what is none of a cluster."""
+    """Return the timeline of a round; 0 if it is not one of a cluster."""
     _system, _, rest = round.partition("/")
     timeline = rest.partition("/")[0]
     return int(timeline) if timeline.isdecimal() else 0
 
 
 def across(round: str) -> tuple[str, str]:
-    """Return what is the same of a round on every timeline: the cluster, and a digest of its tablespaces."""
+    """Return the part of a round that is the same on every timeline: the cluster, and the digest of its tablespaces."""
     system, _, rest = round.partition("/")
     return system, rest.partition("/")[2]
 
 
-def stretches(since: Place, until: Place) -> Sequence[Stretch]:
-    """Return of which parts the log between two places is, in the order in which their bytes are stored."""
+def stretches(since: WalPosition, until: WalPosition) -> Sequence[Stretch]:
+    """Return the parts of the log between two places, in the order in which their bytes are stored."""
     return tuple(_stretches(since, until))
 
 
-def _stretches(since: Place, until: Place) -> Iterator[Stretch]:
+def _stretches(since: WalPosition, until: WalPosition) -> Iterator[Stretch]:
     at = since.position
     for turn in until.turns[len(since.turns) :]:
         yield Stretch(timeline_in(turn.round), at, turn.left, turn.stored)

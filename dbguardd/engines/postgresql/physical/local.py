@@ -1,6 +1,6 @@
-"""Whether a physical backup can be made of a server, and its log be followed.
+"""Whether a server can be backed up physically, and its log be followed.
 
-Tried as who asks, with a slot that holds the log for a moment.
+Both are tried as the configured role, with a slot that holds WAL for a moment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BY_PAGES = "backups by pages"
 FOLLOWED = "following its log"
 """The name of the finding."""
 
-_LAG_SECONDS = 120.0  # a primary at rest says each half minute how far it is, as PostgreSQL comes
+_LAG_SECONDS = 120.0  # an idle primary reports its position every 30 seconds by default
 _MAY = b"""
 SELECT quote_ident(rolname), rolsuper, rolreplication, rolbypassrls, pg_has_role('pg_read_all_data', 'USAGE'),
   pg_has_role('pg_monitor', 'USAGE') FROM pg_roles WHERE rolname = current_user
@@ -57,7 +57,7 @@ _LEFT = b"SELECT slot_name FROM pg_replication_slots WHERE NOT active AND NOT te
 
 
 def by_pages(address: Address) -> Finding:
-    """Say whether the cluster can be backed up by its pages; if not, it can be dumped."""
+    """Return whether the cluster can be backed up by its pages; if not, it can be dumped."""
     try:
         return Finding(BY_PAGES, "ok", _way(address))
     except GuardError as error:
@@ -67,14 +67,14 @@ def by_pages(address: Address) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """What keeps the log of a cluster from being followed, and what mends it: a command, or what to do."""
+    """Something that prevents following the log of a cluster, and the remedy: a command, or what to do."""
 
     what: str
     mend: str
 
 
 def lacking(address: Address) -> list[Lack]:
-    """Return what keeps the log of the cluster from being followed."""
+    """Return what prevents following the log of the cluster."""
     try:
         with connected(address) as connection:
             return [*_lacking(connection, address)]
@@ -83,7 +83,7 @@ def lacking(address: Address) -> list[Lack]:
 
 
 def followed(lacks: Sequence[Lack]) -> Finding:
-    """Say whether the log of a cluster that lacks this could be followed."""
+    """Return whether the log of a cluster that lacks these things could be followed."""
     if lacks:
         said = (f"{one.what} Fix: {one.mend}" if one.mend else one.what for one in lacks)
         return Finding(FOLLOWED, "not configured", "; ".join(said))
@@ -117,7 +117,7 @@ def _lacking(connection: Connection, address: Address) -> Iterator[Lack]:
 
 
 def left_over(address: Address) -> Finding | None:
-    """Return a finding on slots of ours that keep the log of the server for nobody, if there are any."""
+    """Return a finding about slots of ours that keep WAL for nobody, if there are any."""
     with connected(address) as connection:
         found = [text(name) for (name,) in rows(connection, _LEFT, f"{PREFIX}%")]
     if not found:
@@ -128,7 +128,7 @@ def left_over(address: Address) -> Finding | None:
 
 
 def lagging(address: Address, most_seconds: float = _LAG_SECONDS) -> Finding | None:
-    """Say how far a standby is behind; None for a primary."""
+    """Return how far a standby is behind; None for a primary."""
     with connected(address) as connection:
         if rows(connection, b"SELECT pg_is_in_recovery()") != [(True,)]:
             return None
@@ -147,7 +147,7 @@ def _way(address: Address) -> str:
         about = place_of(address)
         _check_may(connection, about)
         cluster = look(connection, about, standby=address.get(ROLE) in STANDBYS)
-        slot = BackupMode(connection, cluster.log).hold()  # goes with the connection
+        slot = BackupMode(connection, cluster.log).hold()  # it disappears with the connection
         with way_to(connection, cluster, slot) as way:
             if way.directory is None:
                 check_bound(connection, None, None, about)
@@ -159,9 +159,9 @@ def _way(address: Address) -> str:
 
 
 def _unread(connection: Connection, cluster: Cluster) -> str:
-    """Say what of the server's configuration is in no backup, and what mends that."""
+    """Return which of the server's configuration is in no backup, and how to fix that; "" if all of it is."""
     main = cluster.configuration.get(configuration.MAIN)
-    if main is None or configuration.Asked(connection).read(main) is not None:
+    if main is None or configuration.ServerFiles(connection).read(main) is not None:
         return ""
     ((role, *_),) = rows(connection, _FROM)
     mend = statements(connection, *(grant.format(in_one_line(role)) for grant in _READS))
@@ -169,7 +169,7 @@ def _unread(connection: Connection, cluster: Cluster) -> str:
 
 
 def _check_may(connection: Connection, about: str) -> None:
-    """Raise SourceDenied if who asks is no superuser, and has not what a copy needs that the server sends."""
+    """Raise SourceDenied if the role is no superuser and lacks a right that a copy sent by the server needs."""
     ((role, superuser, *rights),) = rows(connection, _MAY)
     lacks = [grant for grant, has in zip(_GRANTS, rights, strict=True) if not has]
     if not superuser and lacks:
@@ -182,7 +182,7 @@ def _check_may(connection: Connection, about: str) -> None:
 
 
 def _check_replicates(connection: Connection, address: Address, about: str, slot: str = "") -> None:
-    """Raise Unsupported if the server takes no connection for replication: with the line that lets us in."""
+    """Raise Unsupported if the server refuses a replication connection, with the pg_hba.conf line that allows it."""
     try:
         with replicating(address, about, slot):
             pass

@@ -1,8 +1,8 @@
-"""Whether a log was written at wal_level = minimal for a while: no recovery goes past that.
+"""Whether wal_level was minimal at some time: no recovery goes past that.
 
-No server starts so while it has a slot, and none archives so. So the log that is behind what is stored is looked
-through where the slot was made later than that, or there is none: what a server writes first at another level is a
-record of its settings.
+A server with a slot, or with archiving on, does not start at that level. So the WAL after the stored log is searched
+only if the slot was made later, or there is none. The first record that a server writes at a changed level contains its
+settings.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ LOWERED = "the server has written its log at wal_level = minimal meanwhile, and 
 
 _BYTES = 54
 _RECORD = re.compile(struct.pack("=II", _BYTES, 0) + rb".{8}[\x60-\x6f]\0\0\0.{4}\xff\x1c.{8}\0{4}.{8}\0{4}", re.DOTALL)
-"""XLOG_PARAMETER_CHANGE: of its settings max_wal_senders, the third, and wal_level, the sixth, are 0 then."""
+"""XLOG_PARAMETER_CHANGE, with max_wal_senders (its third setting) and wal_level (its sixth) equal to 0."""
 _WAIT_SECONDS, _PIECE = 0.25, 1 << 20
 
 Pieces = Iterable[bytes | memoryview]
 
 
 def is_lowered(at: int, pieces: Pieces, segment: int) -> bool:
-    """Say if the pieces of a log from a place on, in files of `segment` bytes, have such a record."""
+    """Return whether the pieces of a log from a place on, in files of `segment` bytes, contain such a record."""
     return next(looked_for(_RECORD, _BYTES, at, pieces, segment), None) is not None
 
 
 def was_lowered(
     address: Address, about: str, segment: int, stretches: Iterable[tuple[int, int, int]], alive: Alive
 ) -> bool:
-    """Say if that is in these stretches of a server's log (timeline, from where, to where).
+    """Return whether these parts of a server's log (timeline, start, end) contain such a record.
 
-    Not if it has removed a part of them: whoever goes on there is told so.
+    False if the server has removed some of them: the follower finds that out itself.
     """
     for timeline, at, end in stretches:
         with streaming(address, about) as stream, suppress(errors.UndefinedFile):
@@ -58,7 +58,7 @@ def _sent(stream: Stream, end: int, alive: Alive) -> Iterator[memoryview]:
 
 
 def in_files(opened: Callable[[int], int], at: int, end: int, segment: int) -> Iterator[bytes]:
-    """Yield what lies between two places, in files that are `opened` by where they start; up to one that is gone."""
+    """Yield the bytes between two places, from files that `opened` opens by their start; stop at a missing file."""
     while at < end:
         start = at // segment * segment
         try:

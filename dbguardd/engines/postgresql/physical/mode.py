@@ -1,4 +1,4 @@
-"""Backup mode: held by one session with a slot of its own, and gone with that session whatever happens."""
+"""Backup mode: held by one session with a temporary slot, and ended with that session whatever happens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql.connect import Address, Connection, connect, no
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
-from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, label_start, let_go, parse_lsn
 from dbguardd.engines.postgresql.physical.slot import Slot, check_room
 from dbguardd.errors import GuardError, ServerUnreachable, SourceChanged
 
@@ -31,9 +31,10 @@ _MORE_ROOM = ("give the log more room, or back up when less is written", 'or set
 
 @contextmanager
 def bounded(address: Address, about: str) -> Iterator[None]:
-    """Say what it means when the server ends our session where it bounds what a slot may hold: so it takes one away.
+    """Explain the server ending our session: if it limits what a slot may hold, that is how it takes a slot away.
 
-    But a server that is stopped, or falls, ends all sessions, and lets nobody in afterwards.
+    If the server was stopped or has crashed, it ends all sessions and accepts none afterwards: that is reported
+    instead.
     """
     try:
         yield
@@ -47,9 +48,9 @@ def bounded(address: Address, about: str) -> Iterator[None]:
 
 
 class Watch:
-    """What has to last while a slot of ours holds the log: that the server answers, has the slot, and has room for it.
+    """The conditions for holding WAL with a slot of ours: the server answers, has the slot, and has room for the WAL.
 
-    Asked over a session of its own. Of a server elsewhere (without a `directory`) its room is not seen from here.
+    Checked over a session of its own. For a server elsewhere (no `directory`) its free space is unknown here.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class Watch:
         self._asked = 0.0
 
     def look(self) -> None:
-        """Raise what has become of it.
+        """Raise what went wrong, if anything.
 
-        NoSpace if the log has taken half of the room that there was, see slot.check_room: asked of the file system each
-        time, and of the server only then, as that can be the work of others. LogBroken if the slot is gone. And
-        ServerUnreachable if there is no answer: a server that is stopped, or hangs, keeps its connections.
+        NoSpace if WAL has taken half of the space that was free (see slot.check_room). The file system is checked each
+        time, the server only if space has shrunk, because others may have used it. LogBroken if the slot is gone.
+        ServerUnreachable if there is no answer: a server that is suspended or hangs keeps its connections open.
         """
         if self._directory is not None and self._directory.free_for_log() < self._bytes // 2:
             with self._answered():
@@ -78,12 +79,12 @@ class Watch:
                 raise let_go(f"{self._about}: the server has let go of the log that the backup needs")
 
     def leave(self) -> None:
-        """Wait for no answer any more: from another thread than that which looks."""
+        """Stop waiting for any answer. Called from another thread than the one in look()."""
         hang_up(self._session)
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
-        """Have a question answered in time."""
+        """Limit how long a query inside the block may wait for its answer."""
         late, began = threading.Timer(self._patience, hang_up, [self._session]), time.monotonic()
         late.start()
         try:
@@ -98,11 +99,11 @@ class Watch:
 
 @contextmanager
 def watched(connections: Sequence[Connection], watch: Watch) -> Iterator[Callable[[], None]]:
-    """Let go of the log when something of it does not last, see Watch, and raise what that is.
+    """Release the WAL as soon as a condition fails (see Watch), and raise why.
 
-    Storing one file, reading the log, a checkpoint: each may take minutes. So a thread of its own looks, and ends all
-    `connections`, of which the first has the slot, whatever they are waiting for: slot and backup mode are gone with
-    it. The block ends at its next word to the server, or where it calls what is yielded.
+    Storing a file, reading the log, a checkpoint: each may take minutes. So a separate thread checks, and on failure
+    ends all `connections`, whatever they are waiting for. The first of them has the slot: slot and backup mode end with
+    it. The block ends at its next query, or when it calls the function that is yielded.
     """
     found = list[Exception]()
     over = threading.Event()
@@ -111,7 +112,7 @@ def watched(connections: Sequence[Connection], watch: Watch) -> Iterator[Callabl
         while not (over.wait(min(_LOOK_SECONDS, watch.each)) or found):
             try:
                 watch.look()
-            except Exception as error:  # noqa: BLE001 - that nobody can look is no reason to take more of it
+            except Exception as error:  # noqa: BLE001 - a failing check is no reason to hold more WAL
                 if not over.is_set():
                     found.append(error)
                     for connection in tuple(connections):
@@ -128,7 +129,7 @@ def watched(connections: Sequence[Connection], watch: Watch) -> Iterator[Callabl
         check()
     except BaseException as error:
         over.set()
-        watch.leave()  # whoever cancels waits for no server
+        watch.leave()  # a cancelled job waits for no server
         if found and found[0] is not error and isinstance(error, psycopg.Error | GuardError):
             raise found[0] from error
         raise
@@ -138,17 +139,17 @@ def watched(connections: Sequence[Connection], watch: Watch) -> Iterator[Callabl
 
 
 def hang_up(connection: Connection) -> None:
-    """End a session from another thread than that which uses it: the server sees at once that nobody is there."""
+    """End a session from another thread than the one that uses it; the server notices the disconnect at once."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What the server said when backup mode ended: where a recovery is consistent, and the files that it needs.
+    """The server's answer at the end of backup mode: where a recovery is consistent, and which files it needs.
 
-    What had committed at the time `at` lies before the end. The log goes on in a file of its own, at `next`; that of a
-    standby goes on in the file with the end, which begins there.
+    Everything committed at the time `at` lies before the end. The log continues at `next`, in a new file; on a standby,
+    in the file that contains the end, of which `next` is the start.
     """
 
     start: int
@@ -161,14 +162,14 @@ class Ended:
 
 
 class BackupMode:
-    """One backup. The slot holds the log from its making on; it is temporary, so the server drops it with us."""
+    """Backup mode of one backup. Its slot holds WAL from hold() on; it is temporary, so the server drops it with us."""
 
-    def __init__(self, keeper: Connection, log: Log, *, standby: bool = False) -> None:
+    def __init__(self, keeper: Connection, log: WalTimeline, *, standby: bool = False) -> None:
         self._keeper, self._log, self._standby = keeper, log, standby
         self._slot = ""
 
     def hold(self) -> str:
-        """Make the slot, and return its name: by that the server is known, see slot.check_own."""
+        """Make the slot, and return its name, which identifies the server; see slot.check_own."""
         (name,) = row(
             self._keeper,
             (bytes,),
@@ -181,11 +182,11 @@ class BackupMode:
         return self._slot
 
     def begin(self, alive: Alive) -> None:
-        """Begin backup mode: the server makes a checkpoint, at once, and writes whole pages from then on."""
+        """Begin backup mode: the server makes an immediate checkpoint, and writes full pages from then on."""
         waited(self._keeper, alive, b"SELECT pg_backup_start('dbguard', fast => true)")
 
     def end(self, alive: Alive) -> Ended:
-        """End backup mode. Raises SourceChanged if the server has ended it before: it was restarted."""
+        """End backup mode. Raises SourceChanged if it had ended already because the server was restarted."""
         at = replayed_at(self._keeper) if self._standby else clock(self._keeper)
         ((stop, label, spaces),) = waited(
             self._keeper,
@@ -197,7 +198,7 @@ class BackupMode:
         return self.ended(at, text(stop), bytes(label), bytes(spaces or b""))
 
     def ended(self, at: datetime, stop: str, label: bytes, spaces: bytes) -> Ended:
-        """Return what it means that backup mode has ended there, whoever has ended it."""
+        """Return the parsed end of backup mode, whether it was ended here or by a base backup."""
         start, timeline = label_start(label)
         if timeline != self._log.timeline:
             raise SourceChanged(
@@ -218,5 +219,5 @@ class BackupMode:
         )
 
     def let_go(self) -> None:
-        """Drop the slot: the log that it held is in the backup."""
+        """Drop the slot: the WAL that it held is in the backup."""
         rows(self._keeper, b"SELECT pg_drop_replication_slot(%s)", self._slot)

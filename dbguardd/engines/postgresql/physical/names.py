@@ -1,13 +1,13 @@
-"""What the output of a value names: of today, whatever the snapshot is.
+"""What the text of a value names: output functions look names up now, whatever the snapshot is.
 
-A row is stored with numbers where the server's output functions write names: of a label of an enumeration, of what a
-`regclass` or its like means, of the roles in an `aclitem`; and a value of a type of rows is written with the columns
-that this type has by now. They are looked up when the value is written, so a view that is renamed while a table is
-read would make another content of it.
+Rows store numbers where output functions write names: of an enum label, of the object that a `regclass` or similar
+refers to, of the roles in an `aclitem`. A value of a composite type is written with the columns that this type has now.
+So a view that is renamed while a table is read would change that table's text.
 
-In its binary form a `regclass` is its number: tables that have one anywhere in a column are read in that form. There is
-none of an `aclitem`, so the names of roles (and of all else, if both are in one table) are compared before and after;
-labels and types of rows always. With the transaction that gave the name: it may be the old one again by then.
+In binary form a `regclass` is its number, so tables with such a type anywhere in a column are read in that form. An
+`aclitem` has no binary form, so role names (and all other names, if one table has both) are compared before and after
+reading. Enum labels and composite types are always compared. The transaction that gave a name is compared too, because
+a name may have been changed and changed back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.content import Data
 
 _FIRST_OF_USERS = 16384
-_HEAD_BYTES = 19  # of a COPY in binary: a signature, flags, and the length of an extension that there is none of
+_HEAD_BYTES = 19  # header of a binary COPY: signature, flags, and the length of an extension, 0
 _NO_ROW = b"\xff\xff"
 
 _NAMING = b"""
@@ -60,35 +60,35 @@ UNION ALL SELECT 'a text search dictionary', oid::int8, concat_ws(' ', xmin, dic
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What is named by the values of a table."""
+    """What the values of a table name."""
 
     objects: bool
     roles: bool
 
 
 def naming(connection: Connection) -> dict[int, Naming]:
-    """Return the tables (by number) whose values name something, in this transaction."""
+    """Return the tables, by OID, whose values name something, in this transaction."""
     return {table: Naming(*what) for table, *what in rows(connection, _NAMING, _FIRST_OF_USERS)}
 
 
 def binary_rows(messages: Iterable[Data]) -> Iterator[Data]:
-    """Yield the rows of a COPY in binary: its head comes with the first of them, and its end is none."""
+    """Yield the rows of a binary COPY. Its header precedes the first row; its trailer is no row."""
     head = _HEAD_BYTES
     for message in messages:
-        if (row := bytes(message[head:])) != _NO_ROW:
+        if (row := memoryview(message)[head:]) != _NO_ROW:  # not a copy: it may have 1 GiB
             yield row
         head = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that the values in a database may name, by kind and number, as a transaction saw it."""
+    """Everything that values in a database may name, by kind and number, as one transaction saw it."""
 
     query: bytes
     names: Mapping[tuple[bytes, int], bytes]
 
     def changed(self, now: Connection) -> str:
-        """Say what has another name, or is no more, in a transaction that began later; nothing if all is as it was."""
+        """Return the kind of a name that is different or gone in a transaction that began later; "" if none is."""
         found = _names(now, self.query)
         return next((text(key[0]) for key, name in self.names.items() if found.get(key) != name), "")
 

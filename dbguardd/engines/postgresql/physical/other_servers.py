@@ -1,7 +1,7 @@
-"""The other servers of a url, asked now and then while one of them is followed, whether they are still one cluster.
+"""The other servers of a url: while one is followed, they are checked regularly for still being one cluster.
 
-No stream shows that: a server that was left behind goes on taking writes, and sends them. The others are asked by
-connections of their own, in a thread, so that one that does not answer holds up nothing of the log.
+No stream shows that: a server that was left behind keeps accepting writes and sends them. The others are queried over
+separate connections in a thread, so a server that does not answer delays no log.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BRIEF = {
     "keepalives_count": "2",
     "tcp_user_timeout": "10000",
 }
-"""For libpq: whoever does not answer so soon is asked again the next time. What the url says counts more."""
+"""For libpq: a server that does not answer in time is tried again next time. Settings in the url take precedence."""
 _LOOKS = 2
 
 
@@ -36,9 +36,9 @@ class Others:
         return len(self._several) - 1
 
     def look(self) -> None:
-        """Ask all. What is no cluster is so twice in a row: a role may change hands while one after the other is asked.
+        """Query all servers. A problem counts only if seen twice in a row: roles may change while servers are queried.
 
-        Who does not answer says nothing against it.
+        A server that does not answer is no problem.
         """
         found: SourceReplaced | None = None
         for _ in range(_LOOKS):
@@ -51,14 +51,14 @@ class Others:
         self.problem = found
 
     def check(self) -> None:
-        """Raise SourceReplaced if servers were seen that are no cluster, or two primaries of one."""
+        """Raise SourceReplaced if servers were seen that are not one cluster, or two primaries of one."""
         if self.problem is not None:
             raise self.problem
 
 
 @contextmanager
 def watching(address: Address, about: str, seconds: float) -> Iterator[Others]:
-    """Look at the servers of a url every so many seconds, for the length of a block."""
+    """Check the servers of a url every `seconds`, for the length of a block."""
     others, ended = Others(address, about), threading.Event()
 
     def watch() -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Probe, Progress, Query
+from dbguardd.engines.base import Examination, Probe, Progress, ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import (
     Address,
@@ -57,17 +57,17 @@ from dbguardd.errors import (
     SourceMissing,
     Unsupported,
 )
-from dbguardd.facts import Place as LogPlace
+from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.flow import Facts, Sink, Tree
 
 MOST_DATABASES = 64
-"""A snapshot is held in each by a connection of its own."""
+"""A snapshot is held in each database by a separate connection."""
 
 _SHARE = 4
-"""Of the connections that are free for everybody, one in so many is taken for snapshots."""
+"""Snapshots take at most one in this many of the generally available connections."""
 
 _TEMPLATE = b"template1"
-_SNAPSHOT_BYTES = 16 << 10  # of the text of all: a server may have thousands of running transactions
+_SNAPSHOT_BYTES = 16 << 10  # text of all snapshots together: a server may have thousands of running transactions
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
 _FREE = b"""
 SELECT current_setting('max_connections')::int - (SELECT count(*) FROM pg_stat_activity
@@ -84,13 +84,13 @@ _SUPERUSER = (
 class Pages:
     """Physical backups of a cluster.
 
-    Settings: url, which a restore and its proof need not, continuous (its log is followed: true, or "archive"), and
-    follows (the private directory of who follows it).
+    Settings: url (not needed for a restore and its proof), continuous (whether its log is followed: true, or
+    "archive"), and follows (the private directory of the follower).
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._address = address_of(str(settings.get("url") or ""))
-        self._server: Address = self._address  # that of the url which a backup is made of, while it is
+        self._server: Address = self._address  # the server of the url that a backup is made of, during the backup
         self._about = place_of(self._address)
         self._continuous = settings.get("continuous") or False
         self._follows = str(settings.get("follows") or "")
@@ -112,7 +112,7 @@ class Pages:
             findings = [one for one in findings if one.name != FOLLOWED]
             findings.append(archived(address, self._follows))
         for server in each(self._address):
-            if alone(server) != alone(address) or not self._continuous:  # that which is followed has a slot of ours
+            if alone(server) != alone(address) or not self._continuous:  # the followed server has our slot in use
                 with suppress(ServerUnreachable):
                     findings += filter(None, [left_over(server)])
         more = (servers(self._address), lagging(address))
@@ -153,7 +153,7 @@ class Pages:
                 catch_up(keeper, at, partial(alive, "standby"))
             self._check_replayed(keeper, cluster, records("log"), (ended.start, ended.stop))
             copy.directory.check_walked()
-            with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
+            with copy.log(ended) as write:  # writes most of it before snapshots hamper others
                 snapshots = self._place(source, records("snapshot"), ended, stack) if compared else None
                 end = _end(keeper, cluster) if snapshots is None else snapshots.end
                 self._check_replayed(keeper, cluster, records("log"), (ended.next, end))
@@ -161,7 +161,7 @@ class Pages:
             held.close()
             mode.let_go()
             if self._continuous == "archive":
-                rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
+                rows(keeper, _END_FILE)  # so that the archived log reaches the place of the backup, for a proof
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = None if snapshots is None else (snapshots, cluster)
             facts = _placed(cluster, facts, records("log"), (ended.start, end))
@@ -172,10 +172,10 @@ class Pages:
         return keeper, look(keeper, self._about, standby=self._server.get(ROLE) in STANDBYS)
 
     def _place(self, source: Source, records: Records, ended: Ended, stack: ExitStack) -> snapshot_place.Placed | None:
-        """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
+        """Hold a snapshot of all databases whose place in the log is known; None, noting the reason, if that fails.
 
-        What fails here takes nothing from the copy, which is whole: whoever owns a database may let nobody in, no
-        connection may be left, a database be gone.
+        A failure does not affect the copy, which is whole: a database's owner may let nobody in, no connection may be
+        free, a database may be gone.
         """
         with ExitStack() as opened:
             try:
@@ -223,11 +223,11 @@ class Pages:
         return Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said)
 
     def _check_replayed(self, keeper: Connection, cluster: Cluster, records: Records, between: tuple[int, int]) -> None:
-        """Raise SourceChanged if the log has what a recovery cannot do again as it was done.
+        """Raise SourceChanged if the log contains what a recovery cannot repeat correctly.
 
-        If a tablespace came or went: who replays that empties its directory, on this host. If the files of a database
-        were copied: the log says only from where to where, and there lies by then what the template was when it was
-        read for the backup, which may be later, or nothing at all.
+        First, the creation or removal of a tablespace: replaying it empties that directory, on this host. Second, a
+        copy of a database's files: the log only names source and destination, and the source in the backup is the
+        template as it was when read, which may be later, or nothing.
         """
         told = {(one.kind, one.what) for one in records.between(*between, "Tablespace", "Database")}
         if (b"Database", b"CREATE_FILE_COPY") in told:
@@ -247,7 +247,7 @@ class Pages:
     def _facts(
         self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: snapshot_place.Placed | None
     ) -> ClusterFacts:
-        """Return what the restore and its proof have to know."""
+        """Return what the restore and its proof need to know."""
         (superuser,) = row(keeper, (bytes,), _SUPERUSER)
         snapshots = {} if placed is None else {shown(name): said for name, said in placed.snapshots.items()}
         return ClusterFacts(
@@ -273,7 +273,7 @@ class Pages:
         )
 
     def _for_others(self, cluster: Cluster, copy: Copy, placed: snapshot_place.Placed | None) -> Facts:
-        """Return the facts that jobs and people read, and no restore."""
+        """Return the facts that jobs and people read, but no restore."""
         return {
             "standby": cluster.standby,
             "snapshot_tries": None if placed is None else placed.tries,
@@ -294,9 +294,9 @@ class Pages:
             return NoFingerprint(f"{error.message}. {error.detail}")
 
     def _in_turn(self, held: snapshot_place.Placed, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
-        """Yield the databases of the snapshots, and let go of each when it was read: whoever is in one, hampers others.
+        """Yield each database with its snapshot, and release it once it is read, because open snapshots hamper others.
 
-        The template first: nobody can make a database as long as anybody is in there.
+        The template comes first: nobody can create a database while a session is connected to it.
         """
         for name in sorted(held.connections, key=lambda name: (name != _TEMPLATE, name)):
             with closing(held.connections[name]) as connection:
@@ -304,7 +304,7 @@ class Pages:
                 self._check_names(name, connection, cluster)
 
     def _check_names(self, name: bytes, connection: Connection, cluster: Cluster) -> None:
-        """Raise SourceChanged if what was read may not be as it was in the snapshot: values are written by names."""
+        """Raise SourceChanged if names changed while values were read: output functions write names as they are now."""
         before = seen(connection)
         if not before.names:
             return
@@ -324,7 +324,7 @@ class Pages:
         lost, self.restored[target] = rebuild(tree, target, places or {}, progress)
         return lost
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         restored = self.restored.pop(target, None)
         if restored is None:
             raise SourceMissing(f"{target}: nothing was restored there by this job", detail="a cluster is proven once")
@@ -338,7 +338,7 @@ class Pages:
 
 
 def known(keeper: Connection, cluster: Cluster) -> Facts:
-    """Return what tells a cluster from another one, or from its own past, before anything of it is read."""
+    """Return what distinguishes a cluster from another one, or from its own past, before anything of it is read."""
     told = {"system": str(cluster.log.system), "timeline": cluster.log.timeline, "standby": cluster.standby}
     if cluster.standby:
         return told
@@ -347,9 +347,9 @@ def known(keeper: Connection, cluster: Cluster) -> Facts:
 
 
 def _placed(cluster: Cluster, facts: ClusterFacts, records: Records, log: tuple[int, int]) -> ClusterFacts:
-    """Return them with the place that a backup is of, for the log that goes on from it; it has the log between two.
+    """Return the facts with the place from which a log continues after the backup. `log`: start and end of its own log.
 
-    And, of a standby, where a recovery ends: no mark was written behind it.
+    For a standby also set where recovery ends, because no mark was written after it.
     """
     start, end = log
     if not cluster.standby:
@@ -360,7 +360,7 @@ def _placed(cluster: Cluster, facts: ClusterFacts, records: Records, log: tuple[
 
 
 def _end(keeper: Connection, cluster: Cluster) -> int:
-    """Return up to where the log of a backup goes that is of no snapshot."""
+    """Return where the log of a backup without a snapshot ends."""
     return replayed(keeper)[0] if cluster.standby else snapshot_place.mark(keeper)
 
 

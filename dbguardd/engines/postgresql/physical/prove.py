@@ -1,9 +1,9 @@
-"""Proves a restored cluster: its own server recovers it to the place of the backup, and reads all of it.
+"""Proves a restored cluster: a throw-away server recovers it to the place of the backup, and reads all of it.
 
-The server is one that nobody else reaches (see server.throwaway) and that nothing in the cluster configures: the
-files that do are put aside before it starts, where it cannot write, and back afterwards. It runs twice: to recover,
-when nobody asks it anything, and to be read, when it may start no program, since functions of the cluster run then.
-What it leaves is the cluster as it was at that place, recovered and shut down in order.
+Nobody else can reach the server (see server.throwaway), and nothing in the cluster configures it: configuration files
+are moved, before it starts, to where it cannot write, and back afterwards. It runs twice: once to recover, when no
+query is run, and once to be read, when it may start no program, because functions of the cluster run then. It leaves
+the cluster as it was at that place, recovered and shut down cleanly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Progress, Query
+from dbguardd.engines.base import Examination, Finding, Progress, ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
@@ -45,19 +45,19 @@ from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceDamaged, 
 
 _OURS = "ours"
 _ASIDE = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts", DIRECTORY, MANUAL)
-"""What tells a server what to do, or a person."""
-_PAGE_BYTES = 8000  # of a page of the log, at least, without its head
-_HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
+"""Files that configure a server, or inform a person."""
+_PAGE_BYTES = 8000  # least payload of a page of the log
+_HEADS = 64  # bytes: most between two places that are separated only by a page header of the log
 _NO_SETTINGS = (
     f"-c role=none -c session_preload_libraries= {UNHAMPERED} -c default_transaction_read_only=off "
     f"-c lock_timeout={LOCK_MILLISECONDS}"
 )
-"""What a role or a database may set for who connects, and acts before we can."""
+"""Overrides what a role or a database may set, and what would act as soon as we connect."""
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
-_PREPARED = 1000  # transactions, at least: the log of a moment may be of a server that was given more since its backup
-_MORE_CONNECTIONS = 10  # than one for each database
-_LOCKS, _MOST_LOCKS = 64, 1 << 20  # of each transaction, as usual; of all that were in the original: 300 MB
-_LOG_MEGABYTES, _MOST_LOG_MEGABYTES = 80, 1024  # that a server keeps, and writes between two checkpoints, as usual
+_PREPARED = 1000  # transactions, at least: the setting may have been raised between the backup and a moment
+_MORE_CONNECTIONS = 10  # in addition to one for each database
+_LOCKS, _MOST_LOCKS = 64, 1 << 20  # of each transaction, the default; of all in the original: 300 MB
+_LOG_MEGABYTES, _MOST_LOG_MEGABYTES = 80, 1024  # defaults of min_wal_size and max_wal_size
 _RECOVERY = "recovery to its place in the log"
 _COMMITTED = b"""
 SELECT xid FROM (
@@ -68,8 +68,10 @@ SELECT xid FROM (
 """
 
 
-def prove(target: Path, restored: Restored, queries: Sequence[Query], database: str, progress: Progress) -> Examination:
-    """Recover the cluster at `target` and say what is found in it. Raises what keeps a server from being started."""
+def prove(
+    target: Path, restored: Restored, queries: Sequence[ProofQuery], database: str, progress: Progress
+) -> Examination:
+    """Recover the cluster at `target` and report what is found in it. Raises an error if no server can be started."""
 
     def alive(step: str = "recover") -> None:
         progress(step, 0, None)
@@ -86,7 +88,7 @@ def prove(target: Path, restored: Restored, queries: Sequence[Query], database: 
     print_: Fingerprint | None = None
     with _configured_by_us(target) as ours:
         try:
-            if not facts.resting:  # else it recovers as its own server would, when it is started
+            if not facts.resting:  # else it recovers as its own server would, at its start
                 with _served(target, tools, restored, alive, recovery=True, configuration=ours):
                     findings.append(_reached(target, facts))
             with _served(target, tools, restored, alive, configuration=ours) as server:
@@ -108,9 +110,9 @@ def prove(target: Path, restored: Restored, queries: Sequence[Query], database: 
 
 
 def recover(target: Path, tools: Tools, restored: Restored, alive: Alive) -> None:
-    """Recover a cluster that nobody is given afterwards, and shut it down. Raises SourceDamaged if it does not go."""
+    """Recover a cluster that is discarded after use, and shut it down. Raises SourceDamaged if that fails."""
     if restored.facts.resting:
-        return  # it recovers when it is started to be asked
+        return  # it recovers when it is started for queries
     try:
         with _served(target, tools, restored, alive, recovery=True):
             found = _reached(target, restored.facts)
@@ -124,7 +126,7 @@ def recover(target: Path, tools: Tools, restored: Restored, alive: Alive) -> Non
 
 
 def settings_for(facts: ClusterFacts) -> dict[str, str]:
-    """Return what a server on the cluster has to be told, or it would not start."""
+    """Return the settings without which a server does not start on the cluster."""
     prepared = max(facts.prepared, 0 if facts.moment is None else _PREPARED)
     connections = _MORE_CONNECTIONS + len(facts.snapshots)
     log_megabytes = max(_LOG_MEGABYTES, 2 * facts.segment_bytes >> 20)  # no server starts with less
@@ -149,7 +151,7 @@ def _served(
     facts = restored.facts
     settings = settings_for(facts)
     if recovery:
-        settings |= {**recovery_settings(facts), "hot_standby": "off", "log_min_messages": "error"}  # nobody asks it
+        settings |= {**recovery_settings(facts), "hot_standby": "off", "log_min_messages": "error"}  # no query is run
     user, spaces = facts.superuser, [Path(place) for place in restored.elsewhere]
     how = {"recovery": recovery, "keep": True}
     return throwaway(
@@ -158,22 +160,23 @@ def _served(
 
 
 def _locks(facts: ClusterFacts, transactions: int) -> int:
-    """Return for how many locks of each of so many transactions there is room: for ours, and all of the original's.
+    """Return max_locks_per_transaction for this many transactions: room for our locks and for all of the original's.
 
-    Prepared transactions hold theirs here as well. A server has more room than it was set to, from what is left over.
+    Prepared transactions hold their locks here as well. A server also uses spare shared memory, so it may hold more
+    than its setting.
     """
     return _LOCKS + min(facts.locks, _MOST_LOCKS) * 5 // 4 // transactions + 1
 
 
 def _reached(target: Path, facts: ClusterFacts) -> Finding:
-    """Compare where the recovery ended with the place of the backup: the history of the new timeline tells."""
+    """Compare where the recovery ended, according to the new timeline's history, with the place of the backup."""
     timeline, wanted = facts.timeline, facts.recovery_lsn
     path = target / "pg_wal" / f"{timeline + 1:08X}.history"
     told = turns_of(path.read_text(errors="replace") if path.exists() else "")
     reached = told[-1][1] if told and told[-1][0] == timeline else 0
-    if (size := facts.recovery_record_bytes) is not None:  # the record there is in it: that ends within size and heads
+    if (size := facts.recovery_record_bytes) is not None:  # that record is included, plus page headers within and after
         right = wanted < reached <= wanted + size + _HEADS * (1 + size // _PAGE_BYTES)
-    else:  # the last record ends where the next begins, or before the head of the page between them
+    else:  # the last record ends where the next begins, or before a page header between them
         right = facts.stop_lsn <= reached <= wanted < reached + _HEADS
     if right:
         return Finding(_RECOVERY, "ok", f"{format_lsn(wanted)} in its log")
@@ -183,7 +186,7 @@ def _reached(target: Path, facts: ClusterFacts) -> Finding:
 
 
 def _read(server: Server, snapshots: Mapping[str, str], findings: list[Finding], alive: Alive) -> Fingerprint | None:
-    """Read all databases. Without snapshots there is nothing to compare with: then one at a time, of any number."""
+    """Read all databases. Without snapshots there is nothing to compare with, so databases are read one at a time."""
     names = _databases(server)
     if snapshots:
         return _content(server, names, snapshots, findings, alive)
@@ -193,7 +196,7 @@ def _read(server: Server, snapshots: Mapping[str, str], findings: list[Finding],
 
 
 def _comparable(found: Fingerprint | None, facts: ClusterFacts, findings: list[Finding]) -> Fingerprint | None:
-    """Return what was read; None, and a finding, if that of the original was taken in another form."""
+    """Return the fingerprint; None, with a finding, if the original's was taken in another form."""
     if found is None or facts.fingerprint_form == content.FORM:
         return found
     said = "another version of dbguard took it, of which the same content has another fingerprint: back up again"
@@ -204,7 +207,7 @@ def _comparable(found: Fingerprint | None, facts: ClusterFacts, findings: list[F
 def _content(
     server: Server, names: Sequence[bytes], snapshots: Mapping[str, str], findings: list[Finding], alive: Alive
 ) -> Fingerprint | None:
-    """Read every table; None, and a finding, if what is read cannot be compared with what was read of the original."""
+    """Read every table; return None, with a finding, if the result cannot be compared with the original."""
     with ExitStack() as stack:
         connections = dict[bytes, Connection]()
         for name in names:
@@ -221,7 +224,7 @@ def _content(
             findings.append(Finding(reading, "ok", f"{len(found.tables)} tables, {found.rows} rows"))
         except SourceDamaged as error:
             findings.append(Finding(reading, "failed", f"{error.message}. {error.detail}"))
-        except (SourceChanged, SourceLocked) as error:  # nobody is here who changes anything
+        except (SourceChanged, SourceLocked) as error:  # nobody here changes anything
             findings.append(Finding(reading, "inconclusive", f"{error.message}: {LOCKED}"))
         except psycopg.Error as error:
             findings.append(Finding(reading, *_meaning(error)))
@@ -231,10 +234,11 @@ def _content(
 
 
 def _in_doubt(connections: Mapping[bytes, Connection], snapshots: Mapping[str, str]) -> str:
-    """Say why the content may differ from that of the snapshots; nothing if it may not.
+    """Return why the content may differ from that of the snapshots; "" if it cannot.
 
-    What ran when a snapshot was taken must not have committed here: then its record lay before the place, and it was
-    not yet seen. That others were seen whose records lie behind was ruled out when the snapshots were taken.
+    A transaction that was running in a snapshot must not be committed here: then its record lay before the place, but
+    the snapshot did not see it. The opposite, a visible transaction with its record after the place, was ruled out when
+    the snapshots were taken.
     """
     for name, connection in connections.items():
         said = snapshots.get(shown(name))
@@ -246,8 +250,8 @@ def _in_doubt(connections: Mapping[bytes, Connection], snapshots: Mapping[str, s
     return ""
 
 
-def _examined(server: Server, queries: Sequence[Query], database: str, alive: Alive) -> Iterator[Finding]:
-    """Yield what is found of the structure of each database, and of the proof queries."""
+def _examined(server: Server, queries: Sequence[ProofQuery], database: str, alive: Alive) -> Iterator[Finding]:
+    """Yield findings about the structure of each database, and about the proof queries."""
     for name in _databases(server):
         try:
             with _transaction(server, name) as connection:
@@ -278,7 +282,7 @@ def _databases(server: Server) -> list[bytes]:
 
 
 def _meaning(error: psycopg.Error) -> tuple[str, str]:
-    """Return outcome and detail of an error of the server."""
+    """Return outcome and detail for an error of the server."""
     said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return "inconclusive", f"{said}: {LOCKED}"
@@ -286,7 +290,7 @@ def _meaning(error: psycopg.Error) -> tuple[str, str]:
 
 
 def _checksums(target: Path, tools: Tools, facts: ClusterFacts, alive: Alive) -> Finding:
-    """Check the checksum of every page: also of what no query reads, indexes of any kind among it."""
+    """Check the checksum of every page, including pages that no query reads, such as those of indexes."""
     name = "page checksums"
     if not facts.checksums:
         return Finding(name, "not configured", "the cluster has none (server stopped: pg_checksums --enable)")
@@ -300,10 +304,11 @@ def _checksums(target: Path, tools: Tools, facts: ClusterFacts, alive: Alive) ->
 
 @contextmanager
 def _configured_by_us(target: Path) -> Iterator[Path]:
-    """Put the files that configure a server aside for the length of a block; yield a directory for ours.
+    """Move the files that configure a server aside for the length of a block; yield a directory for ours.
 
-    Both lie beside `target`, where its server may not write. If we are killed they stay there until the next restore,
-    and no server starts on `target`: what it would be told by is not in there. The recovery is over at the end.
+    Both directories lie beside `target`, where its server cannot write. If we are killed they stay there until the next
+    restore, and no server starts on `target`, because its configuration is missing. At the end the recovery settings
+    are removed if recovery is over.
     """
     with beside(target) as (aside, _held):
         ours = aside / _OURS

@@ -1,8 +1,8 @@
-"""Proof queries to a recovered cluster: asked by a role that may read everything, and do nothing else.
+"""Proof queries on a recovered cluster, run by a role that may read everything and do nothing else.
 
-While a query is planned and run, functions of users run, with the rights of who asks: that of an index, a view, a
-policy. Of a superuser they could load a library and leave every fence. So the role is new, is nobody's member but of
-those that read, and its session begins as it: no RESET leads back to another. It is gone again afterwards.
+Planning and running a query runs users' functions (of an index, a view, a policy) with the rights of the querying role.
+As a superuser these could load a library and escape any sandbox. So the role is new and only a member of reading roles,
+and its session starts as it: no RESET leads to another role. It is dropped afterwards.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from dbguardd.engines.base import Finding, Query
+from dbguardd.engines.base import Finding, ProofQuery
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected
 from dbguardd.engines.postgresql.meaning import refused
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS
@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql.server import Server
 from dbguardd.errors import GuardError
 
 READS = f"-c role=none {UNHAMPERED} -c default_transaction_read_only=on -c lock_timeout={LOCK_MILLISECONDS}"
-"""Options for libpq of who asks as that role."""
+"""libpq options for connections of that role."""
 
 _MAKE = (
     "CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS",
@@ -28,13 +28,13 @@ _MAKE = (
 )
 
 Superuser = Callable[[str], AbstractContextManager[Connection]]
-"""Connects to a database as the superuser, for what runs no function of anybody else."""
+"""Connects to a database as the superuser, for statements that run nobody else's functions."""
 
 
 def ask_all(
-    server: Server, queries: Sequence[Query], database: str, names: Sequence[str], superuser: Superuser
+    server: Server, queries: Sequence[ProofQuery], database: str, names: Sequence[str], superuser: Superuser
 ) -> Iterator[Finding]:
-    """Yield what each query has found; one that names no database is for `database`, or the only one of users."""
+    """Yield the finding of each query. One that names no database goes to `database`, or to the only user database."""
     for query in queries:
         asked = query.database or database or only_of([name for name in names if name != "template1"])
         if asked not in names:
@@ -50,20 +50,20 @@ def ask_all(
 
 @contextmanager
 def _reader(database: str, superuser: Superuser) -> Iterator[str]:
-    """Make the role, for the length of a block."""
+    """Create the role for the length of a block."""
     with superuser(database) as connection:
         ((quoted,),) = connection.execute(b"SELECT quote_ident(current_database())", prepare=False).fetchall()
         role = make_reader(connection, bytes(quoted))
     try:
         yield role
     finally:
-        with superuser(database) as connection:
-            connection.execute(f"DROP OWNED BY {role}".encode(), prepare=False)
+        with superuser(database) as connection:  # by what no event trigger of the cluster fires for, nor refuses
+            connection.execute(b"REVOKE ALL ON DATABASE " + bytes(quoted) + f" FROM {role}".encode(), prepare=False)
             connection.execute(f"DROP ROLE {role}".encode(), prepare=False)
 
 
 def make_reader(superuser: Connection, database: bytes, reads: str = "pg_read_all_data, pg_monitor") -> str:
-    """Make the role, a member of those that it `reads` by, and let it into a database (as SQL names it); return it."""
+    """Create the role as a member of `reads`, let it connect to a database (its name quoted), and return it."""
     role = f"dbguard_{secrets.token_hex(8)}"
     for statement in _MAKE:
         superuser.execute(statement.format(role=role, reads=reads).encode(), prepare=False)

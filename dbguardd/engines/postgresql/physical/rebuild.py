@@ -1,8 +1,8 @@
-"""Restores a cluster to a new directory: all or nothing, durable, and with no way back to the original.
+"""Restores a cluster to a new directory: all or nothing, durable, and unable to affect the original.
 
-The directory appears under its name when all of it is on disk. Tablespaces get places in it, so that no recovery can
-reach those of the original. It begins as what it was in the backup, and recovers to the place that the backup names, by
-the log that is in it.
+The directory appears under its name once all of it is on disk. Tablespaces are placed inside it, so that no recovery
+can reach those of the original. The cluster is written as it is in the backup, and recovers to the place that the
+backup names, with the log that it contains.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MANUAL = "RESTORE.txt"
 _SPACES = "tablespaces"
 
 _BESIDE = "-c port=5433 -c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0"
-"""It must not archive into the place of the original, nor take the rows that are meant for that as a subscriber."""
+"""It must not archive into the original's archive, nor consume the replicated rows meant for the original."""
 
 _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it has ended\n"
 _END = "# dbguard: end\n"
@@ -43,17 +43,18 @@ _END = "# dbguard: end\n"
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A cluster that was restored and not recovered yet, for its proof."""
+    """A cluster that was restored but not recovered yet, for its proof."""
 
     facts: ClusterFacts
-    elsewhere: tuple[str, ...]  # its directories outside of its own
-    live: str = ""  # in place of which it will be put
+    elsewhere: tuple[str, ...]  # its directories outside the data directory
+    live: str = ""  # the cluster that it will replace
 
 
 def rebuild(tree: Tree, target: Path, places: Mapping[str, str], progress: Progress) -> tuple[list[str], Restored]:
     """Write the cluster of a backup, or of a moment after it, to `target`, which must not exist.
 
-    Nor may the `places` of its tablespaces. Return which rights it could not be given, and what its proof needs.
+    The `places` of its tablespaces must not exist either. Return which rights could not be restored, and what the proof
+    needs.
     """
     spaces = where_to(ClusterFacts.read(tree.facts), places)
     with fresh(target) as work, ExitStack() as made:
@@ -73,10 +74,10 @@ def fill(
     spaces: Mapping[str, Path] = MappingProxyType({}),
     over: bool = False,
 ) -> Restored:
-    """Write a cluster to the directory `work`, from where it is started as `target`. Not durable.
+    """Write a cluster to the directory `work`, from which it will be started as `target`. Not durable.
 
-    Its tablespaces lie below, but for those in `spaces`. With `over` another state of it is there, and what differs is
-    written.
+    Its tablespaces lie inside, except for those in `spaces`. With `over`, `work` contains another state of the same
+    cluster, and only differences are written.
     """
     done, facts = 0, ClusterFacts.read(tree.facts)
     moment, total = facts.moment, facts.restored_bytes
@@ -102,7 +103,7 @@ def fill(
                     tell(size)
         else:
             tell(_relation(tree, name, work, over=over))
-        if over and name == FILES:  # so there is room for what is larger now
+        if over and name == FILES:  # makes room for what has grown
             sweep(work, kept, links, lambda: tell(0))
     if moment is not None:
         facts = roll_forward(tree, facts, moment, work, tell)
@@ -113,22 +114,23 @@ def fill(
 def _relation(tree: Tree, name: str, work: Path, *, over: bool) -> int:
     if not is_relation(name):
         raise Damaged(f"{name!r}: a backup has a stream that is no relation")
-    (work / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # of a database that was dropped meanwhile
+    (work / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # of a database dropped during the backup
     if over:
         clear(work / name, directory=False)
     anew = 0 if over else os.O_EXCL
     file = os.open(work / name, os.O_RDWR | os.O_CREAT | anew | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        return tree.deliver(name, file, over=over)
+        return tree.deliver(name, file, delta=over)
     finally:
         os.close(file)
 
 
 def _finish(work: Path, target: Path, facts: ClusterFacts, placed: Collection[str]) -> None:
-    """Let the cluster recover to the place of the backup, and nowhere else, when it is started.
+    """Configure the cluster to recover to the place of the backup, and nowhere else, when it is started.
 
-    Tablespaces get places below `target`, as links to there, since a server takes no directory for one; but for those
-    that were `placed`. Their map would make it replace them by links to those of the original: it goes.
+    Tablespaces get places below `target`, with links to them, since a server requires links; those in `placed` already
+    have theirs. The tablespace_map is deleted: with it the server would replace the links by links to the original's
+    places.
     """
     label = () if facts.resting else ("backup_label",)
     for name in ("PG_VERSION", CONTROL, *label):
@@ -158,9 +160,9 @@ def _finish(work: Path, target: Path, facts: ClusterFacts, placed: Collection[st
 def manual(
     target: Path, facts: ClusterFacts, settings: str, placed: Collection[str] = (), *, bare: bool = False
 ) -> str:
-    """Return the text in the restored directory: how to start a server on it, by commands that can be pasted.
+    """Return the text in the restored directory: how to start a server on it, in commands that can be pasted.
 
-    It is `bare` where nothing that configured the cluster may be read, and so is in the backup.
+    `bare`: no configuration could be read, so the backup contains none.
     """
     major, place = facts.major, shlex.quote(str(target))
     beside = " ".join(filter(None, (settings, _BESIDE)))
@@ -198,7 +200,7 @@ def _configured(place: str) -> list[str]:
 
 
 def _in_its_place(target: Path, facts: ClusterFacts, placed: Collection[str]) -> list[str]:
-    """Return how this directory takes the place of the original, which stays beside it."""
+    """Return how this directory replaces the original, which is kept beside it."""
     original, service = facts.directory, facts.service
     if not original:
         return ["# When it is to take the place of the original: stop that, and move this directory to where that was."]
@@ -209,7 +211,7 @@ def _in_its_place(target: Path, facts: ClusterFacts, placed: Collection[str]) ->
         "# its log has of that timeline already, by an earlier restore, is moved away first:",
         f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
     ]
-    steps = [  # a whole chain: where one is not done, none that follows may be
+    steps = [  # one chain: if a step fails, none after it may run
         f"if test -e {old}; then echo {old}: is there already, give it another name first; false; fi",
         f"if test -e {new}; then mv -T {new} {old}; fi",
         f"mv -T {shlex.quote(str(target))} {new}",
@@ -221,7 +223,7 @@ def _in_its_place(target: Path, facts: ClusterFacts, placed: Collection[str]) ->
 
 
 def starting(restored: Restored) -> str:
-    """Return the command that starts the server of a cluster that was restored in place."""
+    """Return the command that starts the server of a cluster restored in place."""
     live, service, owner = restored.live, restored.facts.service, pwd.getpwuid(os.geteuid()).pw_name
     control = ["-D", live, "-l", f"{live}.log", "-w", "start"]
     program = f"/usr/lib/postgresql/{restored.facts.major}/bin/pg_ctl"
@@ -230,18 +232,18 @@ def starting(restored: Restored) -> str:
 
 
 def without_recovery(settings: bytes) -> bytes:
-    """Return postgresql.auto.conf without what a restore has added to it."""
+    """Return the content of postgresql.auto.conf without what a restore has added to it."""
     start, end = settings.find(_BEGIN.encode()), settings.find(_END.encode())
     return settings if start < 0 or end < start else settings[:start] + settings[end + len(_END) :]
 
 
 def recovery_settings(facts: ClusterFacts) -> dict[str, str]:
-    """Return what a server has to be told so that its recovery ends at a place, and not before.
+    """Return the settings that make recovery end at the right place, and not earlier.
 
-    It is that of the backup, before its next record; or that of a moment, behind the record where it is.
+    For a backup that is before the next record; for a moment, after the record at that place.
     """
     return {
-        "restore_command": "/bin/false",  # all of the log that is needed is there
+        "restore_command": "/bin/false",  # all WAL that is needed is already there
         "recovery_target_lsn": format_lsn(facts.recovery_lsn),
         "recovery_target_inclusive": "off" if facts.recovery_record_bytes is None else "on",
         "recovery_target_timeline": str(facts.timeline),

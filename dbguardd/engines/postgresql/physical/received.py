@@ -1,8 +1,8 @@
-"""A copy of a cluster that its server sends: the same streams as those of one that is read where it lies.
+"""A copy of a cluster that its server sends, with the same streams as a copy of local files.
 
-What comes is compared page by page with the backup before, but all of it has to come: nothing here knows what has not
-changed. Meanwhile lie in the private directory of the job: one file of a relation, the archive of all small files, and
-at the end the log that was written during the backup, so that pg_waldump reads it as it reads the server's own.
+What arrives is compared page by page with the backup before, but all of it has to be sent: nothing here knows what has
+not changed. The job's private directory temporarily holds one relation file, the archive of all small files, and at the
+end the WAL written during the backup, so that pg_waldump can read it like the server's own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dbguardd.engines.postgresql.physical.datadir import (
 )
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
-from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.physical.sent import Entry, Sent
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, written
@@ -46,15 +46,15 @@ from dbguardd.flow import Sink
 
 _PIECE, _KEPT_BYTES = 1 << 20, 1 << 20
 _WAIT_SECONDS = 0.25
-_HANGS = 3  # times the patience: a server that answers may have a slow disk
+_HANGS = 3  # patience is multiplied by this: a server that still answers may have a slow disk
 _QUOTED = re.compile(r"""["'`«»„“] ?(?:\./)?(.+?) ?["'«»“”]""")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A cluster to copy: how its server is reached, our room for what it may send, and how long it may say nothing.
+    """A cluster to copy: how to reach its server, our room for what it sends, and how long it may stay silent.
 
-    The first of our `sessions` there has the slot that holds its log.
+    The first of our `sessions` on it has the slot that holds its WAL.
     """
 
     cluster: Cluster
@@ -71,9 +71,9 @@ class Source:
         return self.sessions[0]
 
     def session(self, stack: ExitStack, database: str = "") -> Connection:
-        """Return one more session there, for as long as a stack; it may be idle, and is ended with the others.
+        """Open one more session, closed with `stack`. It may be idle, and is ended together with the others.
 
-        Raises SourceInvalid if it came to another server.
+        Raises SourceInvalid if it reached another server.
         """
         session = connect(self.address, database, about=self.about)
         stack.callback(session.close)
@@ -83,14 +83,14 @@ class Source:
 
 
 class Received(Copy):
-    """One copy on its way here; see receiving()."""
+    """A copy that is being received; see receiving()."""
 
     def __init__(self, source: Source, directory: DataDirectory, sink: Sink, begun: float, tell: Tell) -> None:
         super().__init__(directory, source.cluster, sink, begun, tell)
         self._source = source
         self._kept = dict[str, bytes]()
         self._skipped = list[str]()
-        self._log_at = 0  # up to where the log was received
+        self._log_at = 0  # where the received WAL ends
 
     def all(self, mode: BackupMode, alive: Alive) -> Ended:
         source, spaces = self._source, {oid: place for oid, (_, place) in self._cluster.tablespaces.items()}
@@ -105,8 +105,8 @@ class Received(Copy):
                 self._take(entry, archive)
             for path in self._skipped:
                 self.directory.leave(path, self._cluster.directory)
-            with ExitStack() as stack:  # a refusal drops the slots of its session: the keeper asks nothing of this
-                self._configuration(archive, configuration.Asked(source.session(stack)))
+            with ExitStack() as stack:  # an error drops a session's temporary slots, so the keeper is not used for this
+                self._configuration(archive, configuration.ServerFiles(source.session(stack)))
             archive.end()
             small.seek(0)
             with self._sink.write(FILES) as out:
@@ -125,14 +125,14 @@ class Received(Copy):
         return mode.ended(at, sent.stop, self._kept[LABEL], self._kept.get(MAP, b""))
 
     def _alive(self, alive: Alive) -> None:
-        """Show life in the step that it is: no step back."""
+        """Report progress under the current step, never an earlier one."""
         if self.done:
             self._count(0)
         else:
             alive()
 
     def _noticed(self, said: Diagnostic) -> None:
-        """Keep what a server says that it leaves out, in its language: what is no file and no directory, as a link."""
+        """Note the path in a server's notice (in any language) that it skips something that is no file or directory."""
         if said.source_function == "sendDir" and (path := _QUOTED.search(said.message_primary or "")):
             self._skipped.append(path[1])
 
@@ -158,7 +158,7 @@ class Received(Copy):
             self._count(len(piece))
 
     def _filled(self, entry: Entry, file: int) -> Iterator[int]:
-        """Write a file as it comes, and yield how much of it is there."""
+        """Write a file as it arrives, and yield how many bytes are there."""
         at = told = 0
         for piece in self._counted(entry):
             written(file, piece, at)
@@ -169,17 +169,17 @@ class Received(Copy):
 
     @contextmanager
     def _spool(self) -> Iterator[BinaryIO]:
-        """Open a file without a name in our room. Raises NoSpace."""
+        """Open an unnamed file in our room. Raises NoSpace."""
         with _in_room(self._source.room), tempfile.TemporaryFile(dir=self._source.room, buffering=_PIECE) as made:
             yield cast(BinaryIO, made)
 
     def reach(self, start: int, end: int, alive: Alive) -> None:
-        """Receive the log up to a place; it begins at the file that has `start`. Its slot has the server keep it."""
+        """Receive WAL up to `end`, from the file that contains `start` on. The slot makes the server keep it."""
         source, log = self._source, self._cluster.log
         at = self._log_at or start // log.segment * log.segment
         if at >= end:
             return
-        clock(source.keeper)  # raises what became of the session that has the slot
+        clock(source.keeper)  # raises if the session that has the slot has failed
         self._check_room(end - at)
         with _in_room(source.room), replicating(source.address, source.about, source.slot) as connection:
             if log.history and not self._log_at:
@@ -198,7 +198,7 @@ class Received(Copy):
         self._log_at = at
 
     def _check_room(self, size: int) -> None:
-        """Raise NoSpace before the log of the backup fills a disk on which others write, too."""
+        """Raise NoSpace before the WAL of the backup fills a disk that others write to as well."""
         free = shutil.disk_usage(self._source.room).free
         if size + self._cluster.log.segment > free:
             raise NoSpace(
@@ -220,7 +220,7 @@ class Received(Copy):
 
 @contextmanager
 def receiving(source: Source, sink: Sink, begun: float, tell: Tell) -> Iterator[Received]:
-    """Make a copy of what a server sends, for the length of a block: its log lies here until then."""
+    """Make a copy of what a server sends, for the length of a block: the WAL stays here that long."""
     with _in_room(source.room):
         made = tempfile.mkdtemp(dir=source.room)
         (Path(made) / WAL).mkdir()
@@ -241,8 +241,8 @@ def _in_room(room: Path) -> Iterator[None]:
         raise of_file(f"{room}: what the server sends cannot be written there", error) from error
 
 
-def _in_files(log: Log, at: int, data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
-    """Yield of each file of the log what comes of it: its name, from where on, and what."""
+def _in_files(log: WalTimeline, at: int, data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
+    """Split received WAL by file: yield each file's name, the offset in it, and the bytes."""
     while data:
         offset = at % log.segment
         piece, data = data[: log.segment - offset], data[log.segment - offset :]

@@ -1,8 +1,8 @@
-"""The records of a log, as PostgreSQL's own program tells of them (pg_waldump): the one reader of what that writes.
+"""The records of a log, as PostgreSQL's pg_waldump prints them; only this module parses its output.
 
-It checks each record, and that it follows the one before. It writes a line for each; but whoever prepares a transaction
-gives it a name, which may have line feeds and look like records. So what matters is looked at once more, at its place:
-the first line from there on is the program's own.
+pg_waldump checks each record, and that it follows the one before, and prints one line for each. But the name of a
+prepared transaction is chosen by its user, and may contain line feeds and look like records. So a record that matters
+is read again at its place: the first line printed from there is genuine.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _LINE = re.compile(
 _TIME = re.compile(rb"(\d{4,}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) UTC")
 _PREPARED_AT = re.compile(rb": " + _TIME.pattern)
 _PREPARED = re.compile(rb"desc: COMMIT_PREPARED (\d+)")
-_MOST = 4096  # bytes of a line; that of a commit names each of its subtransactions, of which there may be millions
+_MOST = 4096  # bytes of a line that are kept; the line of a commit names all its subtransactions, perhaps millions
 UNREAL = 8
-"""Lines in a row are not all names of transactions: such a name has 200 bytes at most."""
+"""Of this many lines in a row at least one is genuine: a transaction name has at most 200 bytes."""
 
 Failed = Callable[[str], GuardError]
-"""Makes the error that a log cannot be read, from what the program said."""
+"""Returns the error for an unreadable log, given what the program printed."""
 
 Reach = Callable[[int, int], None]
-"""Has the log in its directory from the file with one place on up to another."""
+"""Ensures that the log is in its directory, from the file that contains the first place up to the second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record as it is told: its kind (resource manager), what it is, of which transaction, where, of how many bytes.
+    """A record as printed: its kind (resource manager), what it is, transaction, place, and length in bytes.
 
-    `line` is the beginning of what is said of it.
+    `line` is the beginning of its line.
     """
 
     kind: bytes
@@ -52,13 +52,13 @@ class Record:
 
     @property
     def time(self) -> datetime | None:
-        """When a transaction ended; None of one that was prepared: its name comes before that."""
+        """When the transaction ended; None if it was prepared, because its name precedes the time."""
         found = _TIME.search(self.line) if self.what != b"PREPARE" else None
         return None if found is None else _time(found[1])
 
     @property
     def committed(self) -> int | None:
-        """The number of the transaction that it commits."""
+        """The number of the transaction that this record commits."""
         prepared = _PREPARED.search(self.line)
         if self.kind != b"Transaction" or self.what not in (b"COMMIT", b"COMMIT_PREPARED"):
             return None
@@ -66,7 +66,7 @@ class Record:
 
 
 class Records:
-    """Reads a log on one timeline, in the files of a directory; where they are yet to come, `reach` has them there."""
+    """Reads a log on one timeline, in the files of a directory; `reach` puts them there if they are not there yet."""
 
     def __init__(
         self, tools: Tools, directory: str, timeline: int, alive: Alive, failed: Failed, *, reach: Reach | None = None
@@ -75,9 +75,9 @@ class Records:
         self._alive, self._failed, self._reach = alive, failed, reach
 
     def between(self, start: int, end: int, *kinds: str, most: int = 0, partly: bool = False) -> Iterator[Record]:
-        """Yield what looks like the records of some kinds (all, if none is named) from a place on, at most so many.
+        """Yield what looks like records of these kinds (all, if none is named) from a place on, at most `most`.
 
-        Raises at its end if it could not read all; if `partly` is meant, it just ends.
+        Raises at the end if not everything could be read; with `partly` it stops there instead.
         """
         for line in self._lines(start, end, kinds, most, partly=partly):
             if match := _LINE.match(line):
@@ -95,9 +95,10 @@ class Records:
                 raise self._failed(child.last_words()[-500:])
 
     def ended_at(self, told: Record, end: int) -> datetime | None:
-        """Return when a transaction ended or was prepared, by a record that is real.
+        """Return when a transaction ended or was prepared, according to a genuine record.
 
-        Of what is said of one that was prepared the name comes first, with line feeds perhaps: the last time is meant.
+        The line of a prepared transaction contains its name, perhaps with line feeds, before the time: so the last time
+        counts.
         """
         if told.what != b"PREPARE":
             return told.time
@@ -111,11 +112,11 @@ class Records:
         return found if found is not None and found.at == where else None
 
     def real(self, told: Record, end: int) -> bool:
-        """Say if there is such a record."""
+        """Return whether the log really has such a record."""
         return self.at(told.at, end) == told
 
     def last(self, start: int, end: int) -> Record | None:
-        """Return the last record between two places; None if none is found, as from a file on of which none is used."""
+        """Return the last record between two places; None if there is none, or if the file at `start` is unused."""
         told = deque(self.between(start, end, partly=True), maxlen=UNREAL)
         return next((record for record in reversed(told) if self.real(record, end)), None)
 
@@ -125,7 +126,7 @@ def _time(told: bytes) -> datetime:
 
 
 def _lines(child: Tool, alive: Alive) -> Iterator[bytes]:
-    """Yield what a program writes, line by line; of each its beginning, whatever it has more."""
+    """Yield the lines that a program writes, each cut to its beginning."""
     rest = b""
     while piece := child.read(alive):
         *lines, rest = (rest + piece).split(b"\n")

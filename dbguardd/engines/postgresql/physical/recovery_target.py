@@ -1,10 +1,10 @@
-"""At which record a recovery ends: the one place that decides what a moment is in the log of a cluster.
+"""Decides at which record a recovery ends: what a moment means in the log of a cluster.
 
-What is meant comes from the job, as a Target: a time, a place, a restore point, the place of a
-later backup, or the end of what is stored. What it is, says the log, of which each record is read and checked before
-anything is started. Of a time it is the last transaction that had ended by then, and the recovery ends right behind it.
-PostgreSQL's own recovery_target_time would end before the first one that ended later, and so behind all that this one
-did before its end: a dropped database would be gone then, and still be listed.
+The job passes a Target: a time, a place, a restore point, the place of a later backup, or the end of the stored log.
+The log determines the record. All its records are read and checked before a server is started. For a time it is the
+last end of a transaction by then, and recovery ends right after that record. PostgreSQL's own recovery_target_time
+would end before the first transaction end after that time, and so include everything that this later transaction did
+before its end: a database that it dropped would still be listed, but its files would be gone.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Tree
 
 _POINT = struct.pack("=I", 98) + rb".{12}[\x70-\x7f]\0\0\0.{4}\xff\x48(.{8})"
-"""How the record of a restore point begins: its length, XLOG_RESTORE_POINT, the length of its data, and the time."""
+"""The start of a restore point's record: its length, XLOG_RESTORE_POINT, the length of its data, and the time."""
 _POINT_BYTES = 97
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # since which PostgreSQL counts microseconds
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts microseconds since then
 _ENDS = (b"COMMIT", b"COMMIT_PREPARED", b"ABORT_PREPARED", b"PREPARE")
 
 
@@ -38,8 +38,8 @@ _ENDS = (b"COMMIT", b"COMMIT_PREPARED", b"ABORT_PREPARED", b"PREPARE")
 class Part:
     """A part of the stored log on one timeline: read from `start` to `end`, and new from `since`.
 
-    It starts at the last file of the timeline before, as the server has copied it: so what is new is seen to follow
-    what was before, record by record.
+    It starts in the last WAL file of the timeline before, as the server copied it, so that each new record is seen to
+    follow the one before.
     """
 
     records: Records
@@ -48,13 +48,13 @@ class Part:
     end: int
 
     def last_end(self, base: int, by: datetime | None) -> tuple[Record | None, int | None, bool]:
-        """Read all of it; return the last end of a transaction behind `base`, before one later than `by`.
+        """Read the whole part. Return the last transaction end after `base` and before any that is later than `by`.
 
-        And where the first tablespace is made; and if there was an end later than the moment: what comes after that was
-        not read.
+        Also return where the first tablespace is created, and whether a transaction end later than `by` was met:
+        reading stops there.
         """
         ends, space = deque[Record](maxlen=UNREAL), None
-        doubtful = later = False  # doubtful: a transaction was prepared, so names have been read
+        doubtful = later = False  # doubtful: a prepared transaction was met, so its name may look like records
         for told in self.records.between(self.start, self.end, "Transaction", "Tablespace"):
             if told.at < max(base, self.since):
                 continue
@@ -72,9 +72,9 @@ class Part:
         return not doubtful or self.records.real(told, self.end)
 
     def last_before(self, at: int, segment: int) -> Record | None:
-        """Return the last record that ends at a place or before; None if there is none.
+        """Return the last record that ends at or before a place; None if there is none.
 
-        It begins in the file of the log in which the place lies; or in an earlier one, and is so long.
+        It begins in the WAL file that contains the place, or in an earlier one if the record is long.
         """
         for start in range((at - 1) // segment * segment, self.start - segment, -segment):
             if found := self.records.last(max(start, self.start), at):
@@ -83,7 +83,7 @@ class Part:
 
 
 def ending(facts: ClusterFacts, moment: Moment, parts: Sequence[Part]) -> tuple[int, ClusterFacts]:
-    """Return in which part the moment is, and the facts of the backup with the end of a recovery to the moment.
+    """Return the index of the part that contains the moment, and the backup's facts with recovery ending at the moment.
 
     Raises Damaged, Unsupported.
     """
@@ -108,7 +108,7 @@ def ending(facts: ClusterFacts, moment: Moment, parts: Sequence[Part]) -> tuple[
             snapshots=later.snapshots,
             snapshot_at=later.snapshot_at,
         )
-    if found is None:  # nothing has ended since: the moment is that of the backup
+    if found is None:  # no transaction has ended since: the moment is the backup itself
         return 0, replace(facts, snapshots={})
     _check_spaces(space, found.at)
     at = by or parts[reached].records.ended_at(found, parts[reached].end)
@@ -116,9 +116,9 @@ def ending(facts: ClusterFacts, moment: Moment, parts: Sequence[Part]) -> tuple[
 
 
 def _place(at: int, name: str, facts: ClusterFacts, parts: Sequence[Part]) -> tuple[int, ClusterFacts]:
-    """Return what ending() does, of a place: behind the last record before, or at a restore point."""
+    """Return what ending() returns, for a place: the last record before it, or the restore point there."""
     base = facts.recovery_lsn
-    spaces = [part.last_end(base, None)[1] for part in parts]  # all of it, to the end of what is stored
+    spaces = [part.last_end(base, None)[1] for part in parts]  # all of it, to the end of the stored log
     reached = max(number for number, part in enumerate(parts) if not number or part.since < at)
     part, where = parts[reached], f"{format_lsn(at)} in its log"
     if name:
@@ -142,8 +142,8 @@ def _behind(end: Record, facts: ClusterFacts, when: str) -> ClusterFacts:
 def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
     """Return the last restore point of that name in the log of a moment; None if there is none.
 
-    The record is looked for as the server writes it; whether it is one is known when the log is read (_place). What was
-    stored of a timeline behind the place where it was left, has none.
+    This finds bytes that look like the record; reading the log verifies it later (_place). WAL stored of a timeline
+    after it was left does not count.
     """
     facts, found, done = ClusterFacts.read(tree.facts), None, 0
     moment, segment = facts.moment, facts.segment_bytes
@@ -170,7 +170,7 @@ def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime
 
 
 def _instant(stamp: bytes) -> datetime | None:
-    """Return a time as the server writes it; None for what is none, of bytes that only look like a record."""
+    """Return a timestamp of the server; None if the bytes are no time and so only look like a record."""
     try:
         return _EPOCH + timedelta(microseconds=int.from_bytes(stamp, sys.byteorder, signed=True))
     except OverflowError:
@@ -178,7 +178,7 @@ def _instant(stamp: bytes) -> datetime | None:
 
 
 def _check_spaces(space: int | None, end: int) -> None:
-    """Raise Unsupported if a tablespace is made on the way: who replays that empties its directory, on this host."""
+    """Raise Unsupported if a tablespace is created on the way: replaying that empties its directory, on this host."""
     if space is not None and space < end:
         raise Unsupported(
             f"a tablespace was made at {format_lsn(space)} in the log: a restore does not go past that",
@@ -189,5 +189,5 @@ def _check_spaces(space: int | None, end: int) -> None:
 
 
 def wrong(what: str, detail: str = "") -> Damaged:
-    """Return an error about the log; the backup before it can be restored all the same."""
+    """Return an error about the log; the backup before it can still be restored."""
     return Damaged(f"the backup is whole, and {what}", detail=detail, facts={LOG: what})

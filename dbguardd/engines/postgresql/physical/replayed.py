@@ -1,10 +1,10 @@
-"""A snapshot of a standby, and its place in the log: there the log makes what is seen, and not the other way round.
+"""A snapshot of a standby and its place in the log. On a standby, replaying a record is what makes a commit visible.
 
-A commit is seen on a standby when its record was replayed, one after the other. So what all snapshots see is what the
-log has up to the last record that was replayed, if no commit was replayed from before the first snapshot until after
-the last. A standby writes nothing into the log, so the place is told by that record, and a recovery ends with it.
+Commits become visible in the order in which their records are replayed. So all snapshots see exactly the log up to the
+last replayed record, if no commit was replayed between just before the first snapshot and just after the last. A
+standby cannot write to the log, so that record marks the place, and a recovery ends with it.
 
-Nobody stops the replaying for that: a standby whose replaying is paused stays so when we are killed.
+Replay is not paused for this: a standby whose replay is paused would stay so if we are killed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import cast
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, row, text
 from dbguardd.engines.postgresql.physical.records import Record, Records
-from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 from dbguardd.errors import SourceChanged
 
-_PATIENCE_SECONDS = 45.0  # a primary at rest says each half minute how far it is, as PostgreSQL comes
+_PATIENCE_SECONDS = 45.0  # an idle primary reports its position every 30 seconds by default
 _LOOK_SECONDS = 0.25
 _BACK = 1 << 20
-_HEADS = 64  # bytes: between two records with nothing but the head of a page of the log between them
+_HEADS = 64  # bytes: most between two records that are separated only by a page header of the log
 _REPLAYED = (
     b"SELECT pg_last_wal_replay_lsn()::text, greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text"
 )
@@ -34,12 +34,12 @@ SELECT coalesce(greatest(pg_last_xact_replay_timestamp(), (SELECT last_msg_send_
 
 
 def replayed_at(keeper: Connection) -> datetime:
-    """Return a time by which all that had committed is in what was replayed, by the clock of the primary."""
+    """Return a time, by the primary's clock, such that everything committed by then has been replayed."""
     return cast(datetime, row(keeper, (datetime,), _AT)[0])
 
 
 def catch_up(keeper: Connection, since: datetime, alive: Alive) -> None:
-    """Wait until all that had committed by a time was replayed; not for long: a standby may lag for days."""
+    """Wait until everything committed by a time was replayed, but not long: a standby may lag for days."""
     patience = time.monotonic() + _PATIENCE_SECONDS
     while replayed_at(keeper) < since and time.monotonic() < patience:
         alive()
@@ -47,27 +47,27 @@ def catch_up(keeper: Connection, since: datetime, alive: Alive) -> None:
 
 
 def replayed(keeper: Connection) -> tuple[int, int]:
-    """Return up to where the log was replayed, and up to where it is there."""
+    """Return how far the log has been replayed, and how far it has been received."""
     done, there = row(keeper, (bytes, bytes), _REPLAYED)
     return parse_lsn(text(done)), parse_lsn(text(there))
 
 
-def last_record(records: Records, log: Log, start: int, end: int) -> Record:
-    """Return the record that ends where the log was replayed up to. Raises SourceChanged if there is none."""
+def last_record(records: Records, log: WalTimeline, start: int, end: int) -> Record:
+    """Return the record that ends where replay has come to. Raises SourceChanged if there is none."""
     found = records.last(near(log, start, end), end) or records.last(start, end)
     if found is None:
         raise SourceChanged("PostgreSQL: no record of the log ends where the standby has replayed to")
     return found
 
 
-def near(log: Log, start: int, end: int) -> int:
-    """Return from where the records before a place can be read, not before `start`.
+def near(log: WalTimeline, start: int, end: int) -> int:
+    """Return a place, not before `start`, from which the records before `end` can be read.
 
-    They are in its file: the one before may have been ended early, and nothing is found in what is empty there.
+    It is in the same file: the file before may have been ended early, and reading stops in its empty rest.
     """
     return max(start, end - _BACK, (end - 1) // log.segment * log.segment)
 
 
 def quiet(commits: Sequence[tuple[int, int]], before: int, after: int) -> bool:
-    """Say if no commit was replayed between two places, nor may just be seen that begins at the second."""
+    """Return whether no commit was replayed between two places, or begins at the second and may just be visible."""
     return not any(before <= at <= after + _HEADS for at, _xid in commits)

@@ -1,7 +1,7 @@
-"""A cluster whose server does not run: who is in its way, what it is, and a backup of it just as it lies there.
+"""A cluster whose server is stopped: which processes use it, what it is, and a backup of it exactly as it lies there.
 
-Such a backup is what an undo puts back: all files, the log among them, as the server left them. No server is started on
-it; whether it was shut down in order or fell, its own will go on from there.
+An undo restores such a backup: all files, including the WAL, as the server left them. No server is started on it;
+whether it was shut down cleanly or crashed, its own server continues from there.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, DataDirectory
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
-from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import GuardError, SourceInvalid, TargetInUse
 from dbguardd.flow import Facts, Sink
 
 LOCK = "postmaster.pid"
 _CONTROL = struct.Struct("=QIII4xqQQIIB")
-"""pg_control of version 15 and later: system identifier, version, catalog, state, time, the last checkpoint, from where
-it recovers, timeline, the one before, and whether whole pages were written."""
+"""pg_control of version 15 and later: system identifier, version, catalog, state, time, last checkpoint, redo start,
+timeline, previous timeline, and whether full_page_writes was on.
+"""
 _SPACE = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """What the files of a cluster say of it."""
+    """What the files of a cluster say about it."""
 
     data: Path
     major: int
@@ -46,22 +47,22 @@ class Resting:
     timeline: int
     checkpoint: int
     whole_pages: bool
-    spaces: Mapping[str, str]  # where its tablespaces are, by their number
+    spaces: Mapping[str, str]  # the places of its tablespaces, by OID
 
     @property
     def version_directory(self) -> str:
-        """The name of the directory of this version in a tablespace."""
+        """The name of this version's directory in a tablespace."""
         return f"PG_{self.major}_{self.catalog}"
 
     @property
     def directories(self) -> list[str]:
-        """Where its files lie."""
+        """The directories that contain its files."""
         log = os.path.realpath(self.data / "pg_wal")
         return [str(self.data), *self.spaces.values(), *([log] if Path(log).parent != self.data else [])]
 
 
 def look_at(data: Path) -> Resting:
-    """Read what is there. Raises SourceInvalid for what is no cluster."""
+    """Read what is there. Raises SourceInvalid if it is no cluster."""
     try:
         major = int((data / "PG_VERSION").read_bytes())
         told = _CONTROL.unpack_from((data / CONTROL).read_bytes())
@@ -77,7 +78,7 @@ def look_at(data: Path) -> Resting:
 
 
 def refuse_users(resting: Resting, live: Path, service: str) -> None:
-    """Raise TargetInUse, with the command that ends it, if a server or another process is in the directories."""
+    """Raise TargetInUse, with the command that ends it, if a server or another process uses the directories."""
     data = str(resting.data)
     found = users(resting.directories, below=True)
     server = _server(resting.data)
@@ -109,14 +110,14 @@ def _stop(resting: Resting) -> str:
 
 @contextmanager
 def held(resting: Resting, live: Path, service: str) -> Iterator[None]:
-    """Keep every server from the directory for the length of a block, by the file by which they do so themselves.
+    """Keep every server from starting in the directory for the length of a block, by creating its postmaster.pid.
 
-    Raises TargetInUse. If we are killed the next server finds that nobody of that number lives.
+    Raises TargetInUse. If we are killed, the next server sees that our process is gone.
     """
     refuse_users(resting, live, service)
     lock = resting.data / LOCK
     try:
-        lock.unlink(missing_ok=True)  # of a server that fell: nobody is here
+        lock.unlink(missing_ok=True)  # left by a crashed server: no process is here
         file = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.write(file, f"{os.getpid()}\n{resting.data}\n".encode())
         os.close(file)
@@ -133,11 +134,11 @@ def held(resting: Resting, live: Path, service: str) -> Iterator[None]:
 
 
 def keep(resting: Resting, sink: Sink, facts: ClusterFacts, progress: Progress) -> Facts:
-    """Back up all of it as it lies there; `facts` are those of a backup of the same cluster: what no file says.
+    """Back up everything as it lies there. `facts`, of a backup of the same cluster, supply what no file says.
 
-    All of it is read: what a disk has let rot bears the times of before, and may be why it is restored over.
+    All files are read: one damaged on disk has its old timestamps, and may be the reason for the restore.
     """
-    log = Log(resting.system, resting.timeline, facts.segment_bytes)
+    log = WalTimeline(resting.system, resting.timeline, facts.segment_bytes)
     spaces = {oid: (facts.tablespaces.get(oid, (oid, ""))[0], place) for oid, place in resting.spaces.items()}
     opened = DataDirectory(str(resting.data), resting.spaces, resting.version_directory, resting=True)
     with closing(opened) as directory:
@@ -160,7 +161,7 @@ def keep(resting: Resting, sink: Sink, facts: ClusterFacts, progress: Progress) 
         )
         copy = Copy(directory, cluster, sink, now(), lambda done: progress("copy", done, None), every=True)
         copy.relations()
-        directory.check_walked()  # an undo without a tablespace, on a disk that is not there, would be a mixture
+        directory.check_walked()  # an undo without a tablespace, whose disk is missing, would mix two states
         copy.files()
         copy.last()
         copy.control()

@@ -1,10 +1,10 @@
-"""A moment between two backups: the log that was stored since the first is put behind its own, and its place found.
+"""A moment after a backup: the log stored since then is appended to the backup's own, and the moment located in it.
 
-A recovery follows the log, so a moment is a place in it. Which one, says the log (see ending): before anything is
-started, all of it is read once.
+A recovery follows the log, so a moment is a place in it. The log determines which (see ending); it is read completely
+once before a server is started.
 
-Where another server has taken over meanwhile, the log turns to another timeline (see history): it is put there as that
-server had it, and the recovery goes along that.
+Where another server has taken over, the log turns to another timeline (see history): its files are written as that
+server had them, and recovery follows that timeline.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import BinaryIO
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
-from dbguardd.engines.postgresql.physical.history import Place, Stretch, across, stretches, timeline_in
+from dbguardd.engines.postgresql.physical.history import Stretch, WalPosition, across, stretches, timeline_in
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, wrong
-from dbguardd.engines.postgresql.physical.segments import PAGE, Log, format_lsn
+from dbguardd.engines.postgresql.physical.segments import PAGE, WalTimeline, format_lsn
 from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.facts import Place as LogPlace
+from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.flow import Tree
 
 _PIECE = 1 << 20
 _PAGE_TIMELINE = struct.Struct("=4xI")
-"""How a page of the log begins: with the timeline on which it was begun."""
+"""The start of a WAL page: the timeline on which it was begun."""
 
 
 def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, tell: Tell) -> ClusterFacts:
-    """Put the log of a moment behind that of its backup, in `work`; return the facts for a recovery to the moment.
+    """Append the log of a moment to that of its backup, in `work`; return facts for a recovery to the moment.
 
-    Raises Damaged (with the fact LOG) if it is not the log that goes on from the backup, or cannot be read; Unsupported
-    if a recovery along it would change this host.
+    Raises Damaged (with the fact LOG) if the log does not continue the backup's or cannot be read, and Unsupported if
+    recovery along it would change this host.
     """
     tools = find_tools("pg_waldump", facts.major, need="the moment is looked up in the log by it")
     log, known = facts.log(), (facts.start_lsn, facts.stop_lsn)
@@ -61,14 +61,14 @@ def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, te
         )
         parts.append(Part(records, start, new, part.until))
     reached, ended = ending(facts, moment, parts)
-    for part in path[reached + 1 :]:  # the history of the restored cluster does not go there
+    for part in path[reached + 1 :]:  # the restored cluster does not take that timeline
         for name in (work / WAL).glob(f"{part.timeline:08X}*"):
             name.unlink()
     return replace(ended, timeline=path[reached].timeline)
 
 
-def _path(base: LogPlace | None, since: Place, until: Place) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
-    """Return the parts of a log before that which a backup is of, and those that lead from the backup to the moment."""
+def _path(base: LogPlace | None, since: WalPosition, until: WalPosition) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
+    """Return the parts of the log that come before the backup's timeline, and those from it to the moment."""
     if base is None or base.end is None:
         raise wrong("it does not say where a log goes on from it")
     parts, timeline = stretches(since, until), timeline_in(base.round)
@@ -93,7 +93,7 @@ def _skip(source: BinaryIO, count: int, tell: Tell) -> None:
 
 
 def _write(source: BinaryIO, files: Files, part: Stretch, tell: Tell) -> None:
-    """Write what belongs to a part, up to where its timeline was left; what was stored of it behind that is nothing."""
+    """Write the bytes of a part up to where its timeline was left; skip those stored after that place."""
     useful = max(0, part.until - part.since)
     while useful:
         data = source.read(min(useful, _PIECE))
@@ -106,9 +106,9 @@ def _write(source: BinaryIO, files: Files, part: Stretch, tell: Tell) -> None:
 
 
 class Files:
-    """Writes a log into the files of a server, from a place on. `known` is what the backup has of it for certain."""
+    """Writes a log into WAL files, from a place on. `known`: the range in which it must equal the backup's own log."""
 
-    def __init__(self, directory: Path, log: Log, at: int, known: tuple[int, int]) -> None:
+    def __init__(self, directory: Path, log: WalTimeline, at: int, known: tuple[int, int]) -> None:
         self._directory, self._log, self.at, self._known = directory, log, at, known
         self._file, self._name = -1, ""
 
@@ -124,7 +124,10 @@ class Files:
         self._file, self._name = -1, ""
 
     def write(self, data: bytes) -> None:
-        """Write the next bytes. Those before the backup's own log are of no use. Raises Damaged for a foreign log."""
+        """Write the next bytes, skipping those before the backup's own log.
+
+        Raises Damaged if the log differs from that.
+        """
         view, oldest = memoryview(data), self._known[0] // self._log.segment * self._log.segment
         while view:
             start = self.at % self._log.segment
@@ -137,9 +140,9 @@ class Files:
             self.at += len(part)
 
     def turn(self, timeline: int, at: int) -> None:
-        """Go on along another timeline, as the server did that took over: its first file has what lies before.
+        """Continue on another timeline as the server did that took over: its first file repeats what lies before `at`.
 
-        What the old timeline has behind that place, in the backup perhaps, belongs to nothing that follows.
+        What the old timeline has after that place, even in the backup, is not part of the history.
         """
         self._close()
         old, new, start = self._log, self._log.on(timeline), at % self._log.segment
@@ -149,7 +152,7 @@ class Files:
             elif path.name == old.name(at):
                 os.truncate(path, start)
                 shutil.copy(path, self._directory / new.name(at))
-                os.truncate(path, old.segment)  # behind that place it is zeros
+                os.truncate(path, old.segment)  # zeros after that place
         history = self._directory / old.history if old.history else None
         told = history.read_text() if history is not None and history.exists() else ""
         self._put(new.history, f"{told}{old.timeline}\t{format_lsn(at)}\tanother server took over\n".encode())
@@ -173,7 +176,7 @@ class Files:
             raise wrong(f"its log is another one: {self._name} differs", "the log that is in the backup says otherwise")
 
     def _check_timeline(self, part: memoryview, start: int) -> None:
-        """Raise Damaged for a page of a later timeline: of a copy that went its own way. Its records are in order."""
+        """Raise Damaged for a page of a later timeline, written by a copy that diverged: its records would be valid."""
         for at in range(-start % PAGE, len(part) - _PAGE_TIMELINE.size + 1, PAGE):
             (timeline,) = _PAGE_TIMELINE.unpack_from(part, at)
             if timeline > self._log.timeline:

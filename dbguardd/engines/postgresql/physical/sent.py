@@ -1,7 +1,8 @@
-"""What a server sends when it is asked for a base backup: its files, one after the other (PostgreSQL 55.4).
+"""The files that a server sends as a base backup, one after the other (PostgreSQL 55.4).
 
-It holds backup mode meanwhile, and leaves it when the connection ends, whatever ended that. It may be anybody's: what
-it sends are files and directories at paths below a data directory, or it is refused before anything of it is kept.
+The server is in backup mode meanwhile, and leaves it when the connection ends, for whatever reason. The server is not
+trusted: it must send files and directories at paths below a data directory, or they are refused before anything is
+kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _ASKED = (
     b"BASE_BACKUP (LABEL 'dbguard', CHECKPOINT 'fast', WAL false, WAIT false, MANIFEST 'no', TABLESPACE_MAP true, "
     b"VERIFY_CHECKSUMS false)"
 )
-"""Without a manifest: what came wrong is found by the proof, and a digest of each file costs the server a core."""
+"""Without a manifest: the proof finds transfer errors, and digests of all files cost the server one CPU core."""
 
 _WAIT_SECONDS = 0.25
 _BLOCK, _MOST_BYTES = 512, 1 << 44
@@ -39,7 +40,7 @@ _ARCHIVE = re.compile(rb"(base|[0-9]+)\.tar\0[^\0]*\0")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A directory, or a file of `size` bytes, which `pieces` yields before the next entry is asked for."""
+    """A directory, or a file of `size` bytes, to be read from `pieces` before the next entry is requested."""
 
     path: str
     directory: bool
@@ -48,10 +49,10 @@ class Entry:
 
 
 class Sent:
-    """One base backup on its way here. `alive` is called often, and what it raises ends it.
+    """One base backup being received. `alive` is called often; an exception from it ends the backup.
 
-    Once something came, a server that sends nothing for `patience` seconds is not waited for any longer. Before, it
-    makes a checkpoint, which takes what it takes.
+    Once data has arrived, a server that then sends nothing for `patience` seconds is given up. Before, it makes a
+    checkpoint, which may take any time.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class Sent:
         self._spaces, self._missing = spaces, {*spaces, "base"}
         self._data = memoryview(b"")
         self._archive = ""
-        self.stop = ""  # where backup mode has ended, once all has come
+        self.stop = ""  # where backup mode ended, once everything has arrived
 
     def entries(self) -> Iterator[Entry]:
-        """Yield what comes, a directory before what is in it; the data directory itself comes last."""
+        """Yield what arrives, each directory before its content; the data directory comes last."""
         self._pq.send_query(_ASKED)
         while (found := self._result()) is None or found.status != pq.ExecStatus.COPY_OUT:
             if found is None:
@@ -88,7 +89,7 @@ class Sent:
         self._end()
 
     def _end(self) -> None:
-        """Take what the server says at the end. Raises what has gone wrong there, and SourceChanged for what is not."""
+        """Read the server's final result. Raises the server's error, and SourceChanged if something is missing."""
         while (found := self._result()) is not None:
             if found.status == pq.ExecStatus.TUPLES_OK and found.ntuples == 1:
                 self.stop = (found.get_value(0, 0) or b"").decode("ascii", "replace")
@@ -97,7 +98,7 @@ class Sent:
             raise SourceChanged(f"{self._about}: not all of its files came", detail=what, hints=["back up again"])
 
     def _entries(self, above: str) -> Iterator[Entry]:
-        """Yield the entries of one archive, and come to its end."""
+        """Yield the entries of one archive, and read to its end."""
         begun = self._archive
         self._archive = ""
         while (header := self._taken(_BLOCK)) != bytes(_BLOCK):
@@ -116,9 +117,9 @@ class Sent:
                 raise self._wrong(f"{begun}.tar: goes on behind its end")
 
     def _parsed(self, header: bytes) -> tuple[bytes, bytes, int]:
-        """Return name, kind and size. Raises SourceInvalid for what no server writes."""
+        """Return name, kind and size. Raises SourceInvalid for anything that no server writes."""
         name, size, checksum, kind, magic, prefix = _HEADER.unpack(header)
-        name = name.rstrip(b"\0").removeprefix(b"./")  # so it names what is in pg_wal
+        name = name.rstrip(b"\0").removeprefix(b"./")  # entries in pg_wal are named like this
         if magic != b"ustar\0" or _number(checksum) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
             raise self._wrong("there is no header where one should be")
         name = name.removesuffix(b"/") if kind == _DIRECTORY else name
@@ -131,7 +132,7 @@ class Sent:
         return name, kind, count
 
     def _taken(self, count: int) -> bytes:
-        """Return exactly so many bytes of the archive."""
+        """Return exactly `count` bytes of the archive."""
         data = b""
         while len(data) < count:
             if not (more := self._some(count - len(data))):
@@ -147,7 +148,7 @@ class Sent:
         return found
 
     def _fill(self) -> None:
-        """Take the next message: of the archive, or the begin of another; neither if there is none."""
+        """Take the next message: data of the archive, or the start of another one; nothing at the end."""
         while not self._data and (message := self._message()):
             self._alive()
             kind, body = bytes(message[:1]), message[1:]
@@ -156,7 +157,7 @@ class Sent:
             elif kind == b"n" and (found := _ARCHIVE.fullmatch(body)):
                 self._archive = found[1].decode()
                 return
-            elif kind != b"p":  # how far it is
+            elif kind != b"p":  # a progress report
                 raise self._wrong(f"a message is none that was asked for: {bytes(message[:20])!r}")
 
     def _message(self) -> memoryview:
@@ -177,7 +178,7 @@ class Sent:
         found = self._pq.get_result()
         if found is not None and found.status in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):
             error = psycopg.errors.error_from_result(found)
-            if isinstance(error, psycopg.errors.InsufficientPrivilege):  # ours was seen when we connected
+            if isinstance(error, psycopg.errors.InsufficientPrivilege):  # ours would have shown when connecting
                 said = error.diag.message_primary or ""
                 raise SourceDenied(f"{self._about}: the server may not read what is in its directory", detail=said)
             raise error
@@ -186,15 +187,15 @@ class Sent:
         return found
 
     def _wait(self, since: float) -> None:
-        """Show life, and wait a moment for what comes. Raises ServerUnreachable if nothing came for too long."""
+        """Report life, and wait a moment for data. Raises ServerUnreachable if none has come for too long."""
         if self._sends and time.monotonic() - since > self._patience:
             raise silent(self._about, "the server sends nothing more of its base backup", self._patience)
         self._alive()
         select.select([self._pq.socket], [], [], _WAIT_SECONDS)
-        self._pq.consume_input()  # also of a silent socket: TLS may have taken more than was asked for
+        self._pq.consume_input()  # even if the socket is silent: TLS may have buffered data
 
     def _ended(self, what: str) -> SourceInvalid:
-        """Return an error: there is no more. Raises what the server says of it, such as that it cannot read a file."""
+        """Return an error for a premature end. Raises the server's own error if it sent one, such as a read error."""
         while self._result() is not None:
             pass
         return self._wrong(what)
@@ -206,7 +207,7 @@ class Sent:
         )
 
     def some(self, most: int) -> memoryview:
-        """Return the next bytes of the file that is being sent. Raises SourceInvalid if its archive ends."""
+        """Return the next bytes of the current file. Raises SourceInvalid if its archive ends."""
         if not (found := self._some(most)):
             raise self._ended("an archive ends early")
         return found
@@ -226,7 +227,7 @@ class _File:
 
 
 def _number(field: bytes) -> int | None:
-    """Return a number of a header: octal, or (a large size) binary; None for what is none."""
+    """Return a number of a header: octal, or (for a large size) binary; None if it is neither."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     return int(field.strip(b" \0"), 8) if _OCTAL.fullmatch(field) else None

@@ -1,7 +1,7 @@
-"""The slot that holds the log of a server for us: made, watched, let go.
+"""The replication slot that makes a server keep WAL for us: created, checked, dropped.
 
-A slot keeps a server from removing what of its log was not taken yet. So nothing is lost while nobody takes it, and a
-disk fills where nobody ever does: it has to be bounded by the server, and is let go of before the last room is taken.
+A slot keeps the server from removing WAL that was not received yet. So nothing is lost while nobody reads it, but if
+nobody ever does, the disk fills. So the server has to limit the slot, and we drop it before the disk is full.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ T = TypeVar("T")
 
 
 def name_of(staging: str) -> str:
-    """Return the name of the slot of who works in a staging directory: no two databases, or daemons, have the same."""
+    """Return the name of the slot that belongs to a staging directory: unique for each database and daemon."""
     return PREFIX + hashlib.sha256(staging.encode()).hexdigest()[:16]
 
 
 def patiently(act: Callable[[], T]) -> T:
-    """Do what needs a slot that nobody reads any more: a server needs a moment to see that a reader is gone."""
+    """Retry what fails while a slot is in use: a server needs a moment to notice that a reader is gone."""
     deadline = time.monotonic() + _LEAVING_SECONDS
     while True:
         try:
@@ -62,15 +62,15 @@ class Slot:
         self._keeper, self.name = keeper, name
 
     def holds(self) -> bool:
-        """Say if it is there, and the server keeps the log for it."""
+        """Return whether the slot exists and the server keeps WAL for it."""
         return rows(self._keeper, _STATE, self.name) == [(True,)]
 
     def since(self) -> int | None:
-        """Return from which place on it holds the log; None for nothing."""
+        """Return the place from which on it keeps WAL; None if it keeps none."""
         return next((at for (at,) in rows(self._keeper, _SINCE, self.name)), None)
 
     def take(self) -> str:
-        """Make the slot if it is not there, or holds nothing any more; say what became of it, nothing if it is well."""
+        """Create the slot if it is missing or has lost its WAL. Return what had happened to it; "" if it is fine."""
         if self.holds():
             return ""
         lost = bool(rows(self._keeper, _STATE, self.name))
@@ -79,21 +79,21 @@ class Slot:
         return "its slot held more than max_slot_wal_keep_size" if lost else "its slot was gone"
 
     def drop(self) -> None:
-        """Let the server remove its log: the slot is gone. Who has streamed from it may be about to leave."""
+        """Drop the slot, so that the server can remove WAL. A reader that is just leaving is waited for."""
         patiently(lambda: rows(self._keeper, _DROP, self.name))
 
 
 def bound(keeper: Connection) -> int | None:
-    """Return how many bytes of its log the server keeps for a slot at most; None: any number."""
+    """Return how many bytes of WAL the server keeps at most for a slot; None if it sets no limit."""
     (size,) = row(keeper, (int,), _BOUND)
     return None if size < 0 else int(size) * _MIB
 
 
 def check_bound(keeper: Connection, room: int | None, slot: Slot | None, about: str) -> None:
-    """Raise Unsupported if a slot may hold more than there is room for, when nobody takes what it holds.
+    """Raise Unsupported if a slot that nobody reads may hold more than there is room for.
 
-    One that is there already took its part of the room, and what else takes it is watched as long as it is read. How
-    much room there is on another host is not seen from here (None): its administrator is to say.
+    An existing slot has already used its part of the room, and the room is watched while it is read. `room` is None for
+    a server elsewhere, whose free space is unknown here: its administrator has to set a limit.
     """
     most = bound(keeper)
     if most is not None and (room is None or most <= room or (slot is not None and slot.holds())):
@@ -109,9 +109,9 @@ def check_bound(keeper: Connection, room: int | None, slot: Slot | None, about: 
 
 
 def check_own(directory: DataDirectory, slot: str, system: int) -> None:
-    """Raise SourceInvalid if `directory` is not that of the server that has the slot: a slot is a directory in there.
+    """Raise SourceInvalid unless `directory` belongs to the server with the slot: each slot is a directory in it.
 
-    The number of the cluster alone would not do: a standby or a copy on this host has the same.
+    The system identifier alone does not suffice: a standby or a copy on this host has the same.
     """
     found = int.from_bytes(directory.control()[:_SYSTEM_BYTES], sys.byteorder)
     if found != system or "/" in slot or not directory.has(f"pg_replslot/{slot}"):
@@ -123,7 +123,7 @@ def check_own(directory: DataDirectory, slot: str, system: int) -> None:
 
 
 def check_room(keeper: Connection, slot: str, directory: DataDirectory, what: str, hints: Sequence[str]) -> None:
-    """Raise NoSpace if a slot holds more of the log than the server has room for: without any, it stops at once."""
+    """Raise NoSpace if a slot holds more WAL than the server has free space: a server without any stops at once."""
     free = directory.free_for_log()
     held = next((int(held) for (held,) in rows(keeper, _HELD, slot) if held is not None), 0)
     if held > free:

@@ -1,13 +1,13 @@
-"""A snapshot of every database whose place in the log is known exactly, so that a recovery can end at that very place.
+"""Takes a snapshot of every database whose place in the log is known exactly, so that a recovery can end there.
 
-A transaction commits twice: when its record is written to the log, and a moment later, when others see it. A snapshot
-sees the second, a recovery the first. Only if the records of all that a snapshot sees lie before those of all that it
-does not see, there is a place between them, at which a recovery has what the snapshot has and nothing else. Most
-instants are such ones: transactions become visible after the log was flushed, in bunches. So snapshots are taken, the
-log around them is read, and if it has no such place they are taken again.
+A transaction commits twice: when its record is written to the log, and a moment later, when others can see it. A
+snapshot depends on the second, a recovery on the first. If the records of all transactions that a snapshot sees lie
+before those of all it does not see, then at the place between them a recovery has exactly what the snapshot sees. This
+is so at most instants: transactions become visible after a flush of the log, in groups. So snapshots are taken, the log
+around them is read, and if there is no such place they are taken again.
 
-What is read reaches some way back. A commit that has waited for a longer time (for a standby, say) is found by the
-proof, which asks the recovered server how the transactions ended that were running in the snapshot: see prove.
+Only a limited stretch of the log is read. A commit that has waited longer (for a standby, say) is found by the proof,
+which asks the recovered server about the transactions that were running in the snapshot: see prove.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
 from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
-from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 
 TRIES, _EACH = 40, 25
 _BACK = 1 << 20
@@ -36,7 +36,7 @@ _XIDS = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a snapshot sees: transactions before `top` that are not among `running`."""
+    """What a snapshot sees: transactions before `top` that are not in `running`."""
 
     bottom: int
     top: int
@@ -44,12 +44,12 @@ class Snapshot:
 
     @classmethod
     def parse(cls, said: str) -> Snapshot:
-        """Read PostgreSQL's text form, "bottom:top:running,running"."""
+        """Parse PostgreSQL's text form, "bottom:top:running,running"."""
         bottom, top, running = said.split(":")
         return cls(int(bottom), int(top), frozenset(int(xid) for xid in running.split(",") if xid))
 
     def sees(self, xid: int) -> bool:
-        """Say if a transaction that has committed is seen. The log has the lower half of its number only."""
+        """Return whether a committed transaction is visible. The log only has the lower half of its number."""
         top = self.top
         full = top - (top - xid) % _XIDS if (top - xid) % _XIDS < _XIDS // 2 else top + (xid - top) % _XIDS
         return full < top and full not in self.running
@@ -57,9 +57,9 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Snapshots that are still held, by database, and the place of all of them; the log is needed up to `end`.
+    """Open snapshots, by database, and the one place for all of them; the log is needed up to `end`.
 
-    `moment` is a time before the first was taken: what had committed by then is in all of them.
+    `moment` is a time before the first was taken: everything committed by then is in all of them.
     """
 
     snapshots: Mapping[bytes, str]
@@ -70,7 +70,7 @@ class Placed:
     connections: Mapping[bytes, Connection] = field(repr=False)
 
     def close(self) -> None:
-        """Let go of the snapshots."""
+        """Release the snapshots."""
         for connection in self.connections.values():
             connection.close()
 
@@ -82,10 +82,10 @@ def find(
     segment: int,
     records: Records,
 ) -> Placed | None:
-    """Take a snapshot on each connection until all of them have one place in the log, not before `least`.
+    """Take a snapshot on each connection until all of them share one place in the log, not before `least`.
 
-    Nothing is found in a file of the log (of `segment` bytes) that was ended early, as at the end of backup mode: the
-    last file only is read. None if there was no such place.
+    Only the last WAL file (of `segment` bytes) is read: a file before may have been ended early, as at the end of
+    backup mode, and reading stops there. None if no attempt had such a place.
     """
     for attempt in range(1, TRIES + 1):
         moment = clock(keeper)
@@ -110,7 +110,11 @@ def _is_commit(record: Record | None) -> bool:
 
 
 def find_replayed(
-    connections: Mapping[bytes, Connection], keeper: Connection, log: Log, known: tuple[int, int], records: Records
+    connections: Mapping[bytes, Connection],
+    keeper: Connection,
+    log: WalTimeline,
+    known: tuple[int, int],
+    records: Records,
 ) -> Placed | None:
     """Take a snapshot of each database of a standby, as find() does; see replayed.
 
@@ -122,7 +126,7 @@ def find_replayed(
         before, _ = replayed(keeper)
         snapshots = _taken(connections)
         after, there = replayed(keeper)
-        worth = before == after or attempt % _EACH == 0  # beside a writer few are, and to read the log takes long
+        worth = before == after or attempt % _EACH == 0  # otherwise success is unlikely, and reading takes long
         if worth and before >= known[1]:
             told = commits(records, near(log, known[0], before), there)
             if quiet(told, before, after):
@@ -142,7 +146,7 @@ def _let_go(connections: Mapping[bytes, Connection]) -> None:
 
 
 def _taken(connections: Mapping[bytes, Connection]) -> dict[bytes, str]:
-    """Take a snapshot in each transaction: one question to each, as soon after one another as can be."""
+    """Take a snapshot in each transaction, one query each, as quickly as possible."""
     snapshots = dict[bytes, str]()
     for name, connection in connections.items():
         (said,) = row(connection, (bytes,), _SNAPSHOT)
@@ -153,7 +157,7 @@ def _taken(connections: Mapping[bytes, Connection]) -> dict[bytes, str]:
 
 
 def mark(keeper: Connection) -> int:
-    """Commit a transaction that changes nothing: all of the log before is on disk then. Return where the log ends."""
+    """Commit a transaction that changes nothing, which flushes the log. Return where the log ends."""
     for statement in _MARK.split(b"; "):
         keeper.execute(statement, prepare=False)
     (at,) = row(keeper, (bytes,), b"SELECT pg_current_wal_flush_lsn()::text")
@@ -161,15 +165,15 @@ def mark(keeper: Connection) -> int:
 
 
 def commits(records: Records, start: int, end: int) -> list[tuple[int, int]]:
-    """Return place and number of each transaction whose commit is told of between two places, in order."""
+    """Return place and transaction number of each commit between two places, in order."""
     told = ((record.at, record.committed) for record in records.between(start, end, "Transaction"))
     return [(at, xid) for at, xid in told if xid is not None]
 
 
 def between(commits: Sequence[tuple[int, int]], snapshots: Sequence[Snapshot], after: int) -> int | None:
-    """Return the place that parts what all snapshots see from what none of them sees; None if there is none.
+    """Return the place between what all snapshots see and what none of them sees; None if there is none.
 
-    `after` is a place that was written after the snapshots were taken: with nothing unseen before, it is there.
+    `after` is a place written after the snapshots were taken: it is the result if nothing unseen lies before it.
     """
     found: int | None = None
     for at, xid in commits:

@@ -1,7 +1,7 @@
-"""The log of a server as it sends it, byte after byte (the protocol of a physical standby, PostgreSQL 55.4).
+"""The log of a server as it streams it, byte after byte (the protocol of a physical standby, PostgreSQL 55.4).
 
-libpq speaks it; nothing is written anywhere, and nothing is asked again. What was stored is confirmed to the server,
-which keeps all of its log behind that for the slot.
+libpq implements the protocol; nothing is written to disk or requested twice. What was stored is confirmed to the
+server, which keeps all later WAL for the slot.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dbguardd.errors import LogBroken, ServerUnreachable
 
 _DATA, _ALIVE = struct.Struct(">cQQq"), struct.Struct(">cQqB")
 _CONFIRMED = struct.Struct(">cQQQqB")
-_EPOCH = 946_684_800  # 2000-01-01, from which PostgreSQL counts
-_CONFIRM_SECONDS = 10.0  # the server ends a connection that says nothing for a minute (wal_sender_timeout)
+_EPOCH = 946_684_800  # 2000-01-01, PostgreSQL's epoch
+_CONFIRM_SECONDS = 10.0  # the server ends a connection that is silent for a minute (wal_sender_timeout)
 
 
 class Stream:
-    """A connection that receives the log. `at` is the place of the next byte that comes."""
+    """A connection that receives the log. `at` is the place of the next byte."""
 
     def __init__(self, connection: Connection, about: str) -> None:
         self._pq, self._about = connection.pgconn, about
@@ -36,7 +36,7 @@ class Stream:
         self._confirmed, self._told = 0, 0.0
 
     def start(self, slot: str, timeline: int, at: int) -> None:
-        """Have the server send its log from a place on. Without a `slot` nothing is confirmed: it waits for nobody."""
+        """Start streaming from a place. Without a `slot` nothing is confirmed, and the server keeps no WAL for us."""
         held = f'SLOT "{slot}" ' if slot else ""
         words = f"START_REPLICATION {held}PHYSICAL {format_lsn(at)} TIMELINE {timeline}"
         patiently(lambda: self._asked(words.encode()))
@@ -48,7 +48,7 @@ class Stream:
             raise psycopg.errors.error_from_result(found)
 
     def receive(self, seconds: float) -> memoryview:
-        """Return the bytes that come next; none if none came for so long. Raises LogBroken at the end of a timeline."""
+        """Return the next bytes; none if nothing arrives in time. Raises LogBroken at the end of a timeline."""
         deadline = time.monotonic() + seconds
         while True:
             size, data = self._pq.get_copy_data(1)
@@ -78,7 +78,7 @@ class Stream:
         return body
 
     def confirm(self, at: int) -> None:
-        """Tell the server that all before a place is stored: it need not keep that for us. Also that we live."""
+        """Confirm that everything before a place is stored, so the server need not keep it. Also a sign of life."""
         now = time.monotonic()
         if at != self._confirmed or now - self._told >= _CONFIRM_SECONDS:
             self._confirmed, self._told = at, now
@@ -87,7 +87,7 @@ class Stream:
             self._pq.flush()
 
     def _ended(self) -> Exception:
-        """Return what it means that the server sends no more."""
+        """Return the error for the end of the stream."""
         found = self._pq.get_result()
         match None if found is None else found.status:
             case pq.ExecStatus.FATAL_ERROR if found is not None:
@@ -99,18 +99,18 @@ class Stream:
 
 @contextmanager
 def streaming(address: Address, about: str) -> Iterator[Stream]:
-    """Connect as a standby does, for the length of a block; errors of the server become ours."""
+    """Connect as a standby does, for the length of a block; the server's errors become ours."""
     with replicating(address, about) as connection:
         yield Stream(connection, about)
 
 
 @contextmanager
 def replicating(address: Address, about: str, slot: str = "") -> Iterator[Connection]:
-    """Connect for words of the replication protocol, for the length of a block; errors of the server become ours.
+    """Open a connection for the replication protocol, for the length of a block; the server's errors become ours.
 
-    Raises SourceInvalid if the server that answers has not that `slot`: then it is another one than that which made it.
+    Raises SourceInvalid if the server does not have the `slot`: then it is not the one that created it.
     """
-    options = f"{address.get('options', '')} -c client_min_messages=warning"  # it tells what it does not send
+    options = f"{address.get('options', '')} -c client_min_messages=warning"  # it reports files that it skips
     connection = connect_bare({**address, "options": options, "replication": "true"}, "", about)
     try:
         with refusals(about):
@@ -122,12 +122,12 @@ def replicating(address: Address, about: str, slot: str = "") -> Iterator[Connec
 
 
 def history(connection: Connection, timeline: int) -> bytes:
-    """Return the file that says how a timeline came to be."""
+    """Return the history file of a timeline."""
     return asked(connection, f"TIMELINE_HISTORY {timeline}", 2)[1] or b""
 
 
 def asked(connection: Connection, words: str, columns: int) -> list[bytes | None]:
-    """Return the one row that the server answers with."""
+    """Return the single row of the server's answer."""
     found = connection.pgconn.exec_(words.encode())
     if found.status != pq.ExecStatus.TUPLES_OK:
         raise psycopg.errors.error_from_result(found)

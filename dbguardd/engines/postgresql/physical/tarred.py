@@ -1,8 +1,8 @@
 """The small files of a cluster as one stream: a tar archive, which a person can unpack without dbguard.
 
-Nothing in it depends on when it was made, so that what has not changed is the same bytes again. It is written and read
-by the rules of pax (POSIX.1-2001), of which it needs little: directories, files, and a record for a name or a size that
-the old header cannot hold. Reading is stricter than any tar: nothing but that, only below where it is put, each once.
+It contains no times of its creation, so unchanged files give the same bytes again. It follows the pax format
+(POSIX.1-2001), of which it needs little: directories, files, and a record for a name or a size that does not fit the
+old header. Reading is stricter than any tar: it accepts nothing else, each path only once and only below the target.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _FILE, _DIRECTORY, _MORE = b"0", b"5", b"x"
 _NAME, _SIZE, _CHECKSUM, _KIND, _MAGIC = 0, 4, 6, 7, 9
 _USTAR = b"ustar\0" + b"00"
 _MOST_SIZE, _MOST_NAME, _MOST_MORE = 8**11 - 1, 100, 1 << 20
-_RECORD = re.compile(rb"(\d+) (path|size)=", re.DOTALL)
+_RECORD = re.compile(rb"(\d{1,20}) (path|size)=", re.DOTALL)
+_OCTAL, _DECIMAL = re.compile(rb"[0-7]{11}\0"), re.compile(rb"\d{1,20}")
 
 
 class TarWriter:
@@ -39,7 +40,7 @@ class TarWriter:
         self._begin(path, _DIRECTORY, 0)
 
     def file(self, path: str, file: int, size: int, used: int) -> None:
-        """Add an open file as one of `size` bytes: its first `used`, or what there is of them, and zeros."""
+        """Add an open file as a file of `size` bytes: its first `used` bytes, as far as it has them, then zeros."""
         self._begin(path, _FILE, size)
         at, end = 0, min(size, used)
         while at < end and (data := os.pread(file, min(_PIECE, end - at), at)):
@@ -52,14 +53,14 @@ class TarWriter:
         self.pieces(path, len(data), [data])
 
     def pieces(self, path: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
-        """Add a file of `size` bytes, which are these."""
+        """Add a file of `size` bytes from these pieces."""
         self._begin(path, _FILE, size)
         for piece in pieces:
             self._out.write(piece)
         self._zeros(-size % _BLOCK)
 
     def end(self) -> None:
-        """Say that this is all."""
+        """Write the end of the archive."""
         self._zeros(2 * _BLOCK)
 
     def _begin(self, path: str, kind: bytes, size: int) -> None:
@@ -80,7 +81,7 @@ class TarWriter:
 
 @contextmanager
 def writing(out: BinaryIO) -> Iterator[TarWriter]:
-    """Write an archive; it has its end when the block ends well."""
+    """Write an archive, which is ended if the block succeeds."""
     archive = TarWriter(out)
     yield archive
     archive.end()
@@ -89,11 +90,11 @@ def writing(out: BinaryIO) -> Iterator[TarWriter]:
 def unpack(
     source: BinaryIO, target: Path, *, links: Collection[str] = (), over: bool = False
 ) -> Iterator[tuple[str, int]]:
-    """Put what an archive has below `target`; yield each path with its bytes.
+    """Unpack an archive below `target`; yield each path with its size.
 
-    `target` must be ours and empty of links, but for those at the paths `links`, which lead to the directories of these
-    names. With `over` it has another state of the same, and written is what differs. Raises Damaged for what dbguard
-    does not write, and OSError.
+    `target` must be ours and contain no links, except for `links`: paths that lead to the directories of these names.
+    With `over` it contains another state of the same files, and only differences are written. Raises Damaged for
+    anything that dbguard does not write, and OSError.
     """
     while (header := _taken(source, _BLOCK)) != bytes(_BLOCK):
         name, kind, size = _parsed(header)
@@ -114,7 +115,7 @@ def unpack(
 
 
 def clear(path: Path, *, directory: bool) -> None:
-    """Take away what is at a path and is no directory (or no file), a link above all: nothing is written through it."""
+    """Delete what is at a path unless it is a directory (or a file). Nothing may be written through a link."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -129,9 +130,9 @@ def _place(source: BinaryIO, path: Path, size: int, *, over: bool) -> None:
     try:
         for start in range(0, size, _PIECE):
             data = _taken(source, min(_PIECE, size - start))
-            if not over or os.pread(file, len(data), start) != data:  # of a memoryview, != takes one byte at a time
+            if not over or os.pread(file, len(data), start) != data:  # comparing a memoryview would go byte by byte
                 written(file, memoryview(data), start)
-        if over and os.fstat(file).st_size != size:  # else the file would get new times, and be no longer as it was
+        if over and os.fstat(file).st_size != size:  # else the unchanged file would get new timestamps
             os.ftruncate(file, size)
     finally:
         os.close(file)
@@ -139,7 +140,7 @@ def _place(source: BinaryIO, path: Path, size: int, *, over: bool) -> None:
 
 
 def written(file: int, data: memoryview, at: int) -> None:
-    """Write all of it. Raises OSError."""
+    """Write all of the data. Raises OSError."""
     while data:
         count = os.pwrite(file, data, at)
         data, at = data[count:], at + count
@@ -157,7 +158,7 @@ def _header(name: bytes, kind: bytes, size: int) -> bytes:
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """Return a record of pax: it begins with its own length."""
+    """Return a pax record, which begins with its own length."""
     rest = b" " + key + b"=" + value + b"\n"
     length = len(rest)
     while length != len(rest) + len(b"%d" % length):
@@ -169,13 +170,14 @@ def _parsed(header: bytes) -> tuple[bytes, bytes, int]:
     """Return name, kind and size. Raises Damaged."""
     fields = _HEADER.unpack(header)
     blank = header[:148] + b" " * 8 + header[156:]
-    if fields[_MAGIC] != _USTAR or fields[_CHECKSUM] != b"%06o\0 " % sum(blank):
+    right = fields[_MAGIC] == _USTAR and fields[_CHECKSUM] == b"%06o\0 " % sum(blank)
+    if not right or not _OCTAL.fullmatch(fields[_SIZE]):
         raise Damaged("an archive of a backup cannot be read: it has no header where one should be")
     return fields[_NAME].rstrip(b"\0"), fields[_KIND], int(fields[_SIZE].rstrip(b"\0"), 8)
 
 
 def _with_more(source: BinaryIO, length: int) -> tuple[bytes, bytes, int]:
-    """Return what the header says that follows a record of pax, with what stands in that."""
+    """Return the header that follows a pax record, with the values of that record applied."""
     if length > _MOST_MORE:
         raise Damaged("an archive of a backup has an impossible record", detail=f"{length} bytes")
     data, told, at = _taken(source, length), dict[bytes, bytes](), 0
@@ -187,7 +189,9 @@ def _with_more(source: BinaryIO, length: int) -> tuple[bytes, bytes, int]:
             raise Damaged("an archive of a backup has an impossible record", detail=repr(data[at : at + 100]))
         told[record[2]], at = data[record.end() : end - 1], end
     name, kind, size = _parsed(_taken(source, _BLOCK))
-    return told.get(b"path", name), kind, int(told.get(b"size", b"%d" % size))
+    if not _DECIMAL.fullmatch(long := told.get(b"size", b"%d" % size)):
+        raise Damaged("an archive of a backup has an impossible record", detail=repr(long[:100]))
+    return told.get(b"path", name), kind, int(long)
 
 
 def _checked(name: bytes) -> bytes:

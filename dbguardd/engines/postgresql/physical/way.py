@@ -1,4 +1,4 @@
-"""How the files of a cluster come here: they are read where they lie, or sent by their server. It is decided here."""
+"""Decides how the files of a cluster are copied: read where they lie, or sent by the server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from dbguardd.facts import SENT
 from dbguardd.flow import Facts, Sink
 
 READ = "files"
-"""What the fact `read_by` of a backup says."""
+"""The value of the fact `read_by` of a backup."""
 
 _SUPERUSER = b"SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The data directory, if it can be read here; None, and why not, of a cluster that its server has to send."""
+    """The data directory if it can be read here; otherwise None with the reason, and the server sends the files."""
 
     cluster: Cluster
     directory: DataDirectory | None
@@ -36,13 +36,13 @@ class Way:
 
     @property
     def said(self) -> str:
-        """What a person is told of it."""
+        """What a person is told about it."""
         if self.directory is not None:
             return f"the files of the cluster are in {self.directory.path}"
         return f"the server sends the files of the cluster, all of them each time: {self.why}"
 
     def facts(self) -> Facts:
-        """Return what a restore has to know: which places on this host are those of the cluster, if it is on it."""
+        """Return the facts that a restore needs: which places on this host belong to the cluster, if it runs here."""
         if self.directory is None:
             return {"read_by": SENT, "not_read_here": self.why, "directory": None, "service": "", "owner": None}
         service = configuration.service(self.cluster.configuration)
@@ -55,9 +55,9 @@ class Way:
 
     @contextmanager
     def held(self, source: Source, session: Connection) -> Iterator[Callable[[], None]]:
-        """See that the log is held, and takes the last room of no server, for the length of a block; see watched().
+        """Check that the WAL is kept and does not fill the server's disk, for the length of a block; see watched().
 
-        Of a server elsewhere nobody here sees how much room it has: there it has to bound what a slot holds.
+        The free space of a server elsewhere is unknown here: that server has to limit what a slot holds.
         """
         if self.directory is None:
             check_bound(source.keeper, None, None, source.about)
@@ -67,7 +67,7 @@ class Way:
 
     @contextmanager
     def copying(self, source: Source, sink: Sink, begun: float, tell: Tell) -> Iterator[Copy]:
-        """Make a copy by this way, for the length of a block."""
+        """Make a copy this way, for the length of a block."""
         if self.directory is None:
             with receiving(source, sink, begun, tell) as made:
                 yield made
@@ -77,9 +77,9 @@ class Way:
 
 @contextmanager
 def way_to(keeper: Connection, cluster: Cluster, slot: str) -> Iterator[Way]:
-    """Open the data directory, for the length of a block, if it is here, may be read, and is that of the server.
+    """Open the data directory, for the length of a block, if it is here, readable, and that of the server.
 
-    By the slot that the server has made it is seen whose it is. Only a superuser has what it takes beside the files.
+    The slot shows whether it is that of the server. Only a superuser may run what is needed besides the files.
     """
     places = {oid: where for oid, (_name, where) in cluster.tablespaces.items()}
     with ExitStack() as stack:
@@ -97,7 +97,7 @@ def way_to(keeper: Connection, cluster: Cluster, slot: str) -> Iterator[Way]:
 
 @contextmanager
 def way_of(keeper: Connection, cluster: Cluster) -> Iterator[Way]:
-    """Open the data directory as way_to(), of a server that holds nothing for us afterwards."""
+    """Open the data directory like way_to(), leaving no slot on the server."""
     mode = BackupMode(keeper, cluster.log)
     with way_to(keeper, cluster, mode.hold()) as way:
         mode.let_go()
@@ -105,7 +105,7 @@ def way_of(keeper: Connection, cluster: Cluster) -> Iterator[Way]:
 
 
 def _owner(directory: DataDirectory) -> str | None:
-    """Return the user whom the data directory belongs to; None if this host does not know him."""
+    """Return the owner of the data directory; None if this host has no such user."""
     try:
         return pwd.getpwuid(os.fstat(directory.file).st_uid).pw_name
     except KeyError:

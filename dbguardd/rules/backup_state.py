@@ -1,0 +1,32 @@
+"""What the rules know of a backup. It is apart from retention.py, whose calendar a worker loads only to expire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BackupState:
+    """What the rules need to know of a backup.
+
+    `failed`: its last verification failed, or a check has since found it damaged; `safety`: it is the safety copy of a
+    restore in place.
+    """
+
+    id: str
+    created_at: datetime
+    proven: bool = False
+    holds: tuple[str, ...] = ()
+    failed: bool = False
+    failed_at: datetime | None = None  # None: when the backup was made
+    safety: bool = False
+
+
+def newest_first(backups: Iterable[BackupState]) -> list[BackupState]:
+    """Return the backups, the last made first.
+
+    Ids increase with every backup, whatever the clock says; times do not if the clock was ahead and was corrected.
+    """
+    return sorted(backups, key=lambda backup: backup.id, reverse=True)

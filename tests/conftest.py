@@ -1,10 +1,13 @@
-"""What every test has: calm hypothesis, an environment without the caller's settings, programs that may be missing.
+"""What every test has: calm hypothesis, nothing of the caller's settings, code that is compiled, programs or a skip.
 
 And in which order files are tested, where several processes share them.
 """
 
+import compileall
 import os
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,9 +17,18 @@ settings.load_profile("dbguard")
 
 for name in [name for name in os.environ if name.startswith("DBGUARD_")]:
     del os.environ[name]
+os.environ["SSL_CERT_FILE"] = os.devnull  # aiohttp would read all that the system has, whenever a daemon is started
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell, and so by each child
 
 FIRST = ("packaging", "faults", "process", "engines")
 """What starts machines, servers and daemons takes long: begun first, it does not keep the end of a run waiting."""
+
+
+def pytest_configure(config):
+    """Compile what is tested: a worker that is another user cannot keep what it compiled, and would at each start."""
+    if not hasattr(config, "workerinput"):
+        for name in ("dbguardd", "dbguardctl"):
+            compileall.compile_dir(Path(__file__).parents[1] / name, quiet=2)
 
 
 def pytest_collection_modifyitems(items):

@@ -331,7 +331,7 @@ class Engine:
     name: str
     snapshots: Snapshots
     log: LogSource | None = None
-    standby: Standby | None = None
+    standby: Callable[[], Standby] | None = None  # made where one is kept
     questions: Callable[[], Questions[Pages]] | None = None  # made where it is used: only there is its driver needed
     server_questions: ServerQuestions[ScratchRestore] | None = None
     delta_restore: DeltaRestore | None = None

@@ -10,7 +10,7 @@ from dbguardd.jobs.base import Job, Result, Run, grace, instant, log_view
 from dbguardd.jobs.choose import states_of
 from dbguardd.jobs.moment import base_of, tell_log
 from dbguardd.jobs.restore import past_undo
-from dbguardd.repository import Backup, Chain, Grain, Hold, Piece, make_coarser, recallable_until
+from dbguardd.repository import Backup, Chain, Hold, Piece, recallable_until
 from dbguardd.requests import UNDO_REASON, Expire, Sweep
 from dbguardd.rules import retention
 from dbguardd.rules.keep_log import outlived
@@ -75,9 +75,9 @@ def _forget(run: Run, chains: Sequence[Chain], pieces: Sequence[Piece]) -> None:
         tell_log(run, run.name, [Chain(id, pieces) for id, pieces in left if pieces], backups)
 
 
-def grains(run: Run) -> list[Grain]:
-    """Return how coarse the log is to become, and from which ages on."""
-    return [Grain(int(seconds), timedelta(seconds=float(age))) for seconds, age in run.database.get("thin_log") or ()]
+def grains(run: Run) -> dict[int, timedelta]:
+    """Return how coarse the log is to become: one moment in so many seconds, from which age on."""
+    return {int(seconds): timedelta(seconds=float(age)) for seconds, age in run.database.get("thin_log") or ()}
 
 
 def _thin(run: Run) -> None:
@@ -87,7 +87,7 @@ def _thin(run: Run) -> None:
         return
     now, backups = run.repository.storage_time(run.now()), run.repository.backups(run.name, expired=True)
     try:
-        for made in make_coarser(log, grains(run), now, lambda number: run.progress("log", number, None)):
+        for made in log.make_coarser(grains(run), now, lambda number: run.progress("log", number, None)):
             facts = {"chain": made.chain, "grain_seconds": made.grain, "until_at": instant(made.until)}
             sizes = {"freed_bytes": made.freed_bytes, "bytes": made.stored_bytes}
             run.report("log.thinned", database=run.name, outcome="ok", **facts, **sizes)
@@ -103,7 +103,7 @@ def _outlived(run: Run, chains: Sequence[Chain], backups: Sequence[Backup]) -> l
     start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))
     sound = {backup.id for backup in states_of(run, backups) if not backup.failed and not backup.safety}
     bases = [base_of(backup) for backup in backups if backup.id in sound]
-    return outlived(chains, bases, start, {grain.seconds: grain.age for grain in grains(run)})
+    return outlived(chains, bases, start, grains(run))
 
 
 def decide(

@@ -31,7 +31,7 @@ from dbguardd.facts import LogPosition
 from dbguardd.jobs.base import Job, Result, Run, instant, shortened
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import live_path
-from dbguardd.repository import Chain, Link, LogRange, StoredLog, StretchTree
+from dbguardd.repository import Chain, Link, LogRange, StoredLog
 from dbguardd.requests import NOWHERE
 from dbguardd.rules.moment import holds
 from dbguardd.serialize import to_json
@@ -167,7 +167,7 @@ class Keeping:
         if last is None:
             return False
         new = replace(mark, segment=last.number, at=last.at.isoformat(), place=None)
-        tree = StretchTree(log, LogRange(chain, mark.segment, last.number), last)
+        tree = log.stretch(LogRange(chain, mark.segment, last.number), last)
         self._copy.advance(tree, self.target, to_json(new), self._run.progress)
         self.mark = new
         return True

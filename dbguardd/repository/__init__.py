@@ -15,30 +15,31 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbguardd import __version__
 from dbguardd.errors import Busy, Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
-from dbguardd.repository.check import Checking, Progress, unmet
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
-from dbguardd.repository.moment import LogRange, LogTree, MomentTree, StretchTree
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
 from dbguardd.repository.saving import Saving
 from dbguardd.repository.seal import Domain, Keyring, Randomness
-from dbguardd.repository.thin import Grain, make_coarser
 from dbguardd.repository.tombstones import check_packs_stay, pack_of
 from dbguardd.repository.tree import BytesDone, Tree, ignore, packs_of
-from dbguardd.rules.chains import BYTES, Chain, Piece
+from dbguardd.rules.chains import BYTES, Chain, LogRange, Piece
 from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
 from dbguardd.ulids import ulid
+
+if TYPE_CHECKING:
+    from dbguardd.repository.check import Progress
+    from dbguardd.repository.moment import LogTree, MomentTree
 
 __all__ = [
     "BYTES",
@@ -46,7 +47,6 @@ __all__ = [
     "Chain",
     "Expired",
     "Finding",
-    "Grain",
     "Hold",
     "Link",
     "LogRange",
@@ -57,13 +57,10 @@ __all__ = [
     "Saving",
     "StoredLog",
     "Stream",
-    "StretchTree",
     "Swept",
     "Tree",
-    "make_coarser",
     "recallable_until",
 ]
-
 
 _QUOTES = '"""'
 _PARENTS = 3  # backups that are tried as a parent before a full backup is made
@@ -277,7 +274,7 @@ class Repository:
         """Open a backup for reading like tree(), with the log applied up to `until`."""
         with self.tree(backup, progress, beside=beside) as tree:
             _, domain = self._ledger.find(backup.id)
-            yield MomentTree(tree, self._log(domain), until, progress)
+            yield self._log(domain).over(tree, until, progress)
 
     @contextmanager
     def with_log(
@@ -286,7 +283,7 @@ class Repository:
         """Open a backup for reading like tree(), followed by the bytes of the log up to `until`."""
         with self.tree(backup, progress, there=there) as tree:
             _, domain = self._ledger.find(backup.id)
-            yield LogTree(tree, self._log(domain), until, progress)
+            yield self._log(domain).behind(tree, until, progress)
 
     def log(self, database: str, now: datetime | None = None) -> StoredLog | None:
         """Return the log of a database; None if nothing of it was stored. With `now` it is created if missing."""
@@ -379,20 +376,21 @@ class Repository:
         `now` is the host's time; the storage's own decides. Raises ClockDoubt, Breaker (unless `confirmed`), Damaged
         and ObjectMissing: nothing is deleted while there is damage.
         """
-        from dbguardd.repository.sweep import Sweeping  # noqa: PLC0415 - most workers never sweep
+        from dbguardd.repository.sweep import Sweeping  # noqa: PLC0415 - here and below: most workers need none of it
 
         sweeping = Sweeping(self._storage, self._records, self._notes, self._packs_of, self._pulses, self._randomness)
         return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
 
     def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[Finding]:
-        """Look for damage; with `data`, read every byte of every object.
+        """Look for damage; with `data`, read every byte. Yields findings, also for what was not looked at."""
+        from dbguardd.repository.check import Checking  # noqa: PLC0415
 
-        Yields findings, also for what was not looked at.
-        """
         return Checking(self._storage, self._records, self._packs_of, progress).run(data)
 
     def lacking(self) -> Iterator[Finding]:
         """Yield which packs of unexpired backups are missing, as in a copy of a storage made during a backup."""
+        from dbguardd.repository.check import unmet  # noqa: PLC0415
+
         backups = list(self._ledger.newest())  # before the packs: a backup made just now has all its packs
         return unmet(self._packs_of, backups, {pack_of(entry) for entry in self._storage.list("packs/")}, {})
 

@@ -27,10 +27,10 @@ import json
 import re
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 
@@ -40,9 +40,14 @@ from dbguardd.repository.frames import decompress
 from dbguardd.repository.model import encode, moment, rfc3339
 from dbguardd.repository.records import Records
 from dbguardd.repository.seal import Domain, Randomness, seal, unseal
-from dbguardd.rules.chains import BYTES, Chain, Piece
+from dbguardd.rules.chains import BYTES, Chain, LogRange, Piece
 from dbguardd.storage.base import Entry, Storage
 from dbguardd.ulids import ulid
+
+if TYPE_CHECKING:
+    from dbguardd.repository.moment import LogTree, MomentTree, StretchTree
+    from dbguardd.repository.thin import Thinned
+    from dbguardd.repository.tree import Tree
 
 FOLD = 32
 FOLDED_BYTES = 8 << 20
@@ -174,6 +179,24 @@ class StoredLog:
         """Return the segments of an object, wherever they are now. Raises Damaged, ObjectMissing."""
         return [link for link in self._held(piece) if piece.first <= link.number and link.first <= piece.last]
 
+    def over(self, base: Tree, until: LogRange, beat: Callable[[int], None]) -> MomentTree:
+        """Return a backup for reading with the images of pages in a part of this log applied."""
+        from dbguardd.repository.moment import MomentTree  # noqa: PLC0415 - here and below: most workers need none of it
+
+        return MomentTree(base, self, until, beat)
+
+    def behind(self, base: Tree, until: LogRange, beat: Callable[[int], None]) -> LogTree:
+        """Return a backup for reading, followed by the bytes of a part of this log."""
+        from dbguardd.repository.moment import LogTree  # noqa: PLC0415
+
+        return LogTree(base, self, until, beat)
+
+    def stretch(self, until: LogRange, last: Link) -> StretchTree:
+        """Return a part of this log for reading that ends with the segment `last`: a standby applies it in one step."""
+        from dbguardd.repository.moment import StretchTree  # noqa: PLC0415
+
+        return StretchTree(self, until, last)
+
     def _held(self, piece: Piece) -> list[Link]:
         """Return the segments in an object, or in the larger one into which it was folded meanwhile."""
         while True:
@@ -280,6 +303,14 @@ class StoredLog:
         """Delete objects, oldest first, so that the rest is always a log without a gap."""
         for piece in pieces:
             self._storage.delete(piece.name)
+
+    def make_coarser(
+        self, grains: Mapping[int, timedelta], now: datetime, beat: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Thinned]:
+        """Keep one moment in so many seconds where the log is of that age by the storage's own time; see thin.py."""
+        from dbguardd.repository.thin import Grain, make_coarser  # noqa: PLC0415
+
+        return make_coarser(self, [Grain(*grain) for grain in grains.items()], now, beat)
 
 
 def piece_of(entry: Entry) -> Piece | None:

@@ -9,33 +9,17 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 from dbguardd.errors import Damaged, ObjectMissing, Usage
-from dbguardd.facts import Target
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
 from dbguardd.repository.delivery import refused
 from dbguardd.repository.joined import joined
 from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.tree import Tree
-from dbguardd.rules.chains import BYTES, Chain
+from dbguardd.rules.chains import BYTES, LogRange
 from dbguardd.serialize import to_json
 from dbguardd.sums import as_text, file_sum
-
-
-@dataclass(frozen=True, slots=True)
-class LogRange:
-    """The segments of a chain between a backup and a moment: those after `after`, up to `last`.
-
-    If the segments contain bytes of a log (`form`), the engine finds the moment in them: `target` defines it.
-    """
-
-    chain: Chain
-    after: int
-    last: int
-    form: str = ""
-    target: Target = field(default_factory=Target)
 
 
 class MomentTree:

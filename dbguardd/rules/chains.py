@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from dbguardd.facts import LogPosition
+from dbguardd.facts import LogPosition, Target
 from dbguardd.flow import Facts
 from dbguardd.ulids import born
 
@@ -88,6 +88,20 @@ class Link(Protocol):
 def end_of(link: Link) -> LogPosition:
     """Return the place in the log of the database where a segment ends."""
     return LogPosition.read(link.until) or LogPosition("", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LogRange:
+    """The segments of a chain between a backup and a moment: those after `after`, up to `last`.
+
+    If the segments contain bytes of a log (`form`), the engine finds the moment in them: `target` defines it.
+    """
+
+    chain: Chain
+    after: int
+    last: int
+    form: str = ""
+    target: Target = field(default_factory=Target)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import json
 import os
 import select
 import socket
-import traceback
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -151,7 +151,7 @@ class Channel:
                 raise
             except Exception as error:  # noqa: BLE001 the other half decides what an error means
                 if not isinstance(error, GuardError):
-                    traceback.print_exc()  # a bug: the end of standard error is kept with the job
+                    sys.excepthook(*sys.exc_info())  # a bug: the end of standard error is kept with the job
                 self.send({"return": None, "problem": problem_of(error)})
 
     def close(self) -> None:

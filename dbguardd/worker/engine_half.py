@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Engine, ProofQuery, ScratchRestore
+from dbguardd.engines.base import Engine, ProofQuery, ScratchRestore, Standby
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
@@ -246,6 +246,7 @@ class EngineHalf:
     def __init__(self, channel: Channel, engine: Engine) -> None:
         self._channel = channel
         self._engine = engine
+        self._copy: Standby | None = None
         self._told = ("", 0.0)
 
     def serve(self) -> None:
@@ -309,9 +310,10 @@ class EngineHalf:
         return answered(questions, name, asked, args, self._channel)
 
     def _standby(self, name: str, args: Mapping[str, Any]) -> Any:
-        standby, progress, tree = self._engine.standby, self._progress, SeamTree(self._channel)
-        if standby is None:
+        if self._engine.standby is None:
             raise Unsupported("of this kind of database no standby is kept", detail="Only a SQLite database has one.")
+        standby = self._copy = self._copy or self._engine.standby()
+        progress, tree = self._progress, SeamTree(self._channel)
         target, step = Path(args["target"]), name.removeprefix("standby.")
         match step:
             case "found":

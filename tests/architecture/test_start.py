@@ -18,6 +18,8 @@ HEAVY = {
     "schedule",
 }
 OTHERS = {"dbguardd.wire", "dbguardd.repository.sweep"}  # what a half has no use for: each record costs it 0.4 ms
+RARE = {f"dbguardd.repository.{name}" for name in ("check", "moment", "sweep", "thin")}
+LATER = {f"dbguardd.engines.sqlite.{name}" for name in ("follow", "questions", "replace", "standby")}
 LOADS = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sorted(sys.modules))"
 
 
@@ -30,12 +32,13 @@ def loaded(module):
     ("module", "never"),
     [
         ("dbguardd.worker.repository_half", HEAVY | OTHERS | {"asyncio", "click", "http.client"}),
+        ("dbguardd.jobs.backup", HEAVY | OTHERS | RARE | {"dbguardd.storage.layers", "tempfile"}),
         ("dbguardd.jobs.question", HEAVY | OTHERS | {"dbguardd.rules.retention", "zoneinfo"}),
         (
             "dbguardd.worker.engine_half",
             HEAVY | OTHERS | {"dbguardd.requests", "asyncio", "click", "cryptography", "zstandard", "http.client"},
         ),
-        ("dbguardd.engines.sqlite", HEAVY | {"asyncio", "logging", "_hashlib", "apsw"}),
+        ("dbguardd.engines.sqlite", HEAVY | LATER | {"asyncio", "logging", "_hashlib", "apsw"}),
         ("dbguardctl.app", HEAVY | {"asyncio", "sqlite3", "cryptography", "zstandard", "blake3"}),
         ("dbguardd.rules", HEAVY - {"cronsim"} | {"asyncio", "sqlite3", "socket", "subprocess"}),
         ("dbguardd.errors", HEAVY | {"asyncio", "socket", "sqlite3"}),

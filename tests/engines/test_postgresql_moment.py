@@ -22,7 +22,7 @@ from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import recover
-from dbguardd.storage import Memory
+from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN
 from tests.repository.test_log import open_log
 

@@ -19,7 +19,7 @@ from dbguardd.engines.postgresql.roles import each
 from dbguardd.errors import Damaged, PolicyInvalid, ServerUnreachable, SourceReplaced
 from dbguardd.flow import TURNS
 from dbguardd.repository import recover
-from dbguardd.storage import Memory
+from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN
 from tests.repository.test_log import open_log
 

@@ -18,8 +18,8 @@ verify = "off"
 """
 
 
-@pytest.fixture
-def hand(press):
+@pytest.fixture(scope="module")
+def made(press):
     """Two databases in one repository; three backups of the shop, each with pages of its own, and one of the other."""
     with a_place() as place:
         hand = Hand(place, press)
@@ -32,7 +32,20 @@ def hand(press):
             change(hand.path, number)
             hand.backup()
         hand.run("backup", "other").result  # noqa: B018
-        yield hand
+        with a_place() as aside:
+            shutil.copytree(place, aside / "made")
+            yield hand, aside / "made"
+
+
+@pytest.fixture
+def hand(press, made):
+    """What was made, each time as it was, in the same place."""
+    first, aside = made
+    shutil.rmtree(first.place)
+    shutil.copytree(aside, first.place)
+    hand = Hand(first.place, press, acknowledged=[*first.acknowledged])
+    hand.write_policy(MORE.format(path=hand.place / "other" / "other.db"))
+    return hand
 
 
 def change(path: Path, number: int) -> None:
@@ -170,7 +183,7 @@ def test_a_damaged_pack_is_found_named_contained_and_healed(hand, harm):
     assert third in found
     assert first not in found
     assert second not in found
-    hand.restores(first, second)
+    hand.reads([first, second])  # and below by restores
     other_is_well(hand)
     verdict = hand.run("verify", "shop", "--backup", third)
     assert (verdict.status, verdict.problem["code"]) == (4, "DBG-6001"), verdict.stderr

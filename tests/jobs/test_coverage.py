@@ -19,7 +19,7 @@ from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
 from dbguardd.rules.coverage import Stretch
 from dbguardd.rules.coverage import coverage as covered
-from dbguardd.storage import Recording
+from dbguardd.storage.layers import Recording
 from tests.jobs.world import World
 
 HOUR = 3600.0

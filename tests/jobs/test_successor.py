@@ -7,7 +7,7 @@ from dbguardd.errors import SourceReplaced, TargetInUse
 from dbguardd.jobs.verify import lost_content
 from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
-from dbguardd.storage import Recording
+from dbguardd.storage.layers import Recording
 from tests.jobs.world import World
 
 

@@ -17,12 +17,10 @@ from dbguardd.storage import (
     Capabilities,
     Directory,
     Entry,
-    Memory,
-    ReadOnly,
-    Recording,
-    Retrying,
     Storage,
 )
+from dbguardd.storage.layers import ReadOnly, Recording, Retrying
+from dbguardd.storage.memory import Memory
 
 
 class Flaky:

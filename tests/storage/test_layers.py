@@ -3,7 +3,9 @@
 import pytest
 
 from dbguardd.errors import Degraded, GuardError, NoSpace, ObjectMissing, PolicyInvalid, Unreachable
-from dbguardd.storage import Call, Memory, Recording, Retrying, open_storage
+from dbguardd.storage import open_storage
+from dbguardd.storage.layers import Call, Recording, Retrying
+from dbguardd.storage.memory import Memory
 
 
 class Refusing(Memory):

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Questions
+from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Questions, Standby
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
@@ -24,15 +24,12 @@ from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.copy import NEW, opened
 from dbguardd.engines.sqlite.examine import examine
-from dbguardd.engines.sqlite.follow import follow
 from dbguardd.engines.sqlite.live import Header, State, open_live, read_header, resolve
 from dbguardd.engines.sqlite.newer import Unread
 from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.engines.sqlite.publish import fresh, sweep
-from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
-from dbguardd.engines.sqlite.standby import SqliteStandby
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
 from dbguardd.errors import (
     NoSpace,
@@ -64,9 +61,14 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     lock_timeout_seconds, growth_bytes (of a WAL, see wal), beat_seconds and step_bytes (how often progress is reported
     while the live file is copied), look_seconds (how often a followed WAL is read).
     """
-    wait = float(settings.get("lock_timeout_seconds", 10.0))
-    standby = SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
-    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=standby, questions=open_past)
+
+    def open_standby() -> Standby:
+        from dbguardd.engines.sqlite.standby import SqliteStandby  # noqa: PLC0415 - here and below: a backup needs none
+
+        wait = float(settings.get("lock_timeout_seconds", 10.0))
+        return SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
+
+    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=open_standby, questions=open_past)
 
 
 def open_past() -> Questions[Pages]:
@@ -91,6 +93,8 @@ class SqliteLog:
         )
 
     def follow(self, ship: LogSink, resume: Facts | None) -> None:
+        from dbguardd.engines.sqlite.follow import follow  # noqa: PLC0415
+
         follow(self._path, self._pace, ship, resume)
 
     def unfollow(self, *, if_short: bool = False) -> None:
@@ -244,6 +248,8 @@ class Sqlite:
         return examine(target, queries, progress)
 
     def check_unused(self) -> None:
+        from dbguardd.engines.sqlite.replace import refuse_others  # noqa: PLC0415
+
         try:
             real = resolve(self._path)
         except SourceMissing:
@@ -251,6 +257,8 @@ class Sqlite:
         refuse_others(real)
 
     def replace(self, source: Path, progress: Progress) -> None:
+        from dbguardd.engines.sqlite.replace import replace  # noqa: PLC0415
+
         replace(self._path, source, progress)
 
 

@@ -81,7 +81,8 @@ def recovery_sheet(session: Session, name: str, svg: str) -> None:
         answer = session.daemon.post("keys", name, "recovery-sheet")
         _show_sheet(session, name, answer)  # first: it is shown only once, and a full disk must not lose it
         if file is not None:
-            os.write(file, str(answer.get("qr_svg") or "").encode())
+            with open(file, "wb", closefd=False) as svg_file:
+                svg_file.write(str(answer.get("qr_svg") or "").encode())
     except BaseException:
         if file is not None:
             Path(svg).unlink(missing_ok=True)

@@ -50,10 +50,6 @@ class Runs:
         row = self._session.row("SELECT * FROM runs WHERE target = ? AND verb = ?", (target, verb))
         return None if row is None else _run(dict(row))
 
-    def drop(self, target: str, verb: str) -> None:
-        """Delete a memory: the verb is no longer planned."""
-        self._session.change("DELETE FROM runs WHERE target = ? AND verb = ?", (target, verb))
-
     def all(self) -> list[Run]:
         """Return all memories."""
         return [_run(dict(row)) for row in self._session.rows("SELECT * FROM runs ORDER BY target, verb")]

@@ -75,7 +75,10 @@ def _measured(look: Callable[[str], Level], path: str) -> asyncio.Future[Level]:
             future.set_result(level)
 
     def measure() -> None:
-        level = look(path)
+        try:
+            level = look(path)
+        except Exception as error:  # noqa: BLE001 - a bug must not pass for a storage that does not answer
+            level = Level(error=f"{path}: {error!r}")
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, level)
 

@@ -6,6 +6,7 @@ only ever points to the newest copy of a proven backup whose bytes were read bac
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -47,7 +48,7 @@ def keep_plain(run: Run, backup: Backup) -> str | None:
             old.unlink(missing_ok=True)
             old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
     except OSError as error:
-        kind = NoSpace if error.errno in (28, 122) else Unreachable
+        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Unreachable
         raise kind(
             f"{run.name}: no plain copy could be written to {place}", detail=error.strerror or str(error)
         ) from error

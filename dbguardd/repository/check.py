@@ -25,11 +25,11 @@ from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
 from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.model import Backup, Finding
-from dbguardd.repository.packs import HEADER, TAIL, Pack, trailer_length
+from dbguardd.repository.packs import HEADER, TAIL, Pack, object_name, trailer_length
 from dbguardd.repository.reading import PackReader
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
-from dbguardd.repository.tombstones import pack_name, pack_of, tombstone_of
+from dbguardd.repository.tombstones import pack_of, tombstone_of
 from dbguardd.rules.chains import Piece
 from dbguardd.storage.base import Entry, Storage
 
@@ -171,7 +171,7 @@ class Checking:
     def _ends(self, entry: Entry, readers: Mapping[bytes, PackReader]) -> None:
         header = self.storage.get(entry.name, 0, min(HEADER, entry.size))
         reader = readers.get(header[24:40])
-        if reader is None or pack_name(pack_of(entry)) != entry.name:
+        if reader is None or object_name(pack_of(entry)) != entry.name:
             raise Damaged(f"{entry.name}: not a pack of this repository", detail=f"it starts with {header[:40].hex()}")
         reader.pack(pack_of(entry))
 
@@ -180,7 +180,7 @@ class Checking:
         if hashlib.sha256(data).hexdigest() != pack_of(entry) or len(data) < HEADER + TAIL:
             raise Damaged(f"{entry.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
         domain = self.records.keyring.domains.get(data[24:40])
-        if domain is None or pack_name(pack_of(entry)) != entry.name:
+        if domain is None or object_name(pack_of(entry)) != entry.name:
             raise Damaged(f"{entry.name}: not a pack of this repository", detail=f"it starts with {data[:40].hex()}")
         view, digests = memoryview(data), Digests(domain)
         tail = data[-min(len(data), TAIL + trailer_length(data[-TAIL:])) :]
@@ -225,7 +225,7 @@ def unmet(
         for pack in needed:
             needing.setdefault(pack, []).append(backup.id)  # stores the first equal string for all
     for pack in sorted(needing.keys() - there):
-        yield Finding("damage", pack_name(pack), _MISSING, tuple(needing[pack]))
+        yield Finding("damage", object_name(pack), _MISSING, tuple(needing[pack]))
 
 
 def _outcome(

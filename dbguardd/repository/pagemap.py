@@ -47,8 +47,6 @@ from dataclasses import dataclass
 from struct import Struct
 from threading import Lock
 
-from blake3 import blake3
-
 from dbguardd.errors import Damaged
 from dbguardd.repository.frames import FRAME_LIMIT, LEAVES, PART, ROOT, TAG
 from dbguardd.repository.packs import Pack, object_name
@@ -271,7 +269,3 @@ class PageMap:
         if name is None:
             raise Damaged(f"page map of {self.root.size} bytes: there is no pack {number}")
         return name
-
-    def stream(self) -> blake3:
-        """Return the hash that takes the digests of all extents and yields that of the stream."""
-        return self.reader.digests.stream(self.root.size)

@@ -27,9 +27,10 @@ from dbguardd.repository.clock import Pulse, Pulses, trusted
 from dbguardd.repository.ledger import read_backup
 from dbguardd.repository.model import Backup, Swept, rfc3339
 from dbguardd.repository.notes import Notes
+from dbguardd.repository.packs import object_name
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain, Randomness
-from dbguardd.repository.tombstones import Tombstone, pack_name, pack_of, put_pack_tombstones, tombstone_of
+from dbguardd.repository.tombstones import Tombstone, pack_of, put_pack_tombstones, tombstone_of
 from dbguardd.storage.base import Entry, Storage
 
 Needs = Callable[[Backup, Domain], AbstractSet[str]]
@@ -205,7 +206,7 @@ def _complete(backup: Backup, missing: AbstractSet[str]) -> None:
     if missing:
         raise ObjectMissing(
             f"{backup.database}: backup {backup.id} lacks {len(missing)} packs; nothing is swept",
-            detail=", ".join(pack_name(pack) for pack in sorted(missing)[:8]),
+            detail=", ".join(object_name(pack) for pack in sorted(missing)[:8]),
             hints=("dbguardctl check", f"dbguardctl backup {backup.database} --full"),
         )
 

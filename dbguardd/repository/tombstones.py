@@ -18,6 +18,7 @@ from typing import Any
 from dbguardd.errors import Busy, ClockDoubt, Damaged, ObjectMissing
 from dbguardd.repository.clock import SKEW, Pulse, margin
 from dbguardd.repository.model import Backup, moment, rfc3339
+from dbguardd.repository.packs import object_name
 from dbguardd.repository.records import Record, Records
 from dbguardd.repository.seal import Randomness
 from dbguardd.storage.base import Entry, Storage
@@ -122,14 +123,9 @@ def check_packs_stay(
     if missing:
         raise ObjectMissing(
             f"{what}: {len(missing)} of the {len(packs)} packs it needs are not in the storage",
-            detail=", ".join(pack_name(pack) for pack in sorted(missing)[:8]),
+            detail=", ".join(object_name(pack) for pack in sorted(missing)[:8]),
             hints=(f"dbguardctl check {backup.database}", full),
         )
-
-
-def pack_name(pack: str) -> str:
-    """Return the object name of a pack, from its hash."""
-    return f"packs/{pack[:2]}/{pack}"
 
 
 def pack_of(entry: Entry) -> str:

@@ -104,6 +104,18 @@ def test_a_storage_that_hangs_is_said_to_and_keeps_no_daemon_from_ending() -> No
     never.set()
 
 
+def test_a_look_that_fails_is_no_storage_that_hangs() -> None:
+    def look(path: str) -> Level:
+        raise RecursionError(path)
+
+    async def main() -> None:
+        paths = Paths(look)
+        await paths.measure(["/srv"])
+        assert paths.level("/srv").error == "/srv: RecursionError('/srv')"
+
+    asyncio.run(main())
+
+
 def test_the_gauge_knows_what_is_there_and_says_what_is_not(tmp_path: Path) -> None:
     async def main() -> None:
         paths = Paths()

@@ -44,7 +44,7 @@ def key() -> None:
 @key.command("list")
 @pass_session
 def key_list(session: Session) -> None:
-    """List the keys, and whether a recovery copy ever tested."""
+    """List the keys, and whether a recovery copy was ever tested."""
     answer = session.daemon.get("keys")
     if session.json:
         session.print_json(answer)
@@ -157,7 +157,7 @@ def recovery_drop(session: Session, recipient: str, name: str, confirm: str) -> 
         others = [one for row in rows if row["name"] == name for one in row.get("recipients") or ()]
         left = [one for one in others if not one["recipient"].startswith(recipient)]
         tested = sum(one["tested_at"] is not None for one in left)
-        stay = f"Recovery keys that stay: {len(left)}, of which {tested or 'none'} ever tested."
+        stay = f"Recovery keys that stay: {len(left)}, tested: {tested or 'none'}."
         session.err.show([text(Cell(f"{recipient} will no longer open the backups. {stay}", "bad"))])
         asked = f"Type {recipient} to go on"
         confirm = str(click.prompt(asked, default="", show_default=False, err=True)).strip()

@@ -76,7 +76,7 @@ async def drop(operations: Operations, key: str, recipient: str, confirm: str, w
         tested = sum(settings.get(f"recovery_tested:{key}:{name}") is not None for name in left)
         raise ConfirmMissing(
             f"{whole}: whoever has its sheet no longer opens the backups, which cannot be undone",
-            detail=f"Recovery keys that stay: {len(left)}, of which {tested or 'none'} ever tested.",
+            detail=f"Recovery keys that stay: {len(left)}, tested: {tested or 'none'}.",
             hints=[
                 f"dbguardctl key recovery-test {key}",
                 f"dbguardctl key recovery-drop {whole} {key} --confirm {whole}",

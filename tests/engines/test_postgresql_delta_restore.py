@@ -270,7 +270,7 @@ def test_what_is_another_cluster_or_has_no_room_is_refused_before_anything_is_ch
     (live.place / "PG_VERSION").rename(live.data / "PG_VERSION")
     (live.place / "far").rename(live.place / "unmounted")  # an undo without it would be a mixture of two states
     for _ in range(2):
-        with pytest.raises(SourceInvalid, match="far: the tablespace"):
+        with pytest.raises(SourceInvalid, match="far: a tablespace"):
             as_owner(keep, live, facts)
         (live.place / "far").mkdir(exist_ok=True)  # as a place is where a disk would be
         os.chown(live.place / "far", owner(), -1)

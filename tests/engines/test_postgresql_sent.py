@@ -344,7 +344,7 @@ def test_no_backup_lacks_what_a_server_silently_leaves_out(live, place):
     (live.data / "more").unlink()
     (live.place / "far").rename(aside)
     (live.place / "far").mkdir()
-    with pytest.raises(SourceInvalid, match=f"{live.place}/far: the tablespace"):
+    with pytest.raises(SourceInvalid, match=f"{live.place}/far: a tablespace"):
         here(sent, live, place)
     (live.place / "far").rmdir()
     aside.rename(live.place / "far")

@@ -115,7 +115,7 @@ def test_a_storage_that_could_not_be_read_says_what_it_waits_for_and_is_read_whe
     assert (storage["ok"], storage["stored_bytes"]) == (False, None)
     assert storage["problem"]["next_try_at"] == scan["problem"]["next_try_at"]
     assert storage["problem"]["hints"][-1].startswith("dbguardctl reload ")
-    assert "the next attempt to read it is" in house.ctl("status").out
+    assert "The next attempt to read it is" in house.ctl("status").out
     records.unlink()
     aside.rename(records)
     until(lambda: house.status("app")["state"] == "safe", house.jobs)  # in an hour, if nobody looked

@@ -111,9 +111,9 @@ def test_the_answer_is_that_of_the_server_as_it_was(past):
 def test_a_question_only_reads_is_one_statement_and_says_nothing_of_a_row_when_it_fails(past):
     wrong = {
         "SELECT 1; SELECT 2": "one statement at a time",
-        "DELETE FROM buyer RETURNING id": "can only read",
-        "SELECT * FROM buyer FOR UPDATE": "can only read",
-        "WITH gone AS (DELETE FROM buyer RETURNING id) SELECT * FROM gone": "can only read",
+        "DELETE FROM buyer RETURNING id": "may only read",
+        "SELECT * FROM buyer FOR UPDATE": "may only read",
+        "WITH gone AS (DELETE FROM buyer RETURNING id) SELECT * FROM gone": "may only read",
         "CREATE TABLE more (n int)": "one SELECT is expected",
         "COMMIT": "one SELECT is expected",
         "": "one SELECT is expected",

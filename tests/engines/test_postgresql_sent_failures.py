@@ -196,7 +196,7 @@ def test_a_control_file_that_came_torn_is_sent_again_by_the_next_try(reached, pl
 def test_what_no_server_answers_is_refused(reached, place, old, new):  # noqa: F811
     with between(reached.port, alter=changed(old, new)) as way, pytest.raises(GuardError) as caught:
         here(sent, reached, place, over(reached, place, port=way.port))
-    assert isinstance(caught.value, SourceInvalid) and "answers" in caught.value.message, caught.value
+    assert isinstance(caught.value, SourceInvalid) and "an unexpected answer" in caught.value.message, caught.value
 
 
 def test_the_log_of_a_backup_fills_no_disk_of_ours(reached, place):  # noqa: F811

@@ -452,7 +452,7 @@ def test_the_log_of_a_backup_never_takes_the_last_room_of_the_server(place):
                         other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000))")
                     until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
 
-            with pytest.raises(NoSpace, match="its log") as caught:
+            with pytest.raises(NoSpace, match="its WAL") as caught:
                 as_owner(backed_up, other, write)
             assert caught.value.facts["needed_bytes"] > caught.value.facts["free_bytes"] > 0
             other.sql("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT")

@@ -74,7 +74,7 @@ def test_what_a_tired_administrator_reads(served: House, journal: Journal) -> No
     told = sentences(served, journal, "DBGUARD_DATABASE=app", "PRIORITY=6")
     assert re.search(rf"^app: backup {id} is stored, [0-9.]+ [KM]?i?B new, [0-9.]+ m?s$", told, re.M)
     assert re.search(rf"^app: backup {id} is proven: a restore takes [0-9.]+ m?s$", told, re.M)
-    restored = rf"^app: backup {id} is restored to {served.place}/again.db, as of [0-9:+ -]+, [0-9.]+ m?s$"
+    restored = rf"^app: backup {id} was restored to {served.place}/again.db, as of [0-9:+ -]+, [0-9.]+ m?s$"
     assert re.search(restored, told, re.M)
     assert "=" not in told and "job." not in told
     (stored,) = ours(served, journal, "DBGUARD_EVENT=backup.stored")

@@ -266,7 +266,7 @@ class Views:
         if (problem := self.following.problem(name)) is not None:
             return f"its log is not followed now: {problem.message.removeprefix(f'{name}: ')}"
         if (silent := timedelta(seconds=self.following.silent_seconds(name))) > _PATIENCE:
-            return f"the last {length(silent)} of its log are not stored: it is written faster than it can be stored"
+            return f"its log is {length(silent)} behind: what was committed since then may not be stored yet"
         covered = self.following.covered(name)[-1:]
         if not covered or newest is None or newest.created_at >= covered[0].since_at:
             return ""

@@ -161,7 +161,9 @@ def _early(moment: Moment) -> str:
     if moment.grain:
         return f"nothing nearer can be restored: this part of the log has one moment every {span(moment.grain)}"
     if moment.until is None:
-        return "its log has no moment between the two" if moment.backup.facts.log_start is not None else ""
+        if moment.backup.facts.log_start is None:
+            return ""
+        return "no moment between the two can be restored; later commits, if any, are not in this backup"
     whole = moment.until.last < moment.until.chain.last  # the next segment was committed later
     return "" if whole else "later commits, if any, are not stored"
 

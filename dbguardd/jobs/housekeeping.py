@@ -165,7 +165,7 @@ def recovery_test(run: Run, request: RecoveryTest) -> Result:
 def recovery_drop(run: Run, request: RecoveryDrop) -> Result:
     """Remove a recovery recipient. Copies of the storage made before still open for it.
 
-    Raises NotFound, Held (the policy names it, or no other key at hand opens), ConfirmMissing (it is the last one).
+    Raises NotFound, Held (the policy names it, or no other available key opens), ConfirmMissing (it is the last one).
     """
     gone, key = request.recipient, run.spec["key"]
     known = [(kind, label) for kind, label, offline in run.repository.recipients() if offline]

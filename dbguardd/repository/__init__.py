@@ -129,7 +129,7 @@ class Repository:
         return self._records.keyring.root.repo_id.hex()
 
     def marks(self) -> tuple[str, str]:
-        """Return what identifies the repository on a recovery sheet: its mark, and the SHA-256 of recover.py.
+        """Return what a recovery sheet identifies the repository by: its mark, and the SHA-256 of recover.py.
 
         Anybody can make a repository with the same id and other backups that an age recipient's identity opens. Only
         the right root key yields the mark, and the mark reveals nothing about the key. Raises Damaged.
@@ -153,7 +153,7 @@ class Repository:
         self._wrappers += (wrapper,)
 
     def drop_recipient(self, label: str) -> None:
-        """Remove a key. Raises NotFound, and Held if no other key at hand opens the repository."""
+        """Remove a key. Raises NotFound, and Held if no other available key opens the repository."""
         opening.drop(self._storage, self._records.keyring.root, self._wrappers, label)
 
     # ------------------------------------------------------------------------------------------ backups in and out
@@ -259,9 +259,10 @@ class Repository:
     ) -> Iterator[Tree]:
         """Open a backup for reading; `progress` is called with the bytes of a stream read so far.
 
-        What it shares with a backup of its database opened `beside` it is fetched once. `there` is a backup, just made
-        while nobody wrote, of what this one is delivered over: shared parts are not read again, and its `doubts` get
-        read errors. Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
+        `beside` is an open backup of the same database: parts that both share are fetched once. `there` is a backup of
+        the file over which this one is delivered, made just now while nobody wrote: parts that both share are not read
+        from the file, and read errors are added to its `doubts`. Raises NotFound, Damaged, ObjectMissing, KeyRefused,
+        and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
         with Tree(self._storage, domain, found, progress, beside=there or beside, there=there) as tree:

@@ -154,7 +154,7 @@ class Checking:
             for before, chain in pairwise(chains):
                 if before.id == chain.id:
                     what = f"the log of {domain.name} lacks its segments {before.last + 1} to {chain.first - 1}"
-                    yield Finding("damage", before.pieces[-1].name, f"{what}: no moment after that can be restored")
+                    yield Finding("damage", before.pieces[-1].name, f"{what}: no moment after it can be restored")
             for chain in chains if data else ():
                 end: Link | None = None
                 for piece in chain.pieces:
@@ -178,7 +178,7 @@ class Checking:
     def _whole(self, entry: Entry, readers: Mapping[bytes, PackReader]) -> None:
         data = self.storage.get(entry.name)
         if hashlib.sha256(data).hexdigest() != pack_of(entry) or len(data) < HEADER + TAIL:
-            raise Damaged(f"{entry.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+            raise Damaged(f"{entry.name}: its bytes do not match the hash in its name", detail=f"{len(data)} bytes")
         domain = self.records.keyring.domains.get(data[24:40])
         if domain is None or object_name(pack_of(entry)) != entry.name:
             raise Damaged(f"{entry.name}: not a pack of this repository", detail=f"it starts with {data[:40].hex()}")
@@ -198,9 +198,8 @@ class Checking:
         idle = packs.keys() - seen.needing.keys()
         if idle:
             left = sum(packs[pack].size for pack in idle)
-            yield Finding(
-                "unseen", "packs/", f"{count(len(idle), 'pack')}, {left} bytes, no backup needs; a sweep frees that"
-            )
+            text = f"{count(len(idle), 'pack')}, {left} bytes, not needed by any backup: a sweep deletes them"
+            yield Finding("unseen", "packs/", text)
         yield Finding("unseen", "", "databases were not opened: only dbguardctl verify proves that a backup restores")
 
 

@@ -225,7 +225,7 @@ def _truncate(source: Source, file: int) -> None:
 def _confirm(source: Source, digest: blake3) -> None:
     if digest.digest() != source.digest:
         raise Damaged(
-            f"{source.name}: the stream is not what was backed up",
+            f"{source.name}: the stream differs from what was backed up",
             detail=f"digest {digest.hexdigest()} instead of {source.digest.hex()}",
         )
 

@@ -58,7 +58,7 @@ class Backup:
 
     @property
     def facts(self) -> BackupFacts:
-        """The facts that others than its engine read."""
+        """The facts that other code than its engine reads."""
         return BackupFacts.read(self.raw_facts)
 
 

@@ -76,7 +76,7 @@ class Records:
         name = f"records/{kind}/{slot}-{hashlib.sha256(data).hexdigest()}"
         self._storage.put(name, data)
         if self._storage.get(name) != data:
-            raise Damaged(f"{name}: the storage returns other bytes than it was given", detail=self._storage.url)
+            raise Damaged(f"{name}: the storage returns other bytes than were written", detail=self._storage.url)
         unseal(self.keyring_of(domain), kind, slot, data, name)
         return name
 
@@ -107,7 +107,7 @@ class Records:
         try:
             data = self._storage.get(entry.name)
             if hashlib.sha256(data).hexdigest() != digest:
-                raise Damaged(f"{entry.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+                raise Damaged(f"{entry.name}: its bytes do not match the hash in its name", detail=f"{len(data)} bytes")
             domain, text = self._unseal(kind, slot, data, entry.name)
             return Record(kind, slot, digest, entry.modified_at, domain, json.loads(text))
         except GuardError as error:

@@ -160,7 +160,7 @@ class Sweeping:
                 continue
             if isinstance(record, Unreadable):
                 raise Damaged(
-                    f"{record.name}: nothing is swept beside a record that does not open",
+                    f"{record.name}: this record does not open, so nothing is swept",
                     detail=f"{record.error.message} {record.error.detail}",
                     hints=("dbguardctl check",),
                 ) from record.error
@@ -214,9 +214,9 @@ def _complete(backup: Backup, missing: AbstractSet[str]) -> None:
 def _lost(backup: str, noted: Mapping[str, Entry]) -> ObjectMissing:
     """Return the error for a backup with other records but no manifest or tomb: a sweep deletes the tomb last."""
     return ObjectMissing(
-        f"backup {backup}: its manifest is gone, and nobody knows what it needs; nothing is swept",
-        detail=f"{noted[backup].name} is still there, of {rfc3339(noted[backup].modified_at)}",
-        hints=("dbguardctl check", "# bring the manifest back from a copy of the storage, or sweep with --confirm"),
+        f"backup {backup}: its manifest is missing, so what it needs is unknown; nothing is swept",
+        detail=f"{noted[backup].name} still exists, from {rfc3339(noted[backup].modified_at)}",
+        hints=("dbguardctl check", "# copy the manifest back from a copy of the storage, or sweep with --confirm"),
     )
 
 

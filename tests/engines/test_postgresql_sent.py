@@ -73,7 +73,7 @@ def test_a_role_for_replication_is_enough_and_check_says_what_it_lacks(live, pla
     streams, facts, _ = here(sent, live, place, url)
     assert f"{live.config}/postgresql.conf" in facts["left_out"] and b"dbguard-config" not in streams["files.tar"]
     here(lambda: opened(live, place, url).restore(tree(streams, facts), place / "bare", no_progress))
-    text = (place / "bare" / "RESTORE.txt").read_text().partition("role of his name:\n")[2]
+    text = (place / "bare" / "RESTORE.txt").read_text().partition("role of the same name:\n")[2]
     typed = text.partition("#")[0]
     asked = f"{live.programs}/postgres -D {place}/bare -C data_directory"
     assert here(subprocess.call, ["sh", "-c", asked]) and not here(subprocess.call, ["sh", "-ec", typed])

@@ -71,7 +71,7 @@ def test_what_does_not_is_damage_of_the_log(base: bytes, after: bytes, wrong: st
     pages = {2: PAGES[2]} if wrong == "lost page" else PAGES
     data = base if wrong == "lost page" else base[:-1] + b"?"
     assert delivered(data, "", pages) != after, "nobody else would have noticed"
-    with pytest.raises(Damaged, match="is not what the database was") as caught:
+    with pytest.raises(Damaged, match="differs from what the database was") as caught:
         delivered(data, summed(after), pages)
     assert caught.value.facts[LOG]
 
@@ -125,5 +125,5 @@ def test_recover_py_compares_it_too(tmp_path: Path, base: bytes, after: bytes, r
         recover.replay(tmp_path, key, backup, one.at, target)
         assert (target / "main").read_bytes() == after
     else:
-        with pytest.raises(recover.Unusable, match="is not what the database was"):
+        with pytest.raises(recover.Unusable, match="differs from what the database was"):
             recover.replay(tmp_path, key, backup, one.at, target)

@@ -52,7 +52,7 @@ class ExpiredRow:
 
 
 @dataclass(slots=True)
-class Stretch:
+class CoverageRow:
     """A range of time of which any moment, or one moment every `grain_seconds`, can be restored, as `list` reports it.
 
     The next range begins where this one ends, or there is a gap between them.

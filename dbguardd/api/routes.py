@@ -70,7 +70,7 @@ _WAIT = Param("wait", float, "seconds to wait for the end of the job", 0.0, 0, 6
 _JOB = {"job": wire.JobRow}
 _BACKUPS = {
     **{"database": str, "backups": list[wire.BackupRow], "expired": list[wire.ExpiredRow]},
-    **{"log": list[wire.Stretch], "log_proof": wire.LogProof | None},
+    **{"log": list[wire.CoverageRow], "log_proof": wire.LogProof | None},
 }
 _DATABASE = Param("database", str, "only of this database")
 _AFTER = Param("after", int, "only what came after this id", 0, 0)

@@ -30,7 +30,7 @@ from dbguardd.policy.policy import database_spec
 from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
-from dbguardd.rules.coverage import Stretch, coverage
+from dbguardd.rules.coverage import TimeRange, coverage
 from dbguardd.rules.objectives import Facts, judge, length
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade, JobState
@@ -273,7 +273,7 @@ class Views:
         waits = now - to_moment(covered[0].since_at)
         return "its log waits for a backup to start from" if waits > _PATIENCE else ""
 
-    def coverage(self, name: str) -> list[Stretch]:
+    def coverage(self, name: str) -> list[TimeRange]:
         """Return the time ranges to which a database can be restored, oldest first."""
         return coverage(
             [row.logged() for row in self.following.covered(name)], states_of(self.catalog.backups.of(name))

@@ -271,7 +271,7 @@ class Standby(Protocol):
         """Make the copy and open it; see Snapshots.restore."""
 
     def advance(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
-        """Apply a part of the log, as the repository's StretchTree provides it, to the copy in one step.
+        """Apply a part of the log, as the repository's ChangesTree provides it, to the copy in one step.
 
         Raises TargetInUse while readers prevent it, Damaged if the result is not what the log says.
         """

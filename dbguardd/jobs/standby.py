@@ -167,7 +167,7 @@ class Keeping:
         if last is None:
             return False
         new = replace(mark, segment=last.number, at=last.at.isoformat(), place=None)
-        tree = log.stretch(LogRange(chain, mark.segment, last.number), last)
+        tree = log.changes(LogRange(chain, mark.segment, last.number), last)
         self._copy.advance(tree, self.target, to_json(new), self._run.progress)
         self.mark = new
         return True

@@ -24,7 +24,7 @@ from dbguardd.repository import opening
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.log import Link, StoredLog
-from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
+from dbguardd.repository.model import Backup, Expired, Hold, Proof, StorageFinding, Stream, Swept
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
@@ -46,7 +46,7 @@ __all__ = [
     "Backup",
     "Chain",
     "Expired",
-    "Finding",
+    "StorageFinding",
     "Hold",
     "Link",
     "LogRange",
@@ -382,13 +382,13 @@ class Repository:
         sweeping = Sweeping(self._storage, self._records, self._notes, self._packs_of, self._pulses, self._randomness)
         return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
 
-    def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[Finding]:
+    def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[StorageFinding]:
         """Look for damage; with `data`, read every byte. Yields findings, also for what was not looked at."""
         from dbguardd.repository.check import Checking  # noqa: PLC0415
 
         return Checking(self._storage, self._records, self._packs_of, progress).run(data)
 
-    def lacking(self) -> Iterator[Finding]:
+    def lacking(self) -> Iterator[StorageFinding]:
         """Yield which packs of unexpired backups are missing, as in a copy of a storage made during a backup."""
         from dbguardd.repository.check import unmet  # noqa: PLC0415
 

@@ -45,7 +45,7 @@ from dbguardd.storage.base import Entry, Storage
 from dbguardd.ulids import ulid
 
 if TYPE_CHECKING:
-    from dbguardd.repository.moment import LogTree, MomentTree, StretchTree
+    from dbguardd.repository.moment import ChangesTree, LogTree, MomentTree
     from dbguardd.repository.thin import Thinned
     from dbguardd.repository.tree import Tree
 
@@ -191,11 +191,11 @@ class StoredLog:
 
         return LogTree(base, self, until, beat)
 
-    def stretch(self, until: LogRange, last: Link) -> StretchTree:
+    def changes(self, until: LogRange, last: Link) -> ChangesTree:
         """Return a part of this log for reading that ends with the segment `last`: a standby applies it in one step."""
-        from dbguardd.repository.moment import StretchTree  # noqa: PLC0415
+        from dbguardd.repository.moment import ChangesTree  # noqa: PLC0415
 
-        return StretchTree(self, until, last)
+        return ChangesTree(self, until, last)
 
     def _held(self, piece: Piece) -> list[Link]:
         """Return the segments in an object, or in the larger one into which it was folded meanwhile."""

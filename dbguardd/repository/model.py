@@ -95,7 +95,7 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class StorageFinding:
     """Something that a check found, or did not look at.
 
     `severity` is damage (a backup cannot be restored in full), warning (untidy, no backup is affected) or unseen (what

@@ -160,7 +160,7 @@ class LogTree:
         return link
 
 
-class StretchTree:
+class ChangesTree:
     """The changes in a part of a log, for a receiver that has everything before it. A flow.Tree with one stream.
 
     The stream contains pages in the order of the log, each after its number (4 bytes, big-endian); later ones replace
@@ -234,7 +234,7 @@ class MomentPages:
 
 
 @contextmanager
-def _copied(tree: MomentTree | StretchTree, name: str) -> Iterator[BinaryIO]:
+def _copied(tree: MomentTree | ChangesTree, name: str) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as file:
         tree.deliver(name, file.fileno())
         file.seek(0)

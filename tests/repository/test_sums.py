@@ -91,7 +91,7 @@ def test_it_outlives_folding_and_tells_a_standby(after: bytes) -> None:
     assert len(found.pieces) < logs.FOLD
     links = list(log.links(found, 1, found.last))
     assert {link.sum for link in links} == {summed(after)}
-    assert log.stretch(LogRange(found, 0, 5), links[4]).facts["sum"] == summed(after)
+    assert log.changes(LogRange(found, 0, 5), links[4]).facts["sum"] == summed(after)
 
 
 def test_a_log_of_before_is_read(base: bytes, after: bytes) -> None:

@@ -45,7 +45,7 @@ class WalPosition:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class TimelineRange:
     """A part of a log on one timeline, between two places. `stored` is where its stored bytes end."""
 
     timeline: int
@@ -83,14 +83,14 @@ def across(round: str) -> tuple[str, str]:
     return system, rest.partition("/")[2]
 
 
-def stretches(since: WalPosition, until: WalPosition) -> Sequence[Stretch]:
+def timeline_ranges(since: WalPosition, until: WalPosition) -> Sequence[TimelineRange]:
     """Return the parts of the log between two places, in the order in which their bytes are stored."""
-    return tuple(_stretches(since, until))
+    return tuple(_timeline_ranges(since, until))
 
 
-def _stretches(since: WalPosition, until: WalPosition) -> Iterator[Stretch]:
+def _timeline_ranges(since: WalPosition, until: WalPosition) -> Iterator[TimelineRange]:
     at = since.position
     for turn in until.turns[len(since.turns) :]:
-        yield Stretch(timeline_in(turn.round), at, turn.left, turn.stored)
+        yield TimelineRange(timeline_in(turn.round), at, turn.left, turn.stored)
         at = turn.left
-    yield Stretch(until.timeline, at, until.position, until.position)
+    yield TimelineRange(until.timeline, at, until.position, until.position)

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
-from dbguardd.engines.postgresql.physical.history import stretches
+from dbguardd.engines.postgresql.physical.history import timeline_ranges
 from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
 from dbguardd.engines.postgresql.physical.segments import PAGE, format_lsn, looked_for
 from dbguardd.errors import Damaged, Unsupported
@@ -150,7 +150,7 @@ def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime
     if moment is None:
         return None
     pattern = re.compile(_POINT + re.escape(os.fsencode(name) + b"\0"), re.DOTALL)
-    parts = stretches(moment.since, moment.until)
+    parts = timeline_ranges(moment.since, moment.until)
     total = sum(part.stored - part.since for part in parts)
 
     def pieces(source: BinaryIO, left: int) -> Iterator[bytes]:

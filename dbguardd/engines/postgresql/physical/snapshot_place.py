@@ -6,7 +6,7 @@ before those of all it does not see, then at the place between them a recovery h
 is so at most instants: transactions become visible after a flush of the log, in groups. So snapshots are taken, the log
 around them is read, and if there is no such place they are taken again.
 
-Only a limited stretch of the log is read. A commit that has waited longer (for a standby, say) is found by the proof,
+Only a limited part of the log is read. A commit that has waited longer (for a standby, say) is found by the proof,
 which asks the recovered server about the transactions that were running in the snapshot: see prove.
 """
 

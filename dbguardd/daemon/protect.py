@@ -10,7 +10,7 @@ import tomllib
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
+from dbguardd.frozen import frozen
 from dbguardd.kinds import KINDS, engine_of
 from dbguardd.policy.addresses import named_in, socket_of, whole, wrong_with
 from dbguardd.policy.load import Loaded
@@ -51,7 +52,7 @@ _ALL = "36500d"  # longer than the `keep` of any lost policy
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """What was detected: its real path, or the address of its server, and a description."""
 
@@ -65,7 +66,7 @@ class Found:
     closely: Mapping[str, Any] = field(default_factory=dict)  # what is known of its content
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """What the user asks for: a name (empty: made from the path), and whether the log is to be followed.
 
@@ -79,7 +80,7 @@ class Wanted:
     confirm: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """What protect would do; nothing is done yet."""
 

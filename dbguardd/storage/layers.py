@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 from dbguardd.errors import Unreachable, Unsupported
+from dbguardd.frozen import frozen
 from dbguardd.storage.base import Buffer, Capabilities, Entry, Storage
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Retrying:
     """Retries what failed because the storage did not answer. All six verbs may be repeated safely.
 
@@ -69,7 +70,7 @@ class Retrying:
         return verb()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """One call of a verb; `size` is the number of bytes put or got, 0 for the other verbs."""
 
@@ -78,7 +79,7 @@ class Call:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recording:
     """Notes every call in `calls`, including those that fail (with the size that was to be put)."""
 
@@ -120,7 +121,7 @@ class Recording:
         return self.storage.probe()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadOnly:
     """Refuses whatever would change the storage: for recovery, checks, and a mirror that another process writes."""
 

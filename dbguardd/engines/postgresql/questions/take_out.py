@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from dbguardd.humanize import some
 _ALL = ".*"
 """A name with this suffix means a schema."""
 _SHOWN = 20
+_COPY = b" FROM stdin;"
+_TOKEN = re.compile(rb"--.*|[\"']|(?<![\w$])\$(?:[^\W\d]\w*)?\$| FROM stdin;$")
+"""What changes the state within a line of SQL: a comment, the start of a quotation, or the end of a COPY statement."""
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname <> 'information_schema' AND nspname !~ '^pg_' ORDER BY 1"
 _PARTITIONS = (
     "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_partition_tree({}) AS t "
@@ -59,14 +63,14 @@ def _schema(past: ScratchServer, reader: Reader, name: str, form: str, meter: Me
     meter.write(_head(f"all of the schema {one_line(name)} of {meter.about}.", past.running()) + large)
     if past.dump is None:
         quoted = '"' + name.replace('"', '""') + '"'
-        return {"rows": _copied(_dumped(past, [f"--schema={quoted}"], meter), meter), "triggers": 0}
+        return {"rows": _copied(_dumped(past, [f"--schema={quoted}"], meter), meter.write), "triggers": 0}
     ((told,),) = reader.rows(f"SELECT pg_catalog.quote_ident({literal(name)})")
     for table in past.dump.part.excluded:
         if table.startswith(f"{shown(told or b'')}."):
             meter.write(f"-- The policy left out the rows of {one_line(table)}.\n".encode())
     meter.write(b"CREATE SCHEMA IF NOT EXISTS " + (told or b"") + b";\n")
     words = [past.server.tools.path("pg_restore"), "--file=-", f"--schema={name}", str(past.dump.file)]
-    return {"rows": _copied(_written(past, words, meter), meter), "triggers": 0}
+    return {"rows": _copied(_written(past, words, meter), meter.write), "triggers": 0}
 
 
 def _csv(past: ScratchServer, reader: Reader, table: Table, meter: Meter) -> Facts:
@@ -87,7 +91,7 @@ def _sql(reader: Reader, table: Table, past: ScratchServer, meter: Meter) -> Fac
     if past.dump is not None:
         return _out_of_dump(past, past.dump, reader, table, meter)
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
-    return {"rows": _copied(_dumped(past, [*encoding, *_of(reader, table)], meter), meter), "triggers": 0}
+    return {"rows": _copied(_dumped(past, [*encoding, *_of(reader, table)], meter), meter.write), "triggers": 0}
 
 
 def _of(reader: Reader, table: Table) -> list[str]:
@@ -125,7 +129,7 @@ def _out_of_dump(past: ScratchServer, dump: Dumped, reader: Reader, table: Table
     lines, about = dump.taken(past.server, table.number, meter.alive)
     for piece in _dumped(past, ["--section=pre-data", "--section=data", *ours], meter):  # the tables are empty here
         meter.write(piece)
-    rows = _copied(_restored(past, dump, lines, meter), meter)
+    rows = _copied(_restored(past, dump, lines, meter), meter.write)
     for piece in chain(_dumped(past, ["--section=post-data", *ours], meter), _restored(past, dump, about, meter)):
         meter.write(piece)
     return {"rows": rows, "triggers": 0}
@@ -139,21 +143,41 @@ def _restored(past: ScratchServer, dump: Dumped, lines: Sequence[str], meter: Me
             yield from _written(past, words, meter)
 
 
-def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
-    """Write a text that contains rows of tables, one per line; return the number of rows."""
-    rows, rest, within = 0, b"", False
+def _copied(pieces: Iterator[bytes], write: Callable[[bytes], None]) -> int:
+    """Write a text of pg_dump or pg_restore, which contains rows of tables, one per line; return the number of rows."""
+    rows, rest, state = 0, b"", b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
-            if not within:
-                within = line.endswith(b" FROM stdin;")
+            if state != _COPY:
+                state = _state_after(line, state)
             elif line == b"\\.":
-                within = False
+                state = b""
             else:
                 rows += 1
-        meter.write(b"\n".join([*lines, b""]))
-    meter.write(rest)
+        write(b"\n".join([*lines, b""]))
+    write(rest)
     return rows
+
+
+def _state_after(line: bytes, state: bytes) -> bytes:
+    """Return the state after a line of SQL: _COPY if rows follow, what ends the open quotation, or b"" if none is open.
+
+    The body of a function may contain a line that looks like a COPY. The programs write no block comments, and no
+    backslash that changes the meaning of a quote.
+    """
+    at = 0
+    while state != _COPY:
+        if state:
+            end = line.find(state, at)
+            if end < 0:
+                return state
+            at = end + len(state)
+        token = _TOKEN.search(line, at)
+        if token is None or token[0].startswith(b"--"):
+            return b""
+        state, at = token[0], token.end()
+    return state
 
 
 def remark(what: str, table: Table, run: str) -> bytes:

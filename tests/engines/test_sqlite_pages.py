@@ -122,6 +122,14 @@ def test_a_busy_application_can_checkpoint_while_it_is_copied(live, staging, tmp
         assert len(db.execute("SELECT rowid, data FROM filler").fetchall()) == len(expected)
 
 
+def test_a_busy_application_is_backed_up_however_long_its_log_takes_to_copy(live, staging):
+    ledger(live, filler=3_000_000)
+    with using(live, "idle"):
+        engine = make(live, staging, growth_bytes=100_000, lock_timeout_seconds=0)
+        busy = each_step(lambda: shell(live, "UPDATE filler SET data=randomblob(50000) WHERE rowid < 9"))
+        assert engine.dump(MemorySink(), busy)["tries"] == 2
+
+
 def test_a_log_that_is_written_anew_while_it_is_copied(live, staging, tmp_path):
     """With mark 0 the log may begin again under our hands; half of the old one would bring old pages back.
 

@@ -78,6 +78,8 @@ def _poll(
 def _say_again(session: Session, row: Json, tried: int) -> None:
     """Report why an attempt failed: the waiting user can correct it now, and ask again for an immediate retry."""
     problem = row["problem"]
+    if session.json:  # it may be minutes until the answer
+        session.report(from_problem(problem))
     at = problem.get("next_try_at")
     again = f" {when(at, session.now, session.zone)}" if at else ""
     session.say(f"{what(row)}: attempt {tried} failed, it is tried again{again}: {problem.get('message')} "

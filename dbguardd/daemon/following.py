@@ -289,7 +289,14 @@ class Following:
             self._runner.on_doubt(str(follower.spec["storage"]["name"]))
 
     def _keep(self, name: str, follower: Follower) -> None:
-        """Write to the catalog up to when the log is stored, for the next daemon."""
+        """Write to the catalog up to when the log is stored, for the next daemon.
+
+        Not if the policy has given the storage another path since: the log there may end earlier.
+        """
+        storage = follower.spec["storage"]
+        with suppress(GuardError):
+            if self._inforce.storage(str(storage["name"])).path != storage["path"]:
+                return
         if follower.until_at:
             with suppress(GuardError):
                 coverage.write(self._catalog.settings, name, self._covered(name, follower))

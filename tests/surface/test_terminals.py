@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -12,6 +13,7 @@ import pytest
 from dbguardctl.humanize import when, zoned
 from dbguardctl.screen import Cell, Screen, Table, text
 from dbguardctl.views.facts import findings
+from dbguardd.errors import SourceLocked
 from dbguardd.humanize import hint_word
 from tests.surface import answers
 from tests.surface.conftest import Ctl
@@ -153,3 +155,15 @@ def test_the_version_as_json(ctl: Ctl) -> None:
     for words in (["--json", "--version"], ["--version", "--json"]):
         assert json.loads(ctl(*words).stdout)["schema"] == "dbguard.version/1"
     assert json.loads(ctl("--json", "key", "--help").stdout)["schema"] == "dbguard.help/1"
+
+
+def test_a_program_that_waits_hears_why_an_attempt_failed(
+    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = {**SourceLocked("app: locked").problem(), "next_try_at": "2027-03-04T05:06:07Z"}
+    again = answers.job("backup", "queued", attempt=2, problem=problem)
+    daemon.verb_jobs["backup"] = [answers.job("backup", "running"), again, answers.job("backup", result={})]
+    assert inside("--json", "backup", "app") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.err) == problem
+    assert json.loads(said.out)["job"]["state"] == "done"

@@ -24,6 +24,7 @@ from dbguardd.humanize import some
 _ALL = ".*"
 """A name with this suffix means a schema."""
 _SHOWN = 20
+_ROWS, _LINE_BYTES = b" FROM stdin;", 16
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname <> 'information_schema' AND nspname !~ '^pg_' ORDER BY 1"
 _PARTITIONS = (
     "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_partition_tree({}) AS t "
@@ -140,19 +141,22 @@ def _restored(past: ScratchServer, dump: Dumped, lines: Sequence[str], meter: Me
 
 
 def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
-    """Write a text that contains rows of tables, one per line; return the number of rows."""
+    """Write a text that contains rows of tables, one per line; return the number of rows.
+
+    Of an unfinished line only the end is kept, which tells what it is: a row may have 1 GiB.
+    """
     rows, rest, within = 0, b"", False
     for piece in pieces:
+        meter.write(piece)
         *lines, rest = (rest + piece).split(b"\n")
+        rest = rest[-_LINE_BYTES:]
         for line in lines:
             if not within:
-                within = line.endswith(b" FROM stdin;")
+                within = line.endswith(_ROWS)
             elif line == b"\\.":
                 within = False
             else:
                 rows += 1
-        meter.write(b"\n".join([*lines, b""]))
-    meter.write(rest)
     return rows
 
 

@@ -198,10 +198,15 @@ def run(
     """Start a job, wait for it, print its result and return the exit status. `name`: the command, for JSON."""
     row = start(session, verb, fields)
     if no_wait:
-        if not session.json:
-            session.out.stream.write(f"{row['id']}\n")
+        print_ids(session, [row])
         return finish(session, name or verb, [row])
     return finish(session, name or verb, settle(session, row, timeout))
+
+
+def print_ids(session: Session, rows: list[Json]) -> None:
+    """Print the ids of started jobs, one a line, unless the answer is JSON."""
+    if not session.json:
+        session.out.stream.writelines(f"{row['id']}\n" for row in rows if row["id"])
 
 
 def batch(

@@ -120,7 +120,7 @@ class Following:
     # ------------------------------------------------------------------------------------------ life
 
     def reconsider(self) -> None:
-        """Start and stop followers according to the policy, the pauses and the backups."""
+        """Start and stop followers according to the policy and the backups. A pause is about the schedule only."""
         wanted = self._wanted() if self._open else {}
         for name, follower in list(self._followers.items()):
             if follower.spec != wanted.get(name):
@@ -147,7 +147,7 @@ class Following:
         if not replaces or (name in self._followers and await self._in_use(spec)):
             yield
             return
-        self._quiet.add(name)  # also if nothing follows it now: a pause may end during the block
+        self._quiet.add(name)  # also if nothing follows it now: a reload may come during the block
         self.reconsider()
         try:
             if leaving := self._tasks(name):

@@ -115,6 +115,16 @@ def test_quiet_says_the_result_only(ctl: Ctl) -> None:
     assert len(ctl("prune", "app", "--dry-run", "-q").stdout.splitlines()) > 2
 
 
+@pytest.mark.parametrize("words", [["backup", "--all"], ["verify", "--all"], ["check"], ["prune"]], ids=" ".join)
+def test_several_jobs_that_are_not_waited_for_are_printed_by_their_ids(
+    ctl: Ctl, daemon: FakeDaemon, words: list[str]
+) -> None:
+    names = [row["name"] for row in answers.status()["databases"]]
+    done = ctl(*words, "--no-wait")
+    assert done.stdout.split() == list(daemon.jobs) and len(daemon.jobs) == len(names)
+    assert [body["database"] for body in daemon.bodies(f"POST /jobs/{words[0].replace('prune', 'expire')}")] == names
+
+
 def test_without_utf8_there_is_no_code_of_blocks(ctl: Ctl, daemon: FakeDaemon) -> None:
     sheet = "IDENTITY\n\n    \u2588\u2580\u2584\n    \u2584 \u2588\n\nOPEN"
     daemon.routes["POST /keys/main/recovery-sheet"] = {"sheet_text": sheet, "identity": "x", "recipient": "age1x"}

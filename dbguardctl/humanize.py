@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from dbguardd.humanize import UNKNOWN, offset, parse_utc, safe
+from dbguardd.ulids import born
 
 NEVER = "never"
 _SHORTEST_ID = 10  # characters: of a ULID they are its millisecond
@@ -133,14 +134,9 @@ def day_start(moment: datetime, zone: tzinfo | None, days: int = 0) -> datetime:
     return local.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=days)
 
 
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-
-
 def ulid_at(id: str) -> str | None:
     """Return the moment in a ULID as RFC 3339, or None for another text."""
-    if len(id) != 26 or any(char not in _CROCKFORD for char in id[:10]):
+    try:
+        return utc_text(born(id)) if len(id) == 26 else None
+    except ValueError:
         return None
-    milliseconds = 0
-    for char in id[:10]:
-        milliseconds = milliseconds * 32 + _CROCKFORD.index(char)
-    return utc_text(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds))

@@ -50,10 +50,6 @@ class Runs:
         row = self._session.row("SELECT * FROM runs WHERE target = ? AND verb = ?", (target, verb))
         return None if row is None else _run(dict(row))
 
-    def all(self) -> list[Run]:
-        """Return all memories."""
-        return [_run(dict(row)) for row in self._session.rows("SELECT * FROM runs ORDER BY target, verb")]
-
     def put(self, run: Run) -> None:
         """Write one memory."""
         problem = None if run.problem is None else json.dumps(dict(run.problem), ensure_ascii=False)

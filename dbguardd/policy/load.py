@@ -91,24 +91,15 @@ def check(
     """
     found: list[Mistake] = []
     sources = [parse(str(file), read(file, owner), found) for file in policy_files(path, owner)]
-    if any(mistake.code == "config/syntax" for mistake in found):
-        return None, sources, found  # checking half a policy would only produce false mistakes
-    return _check_sources(sources, found, host or Host())
+    return check_sources(sources, found, host or Host())
 
 
-def check_text(files: Mapping[str, str], host: Host | None = None) -> tuple[Policy | None, list[Mistake]]:
-    """Like check(), for texts by file name that are not written yet."""
-    found: list[Mistake] = []
-    sources = [parse(name, text.encode(), found) for name, text in files.items()]
-    if any(mistake.code == "config/syntax" for mistake in found):
-        return None, found
-    policy, _, found = _check_sources(sources, found, host or Host())
-    return policy, found
-
-
-def _check_sources(
+def check_sources(
     sources: Sequence[Source], found: list[Mistake], host: Host
 ) -> tuple[Policy | None, Sequence[Source], list[Mistake]]:
+    """Return what check() does; `found` are the mistakes that parse() has found."""
+    if any(mistake.code == "config/syntax" for mistake in found):
+        return None, sources, found  # checking half a policy would only produce false mistakes
     merged, owners = merge(sources)
     spans: dict[str, Mapping[mistakes.Path, mistakes.Spans]] = {}
 

@@ -20,7 +20,7 @@ from typing import Literal
 from zoneinfo import ZoneInfo
 
 from dbguardd.frozen import frozen
-from dbguardd.policy.schedule import Schedule, parse_schedule
+from dbguardd.policy.schedule import Schedule
 
 LEAST_JITTER_SHARE = 10
 CATCH_UP_SHARE = 4
@@ -132,8 +132,3 @@ def jitter(host: str, name: str, bound: timedelta, schedule: Schedule) -> timede
 def full_due(now: datetime, last_full_at: datetime | None, full_every: timedelta | None) -> bool:
     """Return whether the next backup should store every page again."""
     return full_every is not None and (last_full_at is None or now - last_full_at >= full_every)
-
-
-def explain(text: str) -> str:
-    """Return a schedule in words: "At 02:30 on Monday through Friday". Raises ValueError."""
-    return parse_schedule(text).explain()

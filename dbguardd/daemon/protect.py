@@ -29,6 +29,7 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
+from dbguardd.humanize import size
 from dbguardd.kinds import KINDS, engine_of
 from dbguardd.policy.addresses import named_in, socket_of, whole, wrong_with
 from dbguardd.policy.load import Loaded
@@ -48,7 +49,6 @@ _SPELLED = str.maketrans(
 )
 _MAX_NAME = 63
 _ALL = "36500d"  # longer than the `keep` of any lost policy
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
         raise SourceInvalid(f"{path}: is empty", detail="Protect it once the application has written to it.")
     if not head:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
-    what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
+    what = f"SQLite database, {size(seen['size_bytes'])}, owned by uid {seen['uid']}"
     closely, real = {"empty": seen.get("empty")}, _writable(str(seen["path"]), path)
     return Found(real, what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2", closely=closely)
 
@@ -179,8 +179,8 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
         )
     databases = int(probe["facts"]["databases"])
     many = f"{databases} database{'s' * (databases != 1)}"
-    server, size = f"{KINDS[engine].title} {probe['version']}", _size(probe["size_bytes"])
-    what = f"{server}, {many}, {size}, opened as {_user(seen['uid'])}"
+    server, much = f"{KINDS[engine].title} {probe['version']}", size(probe["size_bytes"])
+    what = f"{server}, {many}, {much}, opened as {_user(seen['uid'])}"
     method, wal = str(probe["facts"].get("method", "")), bool(probe["facts"].get("followed"))
     lacks = next((found["detail"] for found in probe["findings"] if found["name"] == "following its log"), "")
     lacks = lacks or "a log needs backups by pages, which are not possible here"
@@ -378,11 +378,3 @@ def _user(uid: int) -> str:
     with suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
     return f"uid {uid}"
-
-
-def _size(size: float) -> str:
-    for unit in _UNITS:
-        if size < 1024 or unit == _UNITS[-1]:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
-        size /= 1024
-    return ""

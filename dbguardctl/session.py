@@ -105,6 +105,10 @@ class Session:
     def report(self, error: GuardError) -> None:
         """Print an error to stderr: its problem object with --json, else what happened, why, the data, what to do."""
         self._suggest(error)
+        if isinstance(error, NotFound):  # `log --since yesterday 09:00` asks for a database 09:00
+            from dbguardctl.mistyped import unquoted  # noqa: PLC0415 - only on the way to an error
+
+            unquoted(self, error)
         if self.json:
             sys.stderr.write(json.dumps(error.problem()) + "\n")
         else:

@@ -78,6 +78,8 @@ def _poll(
 def _say_again(session: Session, row: Json, tried: int) -> None:
     """Report why an attempt failed: the waiting user can correct it now, and ask again for an immediate retry."""
     problem = row["problem"]
+    if session.json:  # it may be minutes until the answer
+        session.report(from_problem(problem))
     at = problem.get("next_try_at")
     again = f" {when(at, session.now, session.zone)}" if at else ""
     session.say(f"{what(row)}: attempt {tried} failed, it is tried again{again}: {problem.get('message')} "
@@ -196,10 +198,15 @@ def run(
     """Start a job, wait for it, print its result and return the exit status. `name`: the command, for JSON."""
     row = start(session, verb, fields)
     if no_wait:
-        if not session.json:
-            session.out.stream.write(f"{row['id']}\n")
+        print_ids(session, [row])
         return finish(session, name or verb, [row])
     return finish(session, name or verb, settle(session, row, timeout))
+
+
+def print_ids(session: Session, rows: list[Json]) -> None:
+    """Print the ids of started jobs, one a line, unless the answer is JSON."""
+    if not session.json:
+        session.out.stream.writelines(f"{row['id']}\n" for row in rows if row["id"])
 
 
 def batch(

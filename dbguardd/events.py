@@ -378,7 +378,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("repository.opened", "debug", "the repository in storage {storage} was opened", "A job opened a repository."),
     Kind(
         "restore.done", "info",
-        "backup {backup} was restored to {target}[, as of {as_of_at}][, {seconds}]"
+        "backup {backup} was restored to {target}[, as of {as_of_at}][, at {lsn} in its log][, {seconds}]"
         "[; the previous state is kept as backup {safety_copy}]",
         "A restore is complete and was compared.",
         title="A database was restored",

@@ -36,7 +36,10 @@ class Backup(Request):
     full: bool = option("store every page again instead of only what changed", False)
     verify: bool = option("prove the backup by a test restore right away, whatever the policy says", False)
     note: str = option("a remark that is kept with the backup")
-    successor: bool = option("this is what has become of what was backed up: pg_upgrade, a move, emptied", False)
+    successor: bool = option(
+        "accept the present database as the successor of the one that was backed up",
+        False,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Verify(Request):
 
 @dataclass(frozen=True, slots=True)
 class Restore(Request):
-    """Restore a database to a new place; the live one is only replaced with --in-place."""
+    """Restore a database to a new place, or replace the live one (--in-place)."""
 
     database: str
     backup: str = option("id of the backup, or its first characters")
@@ -107,22 +110,22 @@ class Query(Request):
     sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log", "reserved": True})
     backup: str = option("id of the backup, or its first characters")
     at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
-    in_database: str = option("of a server: the database that is asked; the only one if not given")
-    rows: int = option("at most so many rows", 1000)
-    seconds: int = option("give up after so many seconds", 60)
+    in_database: str = option("of a server: the database to query; the only one if not given")
+    rows: int = option("return at most this many rows", 1000)
+    seconds: int = option("give up after this many seconds", 60)
 
 
 @dataclass(frozen=True, slots=True)
 class Get(Request):
-    """Take one table out of a backup, as SQL text or CSV, without restoring the rest."""
+    """Extract one table from a backup, as SQL text or CSV, without restoring the rest."""
 
     database: str
     table: str = option("the table; SCHEMA.* is all of a schema of a server")
     backup: str = option("id of the backup, or its first characters")
     at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
-    in_database: str = option("of a server: the database that is asked; the only one if not given")
-    format: str = option("sql: for the sqlite3 shell, or psql; csv: NULL is nothing, blobs are hex", "sql")
-    seconds: int = option("give up after so many seconds", 3600)
+    in_database: str = option("of a server: the database to query; the only one if not given")
+    format: str = option("sql: for the sqlite3 shell, or psql; csv: NULL as an empty field, blobs in hex", "sql")
+    seconds: int = option("give up after this many seconds", 3600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,27 +134,27 @@ class Diff(Request):
 
     database: str
     older: str = option("the backup before: a moment, as 'yesterday 09:00', or the id of a backup")
-    newer: str = option("the backup after, said in the same way; the newest to rely on if not given")
+    newer: str = option("the newer backup, in the same form; the newest reliable one if not given")
     table: str = option("only this table")
-    in_database: str = option("of a server: the database that is asked; the only one if not given")
-    rows: int = option("list at most so many rows of each table; all are counted", 100)
-    seconds: int = option("give up after so many seconds", 3600)
+    in_database: str = option("of a server: the database to query; the only one if not given")
+    rows: int = option("list at most this many rows of each table; all are counted", 100)
+    seconds: int = option("give up after this many seconds", 3600)
 
 
 @dataclass(frozen=True, slots=True)
 class Undelete(Request):
-    """Find rows of a backup that the newest backup lacks, or has with other values, and write SQL for them."""
+    """Find rows that the newest backup lacks, or has with other values, and write SQL that puts them back."""
 
     database: str
     table: str = option("the table")
     where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"', reserved=True)
     backup: str = option("id of the backup that has the rows, or its first characters")
     at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
-    in_database: str = option("of a server: the database that is asked; the only one if not given")
-    rows: int = option("show at most so many rows; all are counted", 20)
+    in_database: str = option("of a server: the database to query; the only one if not given")
+    rows: int = option("show at most this many rows; all are counted", 20)
     changed: bool = option("the rows that are still there with other values, and SQL that sets those back", False)
-    sql: bool = option("write the SQL instead of showing the rows; nothing runs it", False)
-    seconds: int = option("give up after so many seconds", 3600)
+    sql: bool = option("write the SQL instead of showing the rows; it is not run", False)
+    seconds: int = option("give up after this many seconds", 3600)
 
 
 REQUESTS: Mapping[str, type[Request]] = {

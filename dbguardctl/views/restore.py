@@ -41,8 +41,14 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     if not plan.get("in_place") and plan.get("replaceable", True):
         more = Cell("... --in-place", "try")
         rows.append(("replace", more))
-    lead = f"  as of {absolute(plan.get('created_at'), zone)} ({plan.get('created_at')})"
+    lead = f"  {_which(plan, zone)} ({plan.get('created_at')})"
     return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2), *_warnings(plan)]
+
+
+def _which(plan: Json, zone: tzinfo | None) -> str:
+    """Return the moment. Of a log position it is only known when the segment that contains it was stored."""
+    at = absolute(plan.get("created_at"), zone)
+    return f"at {plan['lsn']} in its log, stored about {at}" if plan.get("lsn") else f"as of {at}"
 
 
 def _log(plan: Json) -> str:
@@ -80,7 +86,7 @@ def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Bl
     found = result.get("findings") or []
     blocks = findings(found, verdict=False)
     outcomes = {one.get("outcome") for one in found}
-    point = f" as of {absolute(plan['created_at'], zone)}" if plan.get("created_at") else ""
+    point = f" {_which(plan, zone)}" if plan.get("created_at") else ""
     done = Cell(f"{row['database']}{point} restored to {result.get('target')}", "strong")
     word, but = Cell("ok", "good"), ""
     if "failed" in outcomes:  # only permissions may fail: different content fails the restore

@@ -196,15 +196,15 @@ class Service:
     # ------------------------------------------------------------------------------------------------ schedule
 
     def pause(self, database: str, seconds: float | None, actor: Peer) -> Json:
-        """Pause the schedule of a database. Raises NotFound."""
-        self._do.inforce.policy.guarded(database)
+        """Pause the schedule of a database; following its log goes on. Raises NotFound."""
+        continuous = bool(self._do.inforce.policy.guarded(database).continuous)
         now = self._do.now()
         until = None if seconds is None else to_text(now + timedelta(seconds=seconds))
         self._note(actor, "database.pause", database, "done", {"until_at": until})
         self._catalog.pauses.put(Pause(database, until, actor.user, to_text(now)))
         self._do.tell("database.paused", database, {"until_at": until, "actor": actor.user})
         self._do.replan(database)
-        return {"database": database, "paused_until_at": until}
+        return {"database": database, "paused_until_at": until, "continuous": continuous}
 
     def resume(self, database: str, actor: Peer) -> Json:
         """Resume the schedule of a database. Raises NotFound."""

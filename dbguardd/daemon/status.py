@@ -14,6 +14,7 @@ from dbguardd import __version__
 from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.daemon.following import Following
 from dbguardd.daemon.inforce import InForce, states_of
+from dbguardd.daemon.installed import installed
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
 from dbguardd.daemon.storages import Storages
@@ -135,6 +136,8 @@ class Views:
     def _attention(self) -> Iterable[str]:
         yield from self.notes
         yield from self.found.values()
+        if (version := installed()) not in ("", __version__):
+            yield f"dbguardd {__version__} is running, but {version} is installed: no job starts before a restart"
         if self.inforce.problem is not None:
             yield f"the policy files were refused: {self.inforce.problem.message}"
         if self.runner.trouble is not None:

@@ -185,7 +185,7 @@ class Supervisor:
         while True:
             try:
                 seconds = self._do.scheduler.tick()
-                self._do.following.reconsider()  # a pause may have expired
+                self._do.following.reconsider()
             except GuardError as error:  # the catalog cannot be written: look again soon
                 self._do.runner.events.log("schedule.failed", {"problem": error.problem()})
                 seconds = 60.0

@@ -169,6 +169,7 @@ def grace(run: Run) -> timedelta:
     return timedelta(seconds=float(run.spec["storage"]["grace_seconds"]))
 
 
-def instant(moment: datetime) -> str:
-    """Return a UTC moment as RFC 3339 with milliseconds and a Z."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def instant(moment: datetime, *, exact: bool = False) -> str:
+    """Return a UTC moment as RFC 3339 with milliseconds and a Z; if `exact`, with microseconds if it has them."""
+    fine = exact and moment.microsecond % 1000
+    return moment.isoformat(timespec="microseconds" if fine else "milliseconds").replace("+00:00", "Z")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ class Moment:
         target = Target() if self.until is None else self.until.target
         return {
             "backup": self.backup.id,
-            "created_at": instant(self.shown),
+            "created_at": self.shown,
             "segments": segments,
             "log_bytes": log,
             "lsn": target.lsn or None,
@@ -73,9 +74,28 @@ class Moment:
         return bool(self.sum)
 
     @property
-    def shown(self) -> datetime:
-        """The moment rounded up to milliseconds, as displayed: requesting the displayed time finds it again."""
-        return self.at + timedelta(microseconds=999) if self.until else self.at
+    def shown(self) -> str:
+        """The moment as displayed: exact if it was requested, else rounded up to milliseconds.
+
+        So requesting the displayed time finds it again.
+        """
+        if self.until is None:
+            return instant(self.at)
+        if self.until.target.at and self.at == datetime.fromisoformat(self.until.target.at):
+            return instant(self.at, exact=True)
+        return instant(self.at + timedelta(microseconds=999))
+
+    @property
+    def which(self) -> dict[str, str]:
+        """The facts of an event that tell which moment it is. The time of a log position is not known."""
+        lsn = "" if self.until is None else self.until.target.lsn
+        return {"lsn": lsn} if lsn else {"as_of_at": self.shown}
+
+    @property
+    def told(self) -> str:
+        """The same for a sentence."""
+        which = self.which
+        return f"at {which['lsn']} in its log" if "lsn" in which else f"of {which['as_of_at']}"
 
     @property
     def bytes(self) -> int:
@@ -179,11 +199,10 @@ def _left_out(backup: Backup) -> Iterator[str]:
 
 def at_lsn(run: Run, lsn: str) -> Moment:
     """Return the moment at a place in the log of a cluster ("16/B374D848"). Raises Usage, NotFound."""
-    try:
-        high, low = (int(part, 16) for part in lsn.split("/"))
-        position = high << 32 | low
-    except ValueError:
-        raise Usage(f"{lsn!r} is not a log position", detail="Write it as PostgreSQL does: 16/B374D848.") from None
+    written = re.fullmatch("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", lsn)
+    if written is None:
+        raise Usage(f"{lsn!r} is not a log position", detail="Write it as PostgreSQL does: 16/B374D848.")
+    position = int(written[1], 16) << 32 | int(written[2], 16)
     log = log_view(run)
     known = _sound(run) if log.chains else {}
     ending = rule.at_position(log, [*map(base_of, known.values())], position)

@@ -143,7 +143,7 @@ def _room(run: Run) -> int:
 
 def _both(run: Run, older: Moment, newer: Moment) -> str:
     if older.backup.id == newer.backup.id:  # the same backup, with its log up to two moments
-        return f"{run.name}, backup {older.backup.id} at {instant(older.shown)} and at {instant(newer.shown)}"
+        return f"{run.name}, backup {older.backup.id} at {older.shown} and at {newer.shown}"
     return f"{run.name}, backups {older.backup.id} and {newer.backup.id}"
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from dbguardd import __version__
 from dbguardd.errors import (
     Cancelled,
     GuardError,
@@ -55,6 +56,7 @@ async def run_worker(
     The answer to a question is in a file that never had a name: it vanishes with the last process that has it open.
     `on_message` gets it as the last message, of type answer, and closes it.
     """
+    spec = {**spec, "version": __version__}  # the worker loads what is installed now
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     children: Children = {}
     answer: IO[bytes] | None = None

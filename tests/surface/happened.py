@@ -111,6 +111,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("repository.created", storage="local", id="b0a1"),
     of("repository.opened", None, storage="local", id="b0a1"),
     of("restore.done", backup=APP_1, target="/srv/look.db", as_of_at="2026-09-11T23:00:00.000Z", seconds=9.1),
+    of("restore.done", backup=APP_1, target="/srv/cluster", lsn="16/B374D848", seconds=9.1),
     of("restore.done", backup=APP_1, target="/var/lib/app/app.db", seconds=9.1, safety_copy=APP_2),
     of("restore.kept", database="app", target="/var/lib/app/app.db"),
     of("restore.replacing", database="app", target="/var/lib/app/app.db"),

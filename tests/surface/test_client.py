@@ -56,7 +56,7 @@ COMMANDS = [
     ["restore", "app", "--undo", "--confirm", "app"], ["undo", "app", "--confirm", "app"], ["check"],
     ["query", "app", "select 1", "--at", "yesterday 09:00"], ["query", "app", "select 1", "--id", APP_1],
     ["diff", "app", "--from", "3h ago", "--to", APP_1], ["diff", "app", "--from", APP_1, "--summary"],
-    ["undelete", "app", "--table", "orders", "--at", "3h ago"],
+    ["undelete", "app", "--table", "orders", "--at", "3h ago"], ["verify", "--all"],
     ["check", "app", "--data"], ["prune", "--dry-run"], ["prune", "app", "--confirm", "app"],
     ["hold", APP_1, "--reason", "audit"], ["release", APP_1], ["recall", APP_5],
     ["protect", "/x/app.db"],

@@ -14,6 +14,7 @@ import click
 import pytest
 
 from dbguardctl.app import SECTIONS, Command, app, global_options
+from dbguardctl.examples import EXAMPLES
 from dbguardd.errors import EXIT_STATUSES, OUTCOMES
 from dbguardd.requests import REQUESTS
 from tests.surface import errors_page
@@ -152,6 +153,30 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("line", examples())
 def test_examples_of_the_manual_can_be_typed(line: str) -> None:
     parse(line)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_the_help_can_be_typed(name: str) -> None:
+    assert tuple(name.split()) in EVERY
+    for line in EXAMPLES[name]:
+        assert line.startswith(f"dbguardctl {name.partition(' ')[0]}") or "--json" in line
+        parse(re.split(r" [|>] ", line)[0])
+
+
+def test_the_help_of_every_daily_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    from dbguardctl.__main__ import main
+
+    for name in SECTIONS["Every day"]:
+        main([name, "--help"])
+        assert f"Examples:\n  {EXAMPLES[name][0]}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", [words for words, command in EVERY.items() if isinstance(command, click.Group)])
+def test_the_list_of_commands_cuts_no_sentence(group: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    from dbguardctl.__main__ import main
+
+    main([*group, "--help"])
+    assert "..." not in capsys.readouterr().out.replace("[ARGS]...", "")
 
 
 def hints() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -12,6 +13,7 @@ import pytest
 from dbguardctl.humanize import when, zoned
 from dbguardctl.screen import Cell, Screen, Table, text
 from dbguardctl.views.facts import findings
+from dbguardd.errors import SourceLocked
 from dbguardd.humanize import hint_word
 from tests.surface import answers
 from tests.surface.conftest import Ctl
@@ -113,6 +115,16 @@ def test_quiet_says_the_result_only(ctl: Ctl) -> None:
     assert len(ctl("prune", "app", "--dry-run", "-q").stdout.splitlines()) > 2
 
 
+@pytest.mark.parametrize("words", [["backup", "--all"], ["verify", "--all"], ["check"], ["prune"]], ids=" ".join)
+def test_several_jobs_that_are_not_waited_for_are_printed_by_their_ids(
+    ctl: Ctl, daemon: FakeDaemon, words: list[str]
+) -> None:
+    names = [row["name"] for row in answers.status()["databases"]]
+    done = ctl(*words, "--no-wait")
+    assert done.stdout.split() == list(daemon.jobs) and len(daemon.jobs) == len(names)
+    assert [body["database"] for body in daemon.bodies(f"POST /jobs/{words[0].replace('prune', 'expire')}")] == names
+
+
 def test_without_utf8_there_is_no_code_of_blocks(ctl: Ctl, daemon: FakeDaemon) -> None:
     sheet = "IDENTITY\n\n    \u2588\u2580\u2584\n    \u2584 \u2588\n\nOPEN"
     daemon.routes["POST /keys/main/recovery-sheet"] = {"sheet_text": sheet, "identity": "x", "recipient": "age1x"}
@@ -153,3 +165,15 @@ def test_the_version_as_json(ctl: Ctl) -> None:
     for words in (["--json", "--version"], ["--version", "--json"]):
         assert json.loads(ctl(*words).stdout)["schema"] == "dbguard.version/1"
     assert json.loads(ctl("--json", "key", "--help").stdout)["schema"] == "dbguard.help/1"
+
+
+def test_a_program_that_waits_hears_why_an_attempt_failed(
+    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = {**SourceLocked("app: locked").problem(), "next_try_at": "2027-03-04T05:06:07Z"}
+    again = answers.job("backup", "queued", attempt=2, problem=problem)
+    daemon.verb_jobs["backup"] = [answers.job("backup", "running"), again, answers.job("backup", result={})]
+    assert inside("--json", "backup", "app") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.err) == problem
+    assert json.loads(said.out)["job"]["state"] == "done"

@@ -136,6 +136,8 @@ def throwaway(
         process = _start(data, told, tools, command(kind, signal.SIGQUIT, [], [str(place) for place in writes]))
         _await(data, told / _LOG, process, tools, alive)
         yield Server(tools, data, told, place, user)
+        if keep:
+            _shut_down(process, alive)
     except ServerUnreachable as error:
         if process is None or not _has_ended(process):
             raise
@@ -234,6 +236,14 @@ def _await(data: Path, log: Path, process: subprocess.Popen[bytes], tools: Tools
             said = _tail(log)
             kind = trouble(said) or Degraded
             raise kind(f"{data}: a throw-away server of PostgreSQL {tools.version} did not start", detail=said)
+        alive()
+        time.sleep(_LOOK_SECONDS)
+
+
+def _shut_down(process: subprocess.Popen[bytes], alive: Alive) -> None:
+    """Wait until a server has written all that it changed: a slow disk takes long, and if killed it has to recover."""
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None:
         alive()
         time.sleep(_LOOK_SECONDS)
 

@@ -37,11 +37,12 @@ _PER_STATEMENT = 500  # tables that one statement locks
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """An extension of a database; names as text."""
+    """An extension of a database; names as text. `filled`: its tables that users may add rows to, which a dump has."""
 
     name: str
     schema: str
     version: str
+    filled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +170,17 @@ def lock(connection: Connection, tables: Sequence[Stored]) -> None:
 def extensions_of(connection: Connection) -> list[Extension]:
     """Return the extensions of a database."""
     asked = (
-        b"SELECT e.extname, n.nspname, e.extversion FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace "
+        b"SELECT e.extname, n.nspname, e.extversion, ARRAY(SELECT format('%I.%I', s.nspname, c.relname) "
+        b"FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace "
+        b"WHERE c.oid = ANY (e.extconfig) AND c.relkind IN ('r', 'p') ORDER BY 1) "
+        b"FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace "
         b"ORDER BY e.oid"  # in order of creation: one may need another
     )
-    return [
-        Extension(*(bytes(part).decode(errors="surrogateescape") for part in row)) for row in rows(connection, asked)
-    ]
+    found = []
+    for *row, filled in rows(connection, asked):
+        name, schema, version = (bytes(part).decode(errors="surrogateescape") for part in row)
+        found.append(Extension(name, schema, version, tuple(shown(bytes(one)) for one in filled)))
+    return found
 
 
 def roles_of(address: Address) -> tuple[list[str], bool]:

@@ -62,9 +62,13 @@ class Attempt:
     done: int = 0
     seconds: float = 0.0
     slowest: float = 0.0
+    step_bytes: int = 0
     cloned: bool = False
     shown: bool = False  # some of the copy was handed out as final
     in_place: bool = False  # no copy is made: the live file is read itself
+
+    def __post_init__(self) -> None:
+        self.step_bytes = self.budget.step_bytes
 
     def staged(self, suffix: str = "") -> Path:
         """Return the path of the copied database, or of one of its side files."""

@@ -307,9 +307,14 @@ class Follower:
         return True
 
     def _check_length(self) -> None:
-        """Raise LogBroken if the WAL is far too long, only we hold it, and its end was out of reach just now."""
+        """Raise LogBroken if the WAL is far too long, only we hold it, and its end was out of reach just now.
+
+        It is too long also if it has taken half of its file system's free space: the application needs the rest.
+        """
         length = log_bytes(self._place.frames, self._frames.index().page_size)
-        if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
+        room = os.statvfs(os.path.dirname(self._live.path))
+        free = max(self._pace.least_room_bytes, room.f_bavail * room.f_frsize)
+        if length > min(_LONGEST * self._pace.behind_bytes, free) and not readers(self._shm, (self._marks.pid,)):
             raise self._outrun(f"Its WAL has {length} bytes, and its end is not reached.")
 
     def _outrun(self, why: str) -> LogBroken:

@@ -17,7 +17,8 @@ from dbguardd.engines.sqlite.copy import Copy, copying
 from dbguardd.engines.sqlite.live import Live, Mark, open_side
 
 _CARE = 0.8  # share of max_block that a slice may take, including its next step
-_SLICE_STEP_BYTES = 4 << 20
+_STEP_BYTES = 64 << 10, 4 << 20  # least and greatest step; the greatest takes 80 ms at 50 MB/s
+_BYTES_PER_SECOND = 40 << 20  # assumed until the first steps were measured
 _AHEAD_BYTES = 64 << 20
 
 
@@ -77,9 +78,14 @@ def in_slices(run: Attempt, journal: str | None) -> Taken:
 
 
 def _timed_step(run: Attempt, copy: Copy) -> bool:
+    """Copy a step; if it took too long for a slice, make the next ones smaller."""
+    least, most = _STEP_BYTES
+    size = max(least, min(run.step_bytes, most, int(run.budget.max_block_seconds * _BYTES_PER_SECOND)))
     began = time.monotonic()
-    more = copy.step(min(run.budget.step_bytes, _SLICE_STEP_BYTES))
+    more = copy.step(size)
     run.slowest = max(run.slowest, time.monotonic() - began)
+    if run.slowest > run.budget.max_block_seconds * _CARE and size > least:
+        run.step_bytes, run.slowest = size // 2, run.slowest / 2
     return more
 
 

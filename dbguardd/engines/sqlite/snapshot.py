@@ -126,7 +126,8 @@ def _try(
             try:
                 taken = yield from _attempt(run, may_stay=reader is not None)
             except Moved as event:
-                if time.monotonic() >= deadline and not run.in_place:
+                begun = reader is not None and (run.in_place or run.shown)  # then there is one more try in any case
+                if time.monotonic() >= deadline and not begun:
                     raise _give_up(run) from event
                 raise
             live.check_same()

@@ -8,6 +8,7 @@ is made (see `Taking` in snapshot).
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -21,7 +22,7 @@ from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Mov
 from dbguardd.engines.sqlite.child import Hold, hold, refusal
 from dbguardd.engines.sqlite.copy import Copy, copying, opened
 from dbguardd.engines.sqlite.live import Mark, open_side
-from dbguardd.errors import SourceChanged, SourceDamaged
+from dbguardd.errors import NoSpace, SourceChanged, SourceDamaged
 from dbguardd.flow import Facts
 
 _LOG_HEADER, _FRAME_HEADER = 32, 24
@@ -83,6 +84,7 @@ def beside_writers(run: Attempt) -> Taken:
     live = run.live
     with _marked(run) as (child, log):
         at, header, renewed, began = time.time(), _header(log), False, time.monotonic()
+        before = os.fstat(log).st_size
 
         def both_stand() -> None:
             nonlocal header
@@ -98,6 +100,7 @@ def beside_writers(run: Attempt) -> Taken:
                 for _ in _span(run, copy, (0, _ENDLESS), 0):
                     if _grown(run, log, marked) and child.renew(both_stand):
                         renewed, marked = True, locks.log_end(live.path, os.fstat(log).st_size)
+                    _check_growth(run, log, before)
         end, place = _end(run, log)
         ended_at = time.time()
         _copy_log(run, log, end)
@@ -147,6 +150,23 @@ def _grown(run: Attempt, log: int, marked: int) -> bool:
     """Return whether much was committed since the WAL ended at `marked`. It is shorter after a restart."""
     end = locks.log_end(run.live.path, os.fstat(log).st_size)
     return end < marked or end - marked >= run.budget.growth_bytes
+
+
+def _check_growth(run: Attempt, log: int, before: int) -> None:
+    """Raise NoSpace if the WAL, which cannot restart meanwhile, has taken half of what was free on its file system.
+
+    `before` is its size in bytes when the copy began. The application needs the other half.
+    """
+    room, grown = os.fstatvfs(log), os.fstat(log).st_size - before
+    free = room.f_bavail * room.f_frsize
+    if grown > free:
+        raise NoSpace(
+            f"{run.live.path}: its WAL grew too much while it was copied",
+            detail=f"The WAL cannot be reset during the copy. It grew by {grown} bytes, "
+            f"and {free} bytes are free on its file system. Of {run.total} bytes, {run.done} were copied.",
+            hints=[f"df -h {shlex.quote(os.path.dirname(run.live.path))}"],
+            facts={"grown_bytes": grown, "free_bytes": free},
+        )
 
 
 def while_idle(run: Attempt) -> Generator[int, None, Taken]:

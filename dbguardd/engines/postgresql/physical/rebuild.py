@@ -11,13 +11,12 @@ import os
 import pwd
 import shlex
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from dbguardd.engines.base import Progress
-from dbguardd.engines.postgresql.fresh import fresh
+from dbguardd.engines.postgresql.fresh import together
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
@@ -57,9 +56,8 @@ def rebuild(tree: Tree, target: Path, places: Mapping[str, str], progress: Progr
     needs.
     """
     spaces = where_to(ClusterFacts.read(tree.facts), places)
-    with fresh(target) as work, ExitStack() as made:
-        meanwhile = {number: made.enter_context(fresh(place)) for number, place in spaces.items()}
-        restored = fill(tree, work, target, progress, spaces=meanwhile)
+    with together([target, *spaces.values()]) as (work, *others):
+        restored = fill(tree, work, target, progress, spaces=dict(zip(spaces, others, strict=True)))
         for number, place in spaces.items():
             lead(work, number, place)
     return _lost(restored.facts), replace(restored, elsewhere=tuple(map(str, spaces.values())))

@@ -104,12 +104,12 @@ class Side:
 
 def difference(older: Side, newer: Side, table: str, meter: Meter) -> Facts:
     """See engines.base.Questions."""
-    before, after = ({name: one for name, one in side.tables.items() if not one.partition} for side in (older, newer))
-    names = sorted({*before, *after})
+    before, after = older.tables, newer.tables
     if table:
-        found = known({**older.tables, **newer.tables}, table, meter.about, newer.reader, newer.past.lacking())
-        before, after, names = dict(older.tables), dict(newer.tables), [found.quoted]
+        found = known({**before, **after}, table, meter.about, newer.reader, newer.past.lacking())
+        names = [found.quoted]
     else:
+        names = sorted({name for side in (before, after) for name, one in side.items() if not one.within})
         for side in (older, newer):
             load_all(side.past, meter)  # all at once: each partial load reads the dump from its start
         for definition in _definitions(older.reader, newer.reader):

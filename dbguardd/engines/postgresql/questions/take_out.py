@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -28,6 +28,9 @@ _SHOWN = 20
 _COPY = b" FROM stdin;"
 _TOKEN = re.compile(rb"--.*|[\"']|(?<![\w$])\$(?:[^\W\d]\w*)?\$| FROM stdin;$")
 """What changes the state within a line of SQL: a comment, the start of a quotation, or the end of a COPY statement."""
+_ROW_END_BYTES = 16
+"""How much of an unfinished row is kept: enough to tell whether it ends the rows. A row may have 1 GiB."""
+
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname <> 'information_schema' AND nspname !~ '^pg_' ORDER BY 1"
 _PARTITIONS = (
     "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_partition_tree({}) AS t "
@@ -63,14 +66,14 @@ def _schema(past: ScratchServer, reader: Reader, name: str, form: str, meter: Me
     meter.write(_head(f"all of the schema {one_line(name)} of {meter.about}.", past.running()) + large)
     if past.dump is None:
         quoted = '"' + name.replace('"', '""') + '"'
-        return {"rows": _copied(_dumped(past, [f"--schema={quoted}"], meter), meter.write), "triggers": 0}
+        return {"rows": _copied(_dumped(past, [f"--schema={quoted}"], meter), meter), "triggers": 0}
     ((told,),) = reader.rows(f"SELECT pg_catalog.quote_ident({literal(name)})")
     for table in past.dump.part.excluded:
         if table.startswith(f"{shown(told or b'')}."):
             meter.write(f"-- The policy left out the rows of {one_line(table)}.\n".encode())
     meter.write(b"CREATE SCHEMA IF NOT EXISTS " + (told or b"") + b";\n")
     words = [past.server.tools.path("pg_restore"), "--file=-", f"--schema={name}", str(past.dump.file)]
-    return {"rows": _copied(_written(past, words, meter), meter.write), "triggers": 0}
+    return {"rows": _copied(_written(past, words, meter), meter), "triggers": 0}
 
 
 def _csv(past: ScratchServer, reader: Reader, table: Table, meter: Meter) -> Facts:
@@ -91,7 +94,7 @@ def _sql(reader: Reader, table: Table, past: ScratchServer, meter: Meter) -> Fac
     if past.dump is not None:
         return _out_of_dump(past, past.dump, reader, table, meter)
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
-    return {"rows": _copied(_dumped(past, [*encoding, *_of(reader, table)], meter), meter.write), "triggers": 0}
+    return {"rows": _copied(_dumped(past, [*encoding, *_of(reader, table)], meter), meter), "triggers": 0}
 
 
 def _of(reader: Reader, table: Table) -> list[str]:
@@ -129,7 +132,7 @@ def _out_of_dump(past: ScratchServer, dump: Dumped, reader: Reader, table: Table
     lines, about = dump.taken(past.server, table.number, meter.alive)
     for piece in _dumped(past, ["--section=pre-data", "--section=data", *ours], meter):  # the tables are empty here
         meter.write(piece)
-    rows = _copied(_restored(past, dump, lines, meter), meter.write)
+    rows = _copied(_restored(past, dump, lines, meter), meter)
     for piece in chain(_dumped(past, ["--section=post-data", *ours], meter), _restored(past, dump, about, meter)):
         meter.write(piece)
     return {"rows": rows, "triggers": 0}
@@ -143,10 +146,11 @@ def _restored(past: ScratchServer, dump: Dumped, lines: Sequence[str], meter: Me
             yield from _written(past, words, meter)
 
 
-def _copied(pieces: Iterator[bytes], write: Callable[[bytes], None]) -> int:
+def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
     """Write a text of pg_dump or pg_restore, which contains rows of tables, one per line; return the number of rows."""
     rows, rest, state = 0, b"", b""
     for piece in pieces:
+        meter.write(piece)
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             if state != _COPY:
@@ -155,8 +159,8 @@ def _copied(pieces: Iterator[bytes], write: Callable[[bytes], None]) -> int:
                 state = b""
             else:
                 rows += 1
-        write(b"\n".join([*lines, b""]))
-    write(rest)
+        if state == _COPY:
+            rest = rest[-_ROW_END_BYTES:]
     return rows
 
 

@@ -28,7 +28,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Snapshot:
     """How the copy was made. `way` is unmoved (no copy was made), wal, idle, rollback, split or hot-journal."""
 
     way: str

@@ -262,7 +262,19 @@ def test_the_client_loads_little(words: list[str], daemon: FakeDaemon) -> None:
     assert "status" not in words or "dbguardd.requests" not in ours, "its records cost more than all that status does"
 
 
-SHARED = {"errors", "events", "frozen", "humanize", "kinds", "lean", "places", "requests", "sentences", "states", "ulids"}
+SHARED = {
+    "errors",
+    "events",
+    "frozen",
+    "humanize",
+    "kinds",
+    "lean",
+    "places",
+    "requests",
+    "sentences",
+    "states",
+    "ulids",
+}
 
 
 def test_the_source_imports_only_what_it_may() -> None:

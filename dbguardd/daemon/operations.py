@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from dbguardd.catalog import Audit, Catalog, Who, coverage, to_moment, to_text
 from dbguardd.daemon.clock import Clock
 from dbguardd.daemon.environment import Look
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.notify import Notify
 from dbguardd.daemon.runner import Runner
@@ -21,6 +21,7 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import Busy, GuardError
+from dbguardd.frozen import frozen
 from dbguardd.requests import REQUESTS
 from dbguardd.rules.calendar import full_due
 from dbguardd.serialize import to_json
@@ -30,14 +31,14 @@ SCHEDULE = Who("schedule")
 LOOK_AGAIN = timedelta(seconds=30)  # the least time between two reads of a storage that could not be read
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Operations:
     """The parts of which a daemon has one each. `nudge` wakes the scheduler."""
 
     catalog: Catalog
     audit: Audit
     clock: Clock
-    inforce: InForce
+    inforce: PolicyInForce
     runner: Runner
     scheduler: Scheduler
     following: Following
@@ -196,7 +197,7 @@ class Operations:
         self.audit.append(self.now(), who, action=action, object=object, outcome="done")
 
 
-def scheduled(planned: Planned, inforce: InForce, catalog: Catalog, now: datetime) -> Order:
+def scheduled(planned: Planned, inforce: PolicyInForce, catalog: Catalog, now: datetime) -> Order:
     """Return the order for a planned run."""
     storage = planned.target.removeprefix("storage:")
     if storage != planned.target:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, SourceReplaced, WorkerDied
 from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import Facts, Images, Segment
+from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.lineage import successor_command, was_restored_in_place
 from dbguardd.lean import hold_on
@@ -23,7 +24,7 @@ _TELL_SECONDS = 1.0
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 60.0, 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Follow(Request):
     """Store the log of the database from now on, or from where the stored log ends.
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dbguardd.engines.sqlite import locks
-from dbguardd.engines.sqlite.attempt import TICK_SECONDS, Attempt, Moved, Taken
+from dbguardd.engines.sqlite.attempt import TICK_SECONDS, Attempt, Moved, Snapshot
 from dbguardd.engines.sqlite.copy import Copy, copying
 from dbguardd.engines.sqlite.live import Live, Mark, open_side
 
@@ -42,7 +42,7 @@ def hot_journal(live: Live) -> bool:
         os.close(file)
 
 
-def in_slices(run: Attempt, journal: str | None) -> Taken:
+def in_slices(run: Attempt, journal: str | None) -> Snapshot:
     """Copy under SHARED, which delays committing writers, but never longer than max_block at a time.
 
     Under SHARED nobody holds EXCLUSIVE, so the main file is exactly the last commit (or, with a hot journal, exactly
@@ -77,7 +77,7 @@ def in_slices(run: Attempt, journal: str | None) -> Taken:
     log = live.side(journal) if journal else None
     if journal:
         _forget_super_journal(run.staged(journal))
-    return Taken(way, longest, end - began, log.size if log else 0, run.tries, copies[0].cloned, live.found, at)
+    return Snapshot(way, longest, end - began, log.size if log else 0, run.tries, copies[0].cloned, live.found, at)
 
 
 def _timed_step(run: Attempt, copy: Copy) -> bool:

@@ -237,6 +237,31 @@ def test_a_look_at_a_restore_in_place_and_one_that_is_refused_leave_the_log_whol
     assert not house.does("restore", "app", "--in-place", "--dry-run")["plan"]["in_use"]
 
 
+def test_a_log_goes_on_over_a_new_machine_key_and_a_new_sheet(house: House) -> None:
+    """And over the end of the old sheet: what was stored before is read as well as what is stored after."""
+    begin(house)
+    old = house.does("key", "recovery-sheet", "main")
+    with writing(house, pause=0.02):
+        more(house, 20)
+        moments = [datetime.now(UTC)]
+        followed(house)
+        (house.state / "machine.key").unlink()
+        assert house.ctl("--json", "key", "recover", "main", stdin=f"{old['identity']}\n").status == 0
+        house.does("key", "recovery-sheet", "main")
+        house.does("key", "recovery-drop", old["recipient"], "main", "--confirm", old["recipient"])
+        moments.append(datetime.now(UTC))
+        followed(house)
+        assert house.stop() == 0  # the next follower opens the repository with the new key
+        house.start()
+        followed(house)
+        moments.append(datetime.now(UTC))
+        followed(house)
+    assert [event["continued"] for event in house.events("log.begun")] == [False, True]
+    for index, moment in enumerate(moments):
+        place, reached, _ = restored(house, moment.isoformat(), f"{index}.db")
+        is_as_it_was(house, place, reached, 3)
+
+
 def test_nobody_follows_what_the_policy_does_not_say(house: House) -> None:
     begin(house)
     house.protects(house.table("app"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from dbguardd.errors import Unsupported
+from dbguardd.frozen import frozen
 from dbguardd.storage.base import Buffer, Capabilities, Entry, Storage
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """One call of a verb; `size` is the number of bytes put or got, 0 for the other verbs."""
 
@@ -18,7 +19,7 @@ class Call:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recording:
     """Notes every call in `calls`, including those that fail (with the size that was to be put)."""
 
@@ -60,7 +61,7 @@ class Recording:
         return self.storage.probe()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadOnly:
     """Refuses whatever would change the storage."""
 

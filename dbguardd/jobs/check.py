@@ -71,9 +71,7 @@ def _other_versions(run: Run, now: str) -> Iterator[Finding]:
     told = (str(backup.raw_facts.get("server_version") or now) for backup in run.repository.backups(run.name))
     for major, number in Counter(version.partition(".")[0] for version in told).items():
         if major != now.partition(".")[0]:
-            said = (
-                f"note: {count(number, 'backup')} of {run.database['engine']} {major}: keep its programs"
-            )
+            said = f"note: {count(number, 'backup')} of {run.database['engine']} {major}: keep its programs"
             why = "without them such a backup is restored unproven, and to no moment between two backups"
             yield Finding("database", "ok", f"{said}; {why}")
 

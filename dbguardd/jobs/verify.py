@@ -31,7 +31,7 @@ _NAMED = 5  # tables
 
 
 def verify(run: Run, request: Verify) -> Result:
-    """Restore one backup, examine it, record the proof. Raises ProofFailed if it is not what was backed up."""
+    """Restore one backup, examine it, record the proof. Raises ProofFailed if it differs from what was backed up."""
     backup = named(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None

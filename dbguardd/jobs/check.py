@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from dbguardd.engines.base import Finding
 from dbguardd.errors import Cancelled, GuardError, SourceReplaced
 from dbguardd.facts import BackupFacts
+from dbguardd.humanize import count
 from dbguardd.jobs.base import Job, Result, Run, instant, shortened
 from dbguardd.jobs.choose import newest_proofs, states_of
 from dbguardd.jobs.lineage import check_followed, check_same_cluster, newest_at_other_path
@@ -59,8 +61,19 @@ def _database(run: Run) -> Iterator[Finding]:
     for warning in probe.warnings:
         yield Finding("database", "ok", f"note: {warning}")
     yield from probe.findings
+    yield from _other_versions(run, probe.version)
     yield from _same(run, BackupFacts.read(probe.facts))
     yield from _moved(run)
+
+
+def _other_versions(run: Run, now: str) -> Iterator[Finding]:
+    """Report backups of other major versions of the server, as before an upgrade: they need programs that may go."""
+    told = (str(backup.raw_facts.get("server_version") or now) for backup in run.repository.backups(run.name))
+    for major, number in Counter(version.partition(".")[0] for version in told).items():
+        if major != now.partition(".")[0]:
+            said = f"note: {count(number, 'backup')} of {run.database['engine']} {major}: keep its programs"
+            why = "without them such a backup is restored unproven, and to no moment between two backups"
+            yield Finding("database", "ok", f"{said}; {why}")
 
 
 def _same(run: Run, facts: BackupFacts) -> Iterator[Finding]:

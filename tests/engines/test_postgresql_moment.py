@@ -11,18 +11,20 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from engine_memory import no_progress
 from postgres_follow_world import Follower, asked, base, followable, moment, proven, restored
 from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
 from dbguardd.engines.fingerprint import NoFingerprint
+from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, find_point
 from dbguardd.engines.postgresql.physical.roll_forward import Files
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.errors import Damaged, Unsupported
+from dbguardd.errors import Damaged, ToolMissing, Unsupported
 from dbguardd.facts import Target
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import recover
@@ -202,6 +204,15 @@ def test_a_target_at_a_commit_has_it_and_one_just_before_has_not(live, kept, pla
     before, mine, when, where = as_owner(tried)
     assert when == [before, mine, mine]
     assert before < where[0] == where[1] < mine == where[2]
+
+
+def test_programs_that_are_missing_are_told_before_anything_is_read(kept, place):
+    """As after an upgrade of the server: then the old ones are often removed."""
+    streams, facts, taken = kept.first
+    tree = moment((streams, {**facts, "major": 39}, taken), *kept.plain)
+    tree.read = tree.deliver = None
+    with pytest.raises(ToolMissing, match="pg_waldump of PostgreSQL 39 is not here"):
+        as_owner(lambda: open_postgresql({"staging": "/nonexistent"}).snapshots.restore(tree, place / "r", no_progress))
 
 
 def test_commits_of_one_moment_are_all_in_it_and_none_that_came_after_a_later_one():

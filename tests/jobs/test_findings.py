@@ -37,6 +37,15 @@ def test_a_proof_is_as_long_as_a_person_reads_whatever_names_the_owner_chose(wor
     assert sum(len(finding["detail"]) for finding in world.repository.proofs()[0].findings) < 3000
 
 
+def test_a_check_names_backups_of_another_version_whose_programs_may_go(world):
+    for version in ("15.17", "15.18", "1.2"):  # the toy server is of version 1
+        world.engine.rights = {"server_version": version}
+        world.backup(users=[1])
+    details = [found["detail"] for found in world.do("check", database="app")["findings"]]
+    (said,) = [detail for detail in details if "keep its programs" in detail]
+    assert said.startswith("note: 2 backups of toy 15: ")
+
+
 def test_a_check_of_what_many_backups_need_names_some_of_them(world):
     ids = [world.backup() for _ in range(30)]
     for entry in list(world.storage.list("packs/")):

@@ -22,7 +22,7 @@ from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
 from dbguardd.engines.postgresql.physical.elsewhere import lead, led_elsewhere, sweep, where_to
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
-from dbguardd.engines.postgresql.physical.roll_forward import roll_forward
+from dbguardd.engines.postgresql.physical.roll_forward import log_tools, roll_forward
 from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.tarred import clear, unpack
 from dbguardd.errors import Damaged
@@ -80,6 +80,8 @@ def fill(
     """
     done, facts = 0, ClusterFacts.read(tree.facts)
     moment, total = facts.moment, facts.restored_bytes
+    if moment is not None:
+        log_tools(facts)  # before anything is read
 
     def tell(size: int) -> None:
         nonlocal done

@@ -32,7 +32,7 @@ from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, wrong
 from dbguardd.engines.postgresql.physical.segments import PAGE, WalTimeline, format_lsn
 from dbguardd.engines.postgresql.physical.tarred import written
-from dbguardd.engines.postgresql.tools import find_tools
+from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.flow import Tree
 
@@ -47,7 +47,7 @@ def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, te
     Raises Damaged (with the fact LOG) if the log does not continue the backup's or cannot be read, and Unsupported if
     recovery along it would change this host.
     """
-    tools = find_tools("pg_waldump", facts.major, need="the moment is looked up in the log by it")
+    tools = log_tools(facts)
     log, known = facts.log(), (facts.start_lsn, facts.stop_lsn)
     before, path = _path(facts.log_place, moment.since, moment.until)
     with tree.read(moment.stream) as source, Files(work / WAL, log, path[0].since, known) as files:
@@ -71,6 +71,11 @@ def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, te
         for name in (work / WAL).glob(f"{part.timeline:08X}*"):
             name.unlink()
     return replace(ended, timeline=path[reached].timeline)
+
+
+def log_tools(facts: ClusterFacts) -> Tools:
+    """Return the programs that read the log. Raises ToolMissing."""
+    return find_tools("pg_waldump", facts.major, need="the moment is looked up in the log by it")
 
 
 def _path(

@@ -137,7 +137,9 @@ class Backups:
             (prefix, prefix + "\x7f"),
         )
         if len(rows) > 1 and prefix and rows[0]["id"] != prefix:
-            raise Usage(f"{prefix}: several backups start like this", detail=_some([row["id"] for row in rows]))
+            raise Usage(
+                f"{prefix}: several backups have ids that begin with this", detail=_some([row["id"] for row in rows])
+            )
         return rows[0] if rows and prefix else None
 
     def expired(self, database: str) -> list[ExpiredRow]:

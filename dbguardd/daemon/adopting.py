@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dbguardd.catalog import Catalog
-from dbguardd.daemon.inforce import LOG, InForce
+from dbguardd.daemon.inforce import LOG, PolicyInForce
 from dbguardd.errors import ConfirmMissing, PolicyShrinks, Usage
 from dbguardd.frozen import frozen
 from dbguardd.humanize import count as counted
@@ -102,7 +102,7 @@ def _lsn(position: int) -> str:
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
-def goes_with(name: str, settings: Mapping[str, Any], inforce: InForce) -> tuple[int, bool]:
+def goes_with(name: str, settings: Mapping[str, Any], inforce: PolicyInForce) -> tuple[int, bool]:
     """Return how many backups would expire at once if a database came back into the policy with these settings.
 
     And whether some of its log would be deleted. The policy under which they were kept may be lost.

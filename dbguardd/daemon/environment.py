@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from dbguardd.daemon.live import Order, Terms
+from dbguardd.daemon.live import JobTerms, Order
 from dbguardd.frozen import frozen
 
 OnMessage = Callable[[dict[str, Any]], None]
@@ -51,7 +51,7 @@ class Environment:
     """What the runner needs from outside. `terms` raises an error, such as NotFound, if the policy forbids the job."""
 
     run_worker: RunWorker
-    terms: Callable[[Order], Terms]
+    terms: Callable[[Order], JobTerms]
     now: Callable[[], datetime]
     new_id: Callable[[datetime], str]
     random: Callable[[], float]

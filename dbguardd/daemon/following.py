@@ -18,7 +18,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, Who, coverage, to_moment, to_text
 from dbguardd.daemon.environment import Environment
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Busy, GuardError, Internal
@@ -75,7 +75,7 @@ class Base:
 class Following:
     """All followers of this daemon. Use it from the thread of the event loop."""
 
-    def __init__(self, catalog: Catalog, inforce: InForce, environment: Environment, runner: Runner) -> None:
+    def __init__(self, catalog: Catalog, inforce: PolicyInForce, environment: Environment, runner: Runner) -> None:
         self._catalog, self._inforce, self._environment, self._runner = catalog, inforce, environment, runner
         self._followers: dict[str, Follower] = {}
         self._alive: set[asyncio.Task[None]] = set()

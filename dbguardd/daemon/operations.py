@@ -12,7 +12,7 @@ from dbguardd.catalog import Audit, Catalog, Who, coverage, to_moment, to_text
 from dbguardd.daemon.clock import Clock
 from dbguardd.daemon.environment import Look
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.notify import Notify
 from dbguardd.daemon.runner import Runner
@@ -38,7 +38,7 @@ class Operations:
     catalog: Catalog
     audit: Audit
     clock: Clock
-    inforce: InForce
+    inforce: PolicyInForce
     runner: Runner
     scheduler: Scheduler
     following: Following
@@ -197,7 +197,7 @@ class Operations:
         self.audit.append(self.now(), who, action=action, object=object, outcome="done")
 
 
-def scheduled(planned: Planned, inforce: InForce, catalog: Catalog, now: datetime) -> Order:
+def scheduled(planned: Planned, inforce: PolicyInForce, catalog: Catalog, now: datetime) -> Order:
     """Return the order for a planned run."""
     storage = planned.target.removeprefix("storage:")
     if storage != planned.target:

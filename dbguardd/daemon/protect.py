@@ -19,7 +19,7 @@ from typing import Any
 from dbguardd.catalog import Catalog
 from dbguardd.daemon import adopting
 from dbguardd.daemon.environment import Look
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.durable import sync_directory
 from dbguardd.errors import (
     PolicyInvalid,
@@ -209,7 +209,7 @@ def _readable(head: bytes) -> bool:
     return False
 
 
-def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: datetime) -> Plan:
+def plan(found: Found, wanted: Wanted, inforce: PolicyInForce, catalog: Catalog, now: datetime) -> Plan:
     """Plan the drop-in for what was detected. Raises Usage if it is protected already, and what adopting.py raises."""
     real, policy = found.path, inforce.policy
     for other in policy.names():
@@ -244,7 +244,7 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
 
 
-def _guarded_already(real: str, name: str, inforce: InForce, *, follows: bool) -> Usage:
+def _guarded_already(real: str, name: str, inforce: PolicyInForce, *, follows: bool) -> Usage:
     """Return the error that names the existing protection and, if needed, says how to follow the log."""
     message, hints = f"{real}: is already protected as database {name}", [f"dbguardctl status {name}"]
     if follows:

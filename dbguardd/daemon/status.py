@@ -13,7 +13,7 @@ from functools import cache
 from dbguardd import __version__
 from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce, states_of
+from dbguardd.daemon.inforce import PolicyInForce, states_of
 from dbguardd.daemon.installed import installed
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
@@ -51,7 +51,7 @@ class Views:
     """The parts from which the status is made."""
 
     catalog: Catalog
-    inforce: InForce
+    inforce: PolicyInForce
     runner: Runner
     scheduler: Scheduler
     following: Following

@@ -7,7 +7,7 @@ import shlex
 
 from dbguardd.catalog import Catalog
 from dbguardd.catalog.effects import recovery
-from dbguardd.daemon.inforce import InForce, opener
+from dbguardd.daemon.inforce import PolicyInForce, opener
 from dbguardd.daemon.paths import Paths
 from dbguardd.errors import (
     Busy,
@@ -30,7 +30,7 @@ class Storages:
     """Where backups are, and which keys open them."""
 
     catalog: Catalog
-    inforce: InForce
+    inforce: PolicyInForce
     paths: Paths
 
     def storage(self, name: str) -> StorageStatus:

@@ -20,7 +20,7 @@ from dbguardd.daemon import state_directory
 from dbguardd.daemon.clock import Clock, new_id
 from dbguardd.daemon.environment import Environment, Logger, Look, OnMessage, RunWorker, Sweep
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.notify import Notify
 from dbguardd.daemon.operations import Operations, scheduled
 from dbguardd.daemon.paths import Paths
@@ -78,7 +78,7 @@ async def run(setup: Setup) -> None:
     with state_directory.owned(setup.state):
         witness = _witness(setup.log)
         with state_directory.opened(setup.state, setup.clock.now(), witness) as books:
-            inforce = InForce(setup.policy, setup.state, books.catalog, setup.clock.now)
+            inforce = PolicyInForce(setup.policy, setup.state, books.catalog, setup.clock.now)
             inforce.start()
             notify = Notify(os.environ)
             try:
@@ -90,7 +90,7 @@ async def run(setup: Setup) -> None:
 class Supervisor:
     """One run of the daemon."""
 
-    def __init__(self, setup: Setup, books: state_directory.Books, inforce: InForce, notify: Notify) -> None:
+    def __init__(self, setup: Setup, books: state_directory.Books, inforce: PolicyInForce, notify: Notify) -> None:
         self._setup = setup
         self._notify = notify
         self._paths = Paths()

@@ -60,7 +60,7 @@ class Shipping:
         self._told = 0.0
         self._bytes = 0
         self._wrong, self._audits = "", 0
-        self._held = list[str]()
+        self._held, self._held_bytes = list[str](), 0  # as last reported
 
     def resume(self) -> Facts | None:
         """Return the place up to which the database's log is stored; None if it is unreadable or no longer applies."""
@@ -101,9 +101,9 @@ class Shipping:
         self._run.report("log.audited", database=self._run.name, outcome=outcome, detail=wrong)
 
     def held(self, log_bytes: int, by: Sequence[str]) -> None:
-        """Report which processes hold a growing log, whenever these change."""
-        if list(by) != self._held:
-            self._held = list(by)
+        """Report which processes hold a growing log, whenever these change or the log has become twice as long."""
+        if list(by) != self._held or (by and log_bytes >= 2 * self._held_bytes):
+            self._held, self._held_bytes = list(by), log_bytes
             self._run.report("log.held", database=self._run.name, log_bytes=log_bytes, by=self._held)
 
     def ship(self, segment: Segment) -> None:

@@ -184,7 +184,7 @@ def _early(moment: Moment) -> str:
     if moment.until is None:
         if moment.backup.facts.log_start is None:
             return ""
-        return "no moment between the two can be restored; later commits, if any, are not in this backup"
+        return "nothing between the two is stored; later commits, if any, are not in this backup"
     whole = moment.until.last < moment.until.chain.last  # the next segment was committed later
     return "" if whole else "later commits, if any, are not stored"
 

@@ -44,7 +44,7 @@ class Capabilities:
 
 
 class Storage(Protocol):
-    """Bytes under a name. Layers (retry, record, read-only) are storages around storages."""
+    """Bytes under a name. Every verb may be repeated: a storage around this one can retry, record or refuse."""
 
     @property
     def url(self) -> str:

@@ -26,9 +26,9 @@ from dbguardd.errors import Damaged, Unsupported
 from dbguardd.facts import Target
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import recover
-from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN
 from tests.repository.test_log import open_log
+from tests.storage.memory import Memory
 
 FORGED = (
     "a\nrmgr: Transaction len (rec/tot):     34/    34, tx:        731, lsn: 0/7000028, prev 0/7000000, "

@@ -19,8 +19,8 @@ from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
 from dbguardd.rules.coverage import TimeRange
 from dbguardd.rules.coverage import coverage as covered
-from dbguardd.storage.layers import Recording
 from tests.jobs.world import World
+from tests.storage.layers import Recording
 
 HOUR = 3600.0
 

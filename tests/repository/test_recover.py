@@ -15,8 +15,8 @@ import pytest
 
 from dbguardd.keys import AgeRecipient, new_identity, recovery_sheet
 from dbguardd.repository import Repository, recover
-from dbguardd.storage.memory import Memory
 from tests.repository.lifecycle_kit import World
+from tests.storage.memory import Memory
 
 READER = Path(recover.__file__)
 

@@ -16,10 +16,10 @@ from dbguardd.repository import LogRange, recover
 from dbguardd.repository import log as logs
 from dbguardd.repository.moment import MomentTree
 from dbguardd.repository.tree import Tree
-from dbguardd.storage.memory import Memory
 from dbguardd.sums import as_text, file_sum
 from tests.repository.data_path import DOMAIN, NOW, save
 from tests.repository.test_log import PAGE, PLACE, open_log, segment
+from tests.storage.memory import Memory
 
 PAGES = {2: b"2" * PAGE, 5: b"5" * PAGE}
 

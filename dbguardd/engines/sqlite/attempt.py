@@ -29,7 +29,7 @@ class Budget:
 
 
 @frozen
-class Taken:
+class Snapshot:
     """How the copy was made. `way` is unmoved (no copy was made), wal, idle, rollback, split or hot-journal."""
 
     way: str

@@ -2,7 +2,7 @@
 
 The copied WAL tells which pages it contains. Only those are copied first, and SQLite applies the WAL to them. From then
 on the staged file has its final size, and every byte copied later is final at once, so the copy can be stored while it
-is made (see `Taking` in snapshot).
+is made (see `FollowedCopy` in snapshot).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import chain
 from struct import unpack_from
 
 from dbguardd.engines.sqlite import locks
-from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Moved, Taken
+from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Moved, Snapshot
 from dbguardd.engines.sqlite.child import Hold, hold, refusal
 from dbguardd.engines.sqlite.copy import Copy, copying, opened
 from dbguardd.engines.sqlite.live import Mark, open_side
@@ -33,7 +33,7 @@ _ENDLESS = 1 << 62
 Span = tuple[int, int]
 
 
-def beside_users(run: Attempt) -> Generator[int, None, Taken]:
+def beside_users(run: Attempt) -> Generator[int, None, Snapshot]:
     """Copy the WAL, then the main file, while a child holds a read mark. Applications continue to read and write.
 
     Let M be the last frame committed when the mark was taken (sqlite.org/walformat.html, wal.c), and E the last one
@@ -66,10 +66,10 @@ def beside_users(run: Attempt) -> Generator[int, None, Taken]:
                 raise Moved
             yield final
         seconds = time.monotonic() - began
-    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, run.live.found, at, place)
+    return Snapshot("wal", child.longest, seconds, end, run.tries, run.cloned, run.live.found, at, place)
 
 
-def beside_writers(run: Attempt) -> Taken:
+def beside_writers(run: Attempt) -> Snapshot:
     """Copy the main file, then the WAL, beside a busy writer: the mark is renewed whenever the WAL has grown.
 
     So checkpoints continue meanwhile, each as small as usual, and none has to make up for the whole copy. A new mark is
@@ -113,7 +113,7 @@ def beside_writers(run: Attempt) -> Taken:
             run.staged("-wal").unlink()
             end = 0  # the place stays: it was read after the mark was taken, so it is not before the snapshot
         seconds = time.monotonic() - began
-    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at, place)
+    return Snapshot("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at, place)
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def _check_growth(run: Attempt, log: int, before: int) -> None:
         )
 
 
-def while_idle(run: Attempt) -> Generator[int, None, Taken]:
+def while_idle(run: Attempt) -> Generator[int, None, Snapshot]:
     """Copy a WAL database that nobody has open: after a clean close (no WAL) or a crash (WAL left).
 
     Even a read-only SQLite connection would create -wal and -shm here and leave them, or fail in a directory where it
@@ -193,7 +193,7 @@ def while_idle(run: Attempt) -> Generator[int, None, Taken]:
         raise Moved
     log_mark = before[1]
     log_bytes = log_mark.size if log_mark else 0
-    return Taken("idle", 0.0, seconds, log_bytes, run.tries, run.cloned, live.found, time.time())
+    return Snapshot("idle", 0.0, seconds, log_bytes, run.tries, run.cloned, live.found, time.time())
 
 
 def _marks(run: Attempt) -> tuple[Mark, Mark | None, Mark | None]:

@@ -145,7 +145,7 @@ def hang_up(connection: Connection) -> None:
 
 
 @frozen
-class Ended:
+class BackupStop:
     """The server's answer at the end of backup mode: where a recovery is consistent, and which files it needs.
 
     Everything committed at the time `at` lies before the end. The log continues at `next`, in a new file; on a standby,
@@ -185,7 +185,7 @@ class BackupMode:
         """Begin backup mode: the server makes an immediate checkpoint, and writes full pages from then on."""
         waited(self._keeper, alive, b"SELECT pg_backup_start('dbguard', fast => true)")
 
-    def end(self, alive: Alive) -> Ended:
+    def end(self, alive: Alive) -> BackupStop:
         """End backup mode. Raises SourceChanged if it had ended already because the server was restarted."""
         at = replayed_at(self._keeper) if self._standby else clock(self._keeper)
         ((stop, label, spaces),) = waited(
@@ -197,7 +197,7 @@ class BackupMode:
             raise SourceChanged("PostgreSQL: backup mode has ended by itself")
         return self.ended(at, text(stop), bytes(label), bytes(spaces or b""))
 
-    def ended(self, at: datetime, stop: str, label: bytes, spaces: bytes) -> Ended:
+    def ended(self, at: datetime, stop: str, label: bytes, spaces: bytes) -> BackupStop:
         """Return the parsed end of backup mode, whether it was ended here or by a base backup."""
         start, timeline = label_start(label)
         if timeline != self._log.timeline:
@@ -208,7 +208,7 @@ class BackupMode:
         end, size = parse_lsn(stop), self._log.segment
         if end < start:
             raise no_answer((label, stop))
-        return Ended(
+        return BackupStop(
             start,
             end,
             end // size * size if self._standby else -(-end // size) * size,

@@ -48,7 +48,7 @@ class Entry:
     pieces: Callable[[], Iterator[memoryview]]
 
 
-class Sent:
+class BaseBackupStream:
     """One base backup being received. `alive` is called often; an exception from it ends the backup.
 
     Once data has arrived, a server that then sends nothing for `patience` seconds is given up. Before, it makes a
@@ -216,7 +216,7 @@ class Sent:
 class _File:
     """The content of one entry."""
 
-    def __init__(self, sent: Sent, size: int) -> None:
+    def __init__(self, sent: BaseBackupStream, size: int) -> None:
         self._sent, self._left = sent, size
 
     def pieces(self) -> Iterator[memoryview]:

@@ -57,7 +57,7 @@ class Snapshot:
 
 
 @frozen
-class Placed:
+class HeldSnapshots:
     """Open snapshots, by database, and the one place for all of them; the log is needed up to `end`.
 
     `moment` is a time before the first was taken: everything committed by then is in all of them.
@@ -82,7 +82,7 @@ def find(
     least: int,
     segment: int,
     records: Records,
-) -> Placed | None:
+) -> HeldSnapshots | None:
     """Take a snapshot on each connection until all of them share one place in the log, not before `least`.
 
     Only the last WAL file (of `segment` bytes) is read: a file before may have been ended early, as at the end of
@@ -101,7 +101,7 @@ def find(
             after,
         )
         if found is not None and found >= least and (found == after or _is_commit(records.at(found, end))):
-            return Placed(snapshots, found, end, moment, attempt, connections)
+            return HeldSnapshots(snapshots, found, end, moment, attempt, connections)
         _let_go(connections)
     return None
 
@@ -116,7 +116,7 @@ def find_replayed(
     log: WalTimeline,
     known: tuple[int, int],
     records: Records,
-) -> Placed | None:
+) -> HeldSnapshots | None:
     """Take a snapshot of each database of a standby, as find() does; see replayed.
 
     `known` is where the log of the backup begins, and the least place of the snapshot.
@@ -131,7 +131,7 @@ def find_replayed(
         if worth and before >= known[1]:
             told = commits(records, near(log, known[0], before), there)
             if quiet(told, before, after):
-                return Placed(snapshots, before, before, moment, attempt, connections)
+                return HeldSnapshots(snapshots, before, before, moment, attempt, connections)
         _let_go(connections)
     return None
 

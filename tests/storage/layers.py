@@ -1,7 +1,8 @@
-"""Storages around storages: Retrying, Recording, ReadOnly. Each keeps every promise of what it wraps."""
+"""Storages around storages: one notes what is asked of it, one refuses to change anything."""
 
 from __future__ import annotations
 
+<<<<<<< HEAD:dbguardd/storage/layers.py
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field
@@ -69,6 +70,14 @@ class Retrying:
                 self.sleep(wait)
         return verb()
 
+=======
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from dbguardd.errors import Unsupported
+from dbguardd.storage.base import Buffer, Capabilities, Entry, Storage
+
+>>>>>>> 4fa390689f138d5d7f250868b7d59008caab7a4a:tests/storage/layers.py
 
 @frozen
 class Call:
@@ -123,7 +132,7 @@ class Recording:
 
 @frozen
 class ReadOnly:
-    """Refuses whatever would change the storage: for recovery, checks, and a mirror that another process writes."""
+    """Refuses whatever would change the storage."""
 
     storage: Storage
 

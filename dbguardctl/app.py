@@ -14,6 +14,7 @@ from dbguardctl.session import Session
 from dbguardd.errors import Usage
 
 PROGRAM = "dbguardctl"
+_SENTENCE = 200  # characters: no first sentence of a help is longer
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Every day": {
@@ -73,6 +74,9 @@ class Command(click.Command):
     def get_help(self, ctx: click.Context) -> str:
         return _help(ctx, super().get_help(ctx))
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _examples(ctx, formatter)
+
 
 class Group(click.Group):
     """A group of our commands; it suggests a similar command for an unknown name."""
@@ -85,6 +89,12 @@ class Group(click.Group):
 
     def get_help(self, ctx: click.Context) -> str:
         return _help(ctx, super().get_help(ctx))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the first sentence about each command, however long it is."""
+        known = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, found.get_short_help_str(_SENTENCE)) for name, found in known.items() if found])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -106,6 +116,18 @@ def _add_global_options(command: click.Command) -> None:
     """Make a command accept the global options after its name as well."""
     mine = {name for param in command.params for name in param.opts}
     command.params += [option for option in global_options(hidden=True) if not mine & set(option.opts)]
+
+
+def _examples(ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """Write command lines that a user can adapt, and where the options are that every command takes."""
+    from dbguardctl.examples import EXAMPLES  # noqa: PLC0415 - only for help
+
+    if lines := EXAMPLES.get(ctx.command_path.removeprefix(f"{PROGRAM} ")):
+        with formatter.section("Examples"):
+            for line in lines:  # never wrapped: they are there to be copied
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+    formatter.write_paragraph()
+    formatter.write_text(f"Also: --json, --color, --utc, -q, -v, --socket; see {PROGRAM} --help.")
 
 
 def _help(ctx: click.Context, said: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, time, timedelta, tzinfo
+from contextlib import suppress
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 from dbguardctl.humanize import day_start, utc_text
 from dbguardd.errors import Usage
@@ -18,7 +19,11 @@ _UNITS = {
 }
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 _DAYS = {"today": 0, "yesterday": -1}
-_EXAMPLES = "2026-09-12 08:59   '2026-09-12 08:59+02:00'   09:14:07   'yesterday 09:00'   '3h ago'   now"
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
+           "november", "december")  # fmt: skip
+_OFFSET = re.compile(r"\s*(utc|z|[+-]\d\d:?\d\d)$", re.I)
+_EXAMPLES = "2026-09-12 08:59   '2026-09-12 08:59+02:00'   09:14:07   'yesterday 09:00'   'Sun 04:20'   '3h ago'   now"
 
 
 def parse_span(text: str) -> float:
@@ -47,13 +52,22 @@ def parse_moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
     except OverflowError:  # the first or last representable day, in another zone
         moment = None
     if moment is None:
-        raise Usage(f"{text!r} is not a moment that dbguardctl understands", detail=f"Write it like: {_EXAMPLES}")
+        detail = f"Write it like: {_EXAMPLES}"
+        if _is_span(text):
+            detail = f"Did you mean '{text} ago'? {detail}"
+        raise Usage(f"{text!r} is not a moment that dbguardctl understands", detail=detail)
     if moment > now:
-        raise Usage(
-            f"{text!r} is in the future",
-            detail=f"It means {absolute(utc_text(moment), zone)}, and now is {absolute(utc_text(now), zone)}.",
-        )
+        detail = f"It means {absolute(utc_text(moment), zone)}, and now is {absolute(utc_text(now), zone)}."
+        if re.fullmatch(r"[\d:]+", text.strip()) and moment - now < timedelta(days=1):
+            detail += f" Did you mean 'yesterday {text.strip()}'?"
+        raise Usage(f"{text!r} is in the future", detail=detail)
     return moment
+
+
+def _is_span(text: str) -> bool:
+    with suppress(Usage):
+        return parse_span(text) > 0
+    return False
 
 
 def _moment(text: str, now: datetime, zone: tzinfo | None) -> datetime | None:
@@ -62,16 +76,48 @@ def _moment(text: str, now: datetime, zone: tzinfo | None) -> datetime | None:
         return now
     if len(words) > 1 and words[-1] == "ago":
         return now.replace(microsecond=0) - timedelta(seconds=parse_span(" ".join(words[:-1])))
-    day, clock = (words[0], words[1:]) if words and words[0] in _DAYS else ("today", words)
-    if len(clock) <= 1:
-        local = _clock(clock[0], day_start(now, zone, _DAYS[day])) if clock else day_start(now, zone, _DAYS[day])
-        if local is not None and words:
-            return _aware(local, zone, text)
     try:
-        moment = datetime.fromisoformat(text)
+        if found := _OFFSET.search(text):
+            offset = "Z" if found[1].lower() in ("utc", "z") else found[1]
+            local = _local(text[: found.start()], now, zone)
+            return None if local is None else datetime.fromisoformat(f"{local.isoformat()}{offset}")
+        local = _local(text, now, zone)
     except ValueError:
         return None
-    return moment if moment.tzinfo else _aware(moment, zone, text)
+    return local if local is None or local.tzinfo else _aware(local, zone, text)
+
+
+def _local(text: str, now: datetime, zone: tzinfo | None) -> datetime | None:
+    """Return the moment without its zone; None if it is none. Raises ValueError, too."""
+    words = text.lower().split()
+    day, clock = _day(words, now.astimezone(zone).date())
+    if len(clock) > 1 or not words:
+        return datetime.fromisoformat(text)
+    midnight = day_start(now, zone, day)
+    local = _clock(clock[0], midnight) if clock else midnight
+    return datetime.fromisoformat(text) if local is None and len(words) == 1 else local
+
+
+def _day(words: list[str], today: date) -> tuple[int, list[str]]:
+    """Return the day that words begin with, in days from today, and the words after it; without a day, today.
+
+    It is written as `status` and `list` show it: today, yesterday, Sun, 12 Sep, 12 Sep 2025. Raises ValueError.
+    """
+    if not words:
+        return 0, words
+    if words[0] in _DAYS:
+        return _DAYS[words[0]], words[1:]
+    for number, name in enumerate(_WEEKDAYS):
+        if words[0] in (name, name[:3]):
+            return -((today.weekday() - number) % 7), words[1:]
+    for number, name in enumerate(_MONTHS, start=1):
+        if words[0].isdecimal() and words[1:2] in ([name], [name[:3]]):
+            named = words[2:3] if words[2:] and re.fullmatch(r"\d{4}", words[2]) else []
+            found = date(int(named[0]) if named else today.year, number, int(words[0]))
+            if not named and found > today:
+                found = found.replace(year=today.year - 1)
+            return (found - today).days, words[2 + len(named) :]
+    return 0, words
 
 
 def _clock(text: str, midnight: datetime) -> datetime | None:

@@ -34,6 +34,10 @@ class Given(click.ParamType[str]):
             self.fail("it is empty; leave the option out if that is meant", param, ctx)
         return str(value)
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Let the shell complete paths; nothing is known about other texts."""
+        return [_item(incomplete, "", "file")] if param.metavar in ("PATH", "FILE") else []
+
 
 def from_root(path: str) -> str:
     """Return an absolute path in the form that the daemon accepts. Raises Usage."""
@@ -72,8 +76,9 @@ def request_options(
             help = f"{text[:1].upper()}{text[1:]}."
             if type(field.default) is int:
                 option: Decorator = click.option(
-                    f"--{name}", field.name, type=click.IntRange(1), default=field.default, show_default=True, help=help
-                )
+                    f"--{name}", field.name, metavar="COUNT", type=click.IntRange(1), default=field.default,
+                    show_default=True, help=help,
+                )  # fmt: skip
             elif isinstance(field.default, bool):
                 option = click.option(f"--{name}", field.name, is_flag=True, default=False, help=help)
             else:
@@ -116,10 +121,10 @@ def _ask(ctx: click.Context, *parts: str, **query: Any) -> dict[str, Any]:
         return {}
 
 
-def _item(value: str, help: str) -> CompletionItem:
+def _item(value: str, help: str, type: str = "plain") -> CompletionItem:
     from click.shell_completion import CompletionItem  # noqa: PLC0415 - takes 4 ms and only completion needs it
 
-    return CompletionItem(value, help=help)
+    return CompletionItem(value, type, help)
 
 
 def complete_database(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

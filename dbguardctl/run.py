@@ -28,13 +28,15 @@ def run(arguments: list[str]) -> int:
         return _incomplete(session, error)
     except click.UsageError as error:
         session.json = session.json or "--json" in arguments
-        session.report(_usage(error))
+        session.report(_usage(session, error))
         return Usage.exit_status
     except (KeyboardInterrupt, click.Abort):
         session.interrupted()
         return 130
     except OSError as error:
         return _unwritten(error)
+    except SystemExit:  # this is how click ends when a reader has closed the pipe
+        return _unwritten(BrokenPipeError())
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if session.verbose:
             import traceback  # noqa: PLC0415 - only on the way to an error
@@ -84,12 +86,16 @@ def _incomplete(session: Session, error: click.exceptions.NoArgsIsHelpError) -> 
     return Usage.exit_status
 
 
-def _usage(error: click.UsageError) -> Usage:
+def _usage(session: Session, error: click.UsageError) -> GuardError:
+    from dbguardctl.mistyped import other_name, unquoted  # noqa: PLC0415 - only on the way to an error
+
     message = " ".join(error.format_message().split()).rstrip(".")
     command = error.ctx.command_path if error.ctx else PROGRAM
     usage = error.ctx.get_usage().removeprefix("Usage: ") if error.ctx else ""
-    return Usage(
-        f"{command}: {message[:1].lower()}{message[1:]}",
-        detail=f"usage: {usage}" if usage else "",
-        hints=[f"{command} --help"],
+    detail = f"usage: {usage}" if usage else ""
+    if other := other_name(error):
+        detail = f"{detail}\nDid you mean {other}?"
+    return unquoted(
+        session,
+        Usage(f"{command}: {message[:1].lower()}{message[1:]}", detail=detail, hints=[f"{command} --help"]),
     )

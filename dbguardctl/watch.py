@@ -24,10 +24,12 @@ _SHOWN = 3
 def start(session: Session, verb: str, fields: Mapping[str, Any], *, quiet: bool = False) -> Json:
     """Submit a job and return its row. If a lost answer makes it submit again, the daemon still runs only one job."""
     key = os.urandom(16).hex()
+    session.asking = True
     try:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
     except DaemonUnreachable:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
+    session.asking = False
     row: Json = answer["job"]
     session.looks_on[row["id"]] = what(row)
     if not quiet:
@@ -45,6 +47,7 @@ def wait(session: Session, row: Json, timeout: float | None = None) -> Json:
 
     Raises StillRunning after `timeout` seconds, DaemonUnreachable. Ctrl-C does not stop the job.
     """
+    session.asking = False
     session.looks_on[row["id"]] = what(row)
     if row["state"] not in FINAL:
         look, pause = looker(session)
@@ -78,6 +81,8 @@ def _poll(
 def _say_again(session: Session, row: Json, tried: int) -> None:
     """Report why an attempt failed: the waiting user can correct it now, and ask again for an immediate retry."""
     problem = row["problem"]
+    if session.json:  # it may be minutes until the answer
+        session.report(from_problem(problem))
     at = problem.get("next_try_at")
     again = f" {when(at, session.now, session.zone)}" if at else ""
     session.say(f"{what(row)}: attempt {tried} failed, it is tried again{again}: {problem.get('message')} "
@@ -196,10 +201,15 @@ def run(
     """Start a job, wait for it, print its result and return the exit status. `name`: the command, for JSON."""
     row = start(session, verb, fields)
     if no_wait:
-        if not session.json:
-            session.out.stream.write(f"{row['id']}\n")
+        print_ids(session, [row])
         return finish(session, name or verb, [row])
     return finish(session, name or verb, settle(session, row, timeout))
+
+
+def print_ids(session: Session, rows: list[Json]) -> None:
+    """Print the ids of started jobs, one a line, unless the answer is JSON."""
+    if not session.json:
+        session.out.stream.writelines(f"{row['id']}\n" for row in rows if row["id"])
 
 
 def batch(

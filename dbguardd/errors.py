@@ -617,6 +617,15 @@ class Interrupted(GuardError):
     advice = "Backups and scheduled jobs run again by themselves; start other jobs again."
 
 
+class Outdated(GuardError):
+    """The daemon runs an older or newer version than is installed now: it was not restarted after an upgrade."""
+
+    code, title = "DBG-8004", "The daemon was not restarted"
+    http_status, transient = 503, True
+    meaning = "No job starts until the daemon is restarted. Existing backups are untouched."
+    advice = "Restart the daemon: systemctl restart dbguardd."
+
+
 # ------------------------------------------------------------------------------------------------ 9: own books
 
 
@@ -651,7 +660,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
         *(Damaged, NotARepository, FormatTooNew, KeyRefused, KeyMissing, KeyUnsafe),
         *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, TooCostly, StandbyChanged),
         *(Held, Breaker, ClockDoubt),
-        *(WorkerDied, Stalled, Interrupted, AuditBroken, CatalogDamaged),
+        *(WorkerDied, Stalled, Interrupted, Outdated, AuditBroken, CatalogDamaged),
     )
 }
 """Every row, by code."""

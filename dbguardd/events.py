@@ -10,16 +10,17 @@ storage) is put before it automatically.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from dbguardd.errors import message_id
+from dbguardd.frozen import frozen
 
 LEVELS = ("debug", "info", "warning", "error")
 """From a step that matters only when searching for a fault, to what a person should act on."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """One way in which an event reads. An event has a general row, and one for each `variant`: the facts in `when`."""
 
@@ -378,7 +379,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("repository.opened", "debug", "the repository in storage {storage} was opened", "A job opened a repository."),
     Kind(
         "restore.done", "info",
-        "backup {backup} was restored to {target}[, as of {as_of_at}][, {seconds}]"
+        "backup {backup} was restored to {target}[, as of {as_of_at}][, at {lsn} in its log][, {seconds}]"
         "[; the previous state is kept as backup {safety_copy}]",
         "A restore is complete and was compared.",
         title="A database was restored",

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from struct import unpack_from
 from typing import Any, BinaryIO, Protocol
+
+from dbguardd.frozen import frozen
 
 Facts = Mapping[str, Any]
 """JSON values that an engine stores with a backup and reads back later: versions, log positions, counts."""
@@ -127,9 +129,9 @@ NUMBER_BYTES = 4
 """The bytes of a page number in Images."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Images:
-    """The newest image of each page that a stretch of the log changes.
+    """The newest image of each page that a part of the log changes.
 
     `content` has the numbers of the pages (from 1, ascending), 4 bytes each, big-endian, and then their images. `size`
     is the size of the stream in bytes after them; 0 if the images do not form a consistent state: they end in the
@@ -158,9 +160,9 @@ class Images:
         return memoryview(self.content)[self.count * NUMBER_BYTES :]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Segment:
-    """A stretch of a database's log: page images of its paged stream `stream`, or bytes of the log itself.
+    """A part of a database's log: page images of its paged stream `stream`, or bytes of the log itself.
 
     `since` and `until` are places in the log. A place holds what the engine needs to find it again, and at least a
     `round` (text) and a `position` (a number): within one round, a later commit has a higher position. Every commit

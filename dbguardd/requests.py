@@ -8,8 +8,10 @@ not load.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any
+
+from dbguardd.frozen import frozen
 
 UNDO_REASON = "restore undo"
 """Why the state that a restore in place has replaced is held."""
@@ -23,12 +25,12 @@ def option(text: str, default: Any = "", *, reserved: bool = False) -> Any:
     return field(default=default, metadata={"help": text, "reserved": reserved})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """The base of all job requests; it has no fields."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Backup(Request):
     """Back up a database now."""
 
@@ -36,10 +38,13 @@ class Backup(Request):
     full: bool = option("store every page again instead of only what changed", False)
     verify: bool = option("prove the backup by a test restore right away, whatever the policy says", False)
     note: str = option("a remark that is kept with the backup")
-    successor: bool = option("this is what has become of what was backed up: pg_upgrade, a move, emptied", False)
+    successor: bool = option(
+        "accept the present database as the successor of the one that was backed up",
+        False,
+    )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verify(Request):
     """Restore a backup into a private place, compare it with what was backed up, and record the proof."""
 
@@ -47,9 +52,9 @@ class Verify(Request):
     backup: str = option("id of the backup, or its first characters; the newest if not given")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Restore(Request):
-    """Restore a database to a new place; the live one is only replaced with --in-place."""
+    """Restore a database to a new place, or replace the live one (--in-place)."""
 
     database: str
     backup: str = option("id of the backup, or its first characters")
@@ -65,7 +70,7 @@ class Restore(Request):
     dry_run: bool = option("print what would be done, and do nothing", False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Undo(Request):
     """Put back the state that the last restore --in-place replaced."""
 
@@ -73,7 +78,7 @@ class Undo(Request):
     confirm: str = option("the name of the database, typed in full")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Check(Request):
     """Check settings, database, storage, keys and repository without restoring."""
 
@@ -81,7 +86,7 @@ class Check(Request):
     data: bool = option("read and decrypt every stored byte, not only the structure", False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expire(Request):
     """Delete the backups that the policy's `keep` no longer asks for; each verdict has its reasons."""
 
@@ -90,7 +95,7 @@ class Expire(Request):
     confirm: str = option("the name of the database, to let one run delete more than the breaker allows")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sweep(Request):
     """Free the space of expired backups whose grace is over."""
 
@@ -99,7 +104,7 @@ class Sweep(Request):
     confirm: str = option("the name of the storage, to let one run free more than the breaker allows")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Query(Request):
     """Answer one SELECT from a backup, without restoring it."""
 
@@ -107,51 +112,51 @@ class Query(Request):
     sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log", "reserved": True})
     backup: str = option("id of the backup, or its first characters")
     at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
-    in_database: str = option("of a server: the database that is asked; the only one if not given")
-    rows: int = option("at most so many rows", 1000)
-    seconds: int = option("give up after so many seconds", 60)
+    in_database: str = option("of a server: the database to query; the only one if not given")
+    rows: int = option("return at most this many rows", 1000)
+    seconds: int = option("give up after this many seconds", 60)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Get(Request):
-    """Take one table out of a backup, as SQL text or CSV, without restoring the rest."""
+    """Extract one table from a backup, as SQL text or CSV, without restoring the rest."""
 
     database: str
     table: str = option("the table; SCHEMA.* is all of a schema of a server")
     backup: str = option("id of the backup, or its first characters")
     at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
-    in_database: str = option("of a server: the database that is asked; the only one if not given")
-    format: str = option("sql: for the sqlite3 shell, or psql; csv: NULL is nothing, blobs are hex", "sql")
-    seconds: int = option("give up after so many seconds", 3600)
+    in_database: str = option("of a server: the database to query; the only one if not given")
+    format: str = option("sql: for the sqlite3 shell, or psql; csv: NULL as an empty field, blobs in hex", "sql")
+    seconds: int = option("give up after this many seconds", 3600)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Diff(Request):
     """Compare two backups row by row: what was added, removed and changed between them."""
 
     database: str
     older: str = option("the backup before: a moment, as 'yesterday 09:00', or the id of a backup")
-    newer: str = option("the backup after, said in the same way; the newest to rely on if not given")
+    newer: str = option("the newer backup, in the same form; the newest reliable one if not given")
     table: str = option("only this table")
-    in_database: str = option("of a server: the database that is asked; the only one if not given")
-    rows: int = option("list at most so many rows of each table; all are counted", 100)
-    seconds: int = option("give up after so many seconds", 3600)
+    in_database: str = option("of a server: the database to query; the only one if not given")
+    rows: int = option("list at most this many rows of each table; all are counted", 100)
+    seconds: int = option("give up after this many seconds", 3600)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Undelete(Request):
-    """Find rows of a backup that the newest backup lacks, or has with other values, and write SQL for them."""
+    """Find rows that the newest backup lacks, or has with other values, and write SQL that puts them back."""
 
     database: str
     table: str = option("the table")
     where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"', reserved=True)
     backup: str = option("id of the backup that has the rows, or its first characters")
     at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
-    in_database: str = option("of a server: the database that is asked; the only one if not given")
-    rows: int = option("show at most so many rows; all are counted", 20)
+    in_database: str = option("of a server: the database to query; the only one if not given")
+    rows: int = option("show at most this many rows; all are counted", 20)
     changed: bool = option("the rows that are still there with other values, and SQL that sets those back", False)
-    sql: bool = option("write the SQL instead of showing the rows; nothing runs it", False)
-    seconds: int = option("give up after so many seconds", 3600)
+    sql: bool = option("write the SQL instead of showing the rows; it is not run", False)
+    seconds: int = option("give up after this many seconds", 3600)
 
 
 REQUESTS: Mapping[str, type[Request]] = {

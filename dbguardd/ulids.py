@@ -19,7 +19,7 @@ def ulid(now: datetime, randomness: Callable[[int], bytes], after: str = "") -> 
 
 
 def born(id: str) -> datetime:
-    """Return the creation time of a ULID."""
+    """Return the creation time of a ULID. Raises ValueError if it is none."""
     return datetime.fromtimestamp(_milliseconds(id) / 1000, UTC)
 
 

@@ -1,7 +1,7 @@
-"""The demo: the real daemon protects a live SQLite database, which is then lost and comes back.
+"""The demo: the real daemon protects a live SQLite database, which is then deleted and restored.
 
-`python -m tests.demo [DB]` needs no root and leaves nothing behind. With DB it protects that database instead, only
-reading it. Everything it prints after `$` is a command that works the same against an installed dbguard.
+`python -m tests.demo [DB]` needs no root and leaves nothing behind. With DB it protects that database instead, and only
+reads it. Each line that it prints after `$` is a command that works the same with an installed dbguard.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any
 from tests.workload import consistent, seed
 
 RATE = 200
-BESIDE = 4  # a staged snapshot, the backups, a proof, the restored copy; each at most the size of the database
+COPIES = 4  # a staged snapshot, the backups, a proof, the restored copy; each at most the size of the database
 
 
 class Ended(Exception):
-    """The demo ends early: a command failed, with this exit status."""
+    """The demo ends early, with this exit status: a command failed."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -36,7 +36,7 @@ class Ended(Exception):
 
 
 class Host:
-    """A directory with a daemon of its own: policy, state, socket. Tests use it as well."""
+    """A directory with a daemon of its own: policy, state, socket. Tests use it too."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -48,7 +48,7 @@ class Host:
 
     @contextmanager
     def daemon(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run dbguardd until the block ends; ready when the block begins."""
+        """Run dbguardd during the block; its socket exists when the block begins."""
         if not self.policy.exists():
             self.policy.write_text("version = 1\n")
             self.policy.chmod(0o600)
@@ -70,7 +70,7 @@ class Host:
         return subprocess.run([self.bin / "dbguardctl", *words], env=self.environment, check=False, **options)
 
     def settle(self) -> None:
-        """Wait until no job runs or waits, so that what follows from one (expiring, say) is over."""
+        """Wait until no job runs or waits; a job can start others, such as an expiry."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             rows = json.loads(self.run("--json", "job", "list", "--limit", "10", capture_output=True).stdout)["jobs"]
@@ -80,7 +80,7 @@ class Host:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process for certain."""
+    """Terminate a process; kill it if it does not end within a minute."""
     process.terminate()
     try:
         process.wait(60)
@@ -95,7 +95,7 @@ def say(*lines: str) -> None:
 
 
 def show(host: Host, *words: str) -> None:
-    """Show and run a dbguardctl command, which must not fail."""
+    """Print and run a dbguardctl command. Raises Ended if it fails."""
     print("$ dbguardctl " + shlex.join(words), flush=True)
     status = host.run(*words).returncode
     if status not in (0, 3):
@@ -103,14 +103,14 @@ def show(host: Host, *words: str) -> None:
 
 
 class Shop:
-    """The application: a writer in a process of its own, and what its owner would look at."""
+    """The application: its database, a process that writes to it, and the figures that its owner would check."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.writer: subprocess.Popen[bytes] | None = None
 
     def open(self) -> None:
-        """Make the database and begin to write to it."""
+        """Create the database and start writing to it."""
         seed(self.path, bookings=60_000, documents=3_500)
         argv = [sys.executable, "-m", "tests.workload", str(self.path), "600", str(RATE)]
         self.writer = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
@@ -125,12 +125,12 @@ class Shop:
             self.writer = None
 
     def bookings(self) -> int:
-        """How many transfers there are."""
+        """Return the number of bookings."""
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as db:
             return int(db.execute("select count(*) from booking").fetchone()[0])
 
     def wait_for(self, more: int) -> int:
-        """Wait until the application has written so much more; returns how much it was."""
+        """Wait up to a minute until `more` bookings were added; return how many were."""
         before, deadline = self.bookings(), time.monotonic() + 60
         while (written := self.bookings() - before) < more and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -138,7 +138,7 @@ class Shop:
 
 
 def main() -> int:
-    """Run the tour in a directory of its own; whatever happens, that is gone in the end."""
+    """Run the tour in a temporary directory, which is removed whatever happens; return the exit status."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     started, place = time.monotonic(), Path(tempfile.mkdtemp(prefix="dbguard-demo-"))
@@ -156,7 +156,7 @@ def main() -> int:
         status, end = error.status, "Ended"
     except KeyboardInterrupt:
         status, end = 130, "Interrupted"
-    except BrokenPipeError:  # who reads has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has ended
         status, end = 0, "Ended"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as stopped:
@@ -167,72 +167,70 @@ def main() -> int:
         if shop:
             shop.close()
         shutil.rmtree(place, ignore_errors=True)
-    gone = "everything of the demo is removed" if not place.exists() else f"{place} could not be removed"
-    say(f"{end} after {time.monotonic() - started:.0f} s. The daemon has stopped and {gone}.")
+    gone = "all files of the demo were removed" if not place.exists() else f"{place} could not be removed"
+    say(f"{end} after {time.monotonic() - started:.0f} s. The daemon has stopped, and {gone}.")
     return status
 
 
 def the_shop(host: Host, shop: Shop) -> None:
-    """The tour with a database of the demo's own."""
+    """Show dbguard with a database that the demo creates."""
     shop.open()
     size = shop.path.stat().st_size / (1 << 20)
-    say(
-        f"A shop's database of {size:.0f} MiB. Its application writes to it all the time, {RATE} transactions a second."
-    )
+    say(f"A shop's database of {size:.0f} MiB. Its application commits {RATE} transactions a second.")
     with host.daemon():
-        say("One command: find out what it is, write its policy, make a full backup, and prove it by a real restore.")
+        say("One command detects the database, writes its policy, makes a full backup and proves it by a real restore.")
         show(host, "protect", str(shop.path), "--name", "shop")
         for _ in range(2):
             written = shop.wait_for(2 * RATE)
-            say(f"{written} transactions later. Only pages that changed are stored, and that backup is proven as well.")
+            say(f"{written} transactions later. Only changed pages are stored, and this backup is proven too.")
             show(host, "backup", "shop")
-        say("Which backups are there, what keeps each of them, and until when?")
+        say("Which backups exist, which rule keeps each of them, and until when?")
         host.settle()
         show(host, "list", "shop", "--why")
-        say("What could be restored, to which moment, how fast, when was that proven, and what is still to be done?")
+        say("What could be restored, to which moment, how fast, when was that proven, and what is left to do?")
         show(host, "status")
         lose(host, shop)
 
 
 def lose(host: Host, shop: Shop) -> None:
-    """The worst day: the file is gone."""
+    """Delete the database and restore it."""
     shop.close()
     had = shop.bookings()
     for path in shop.path.parent.glob("shop.db*"):
         path.unlink()
-    say(f"The worst day: the application is down and its database, with {had} bookings, is deleted. Get it back:")
+    say(f"The application is down, and its database with {had} bookings was deleted. Restore it:")
     show(host, "restore", "shop", "--to", str(shop.path))
     has, right = shop.bookings(), consistent(shop.path)
     say(
-        f"The application's own check: all sums {'agree' if right else 'DO NOT AGREE'}, {has} bookings are there.",
-        f"The {had - has} that were made after the last backup are lost: a backup is of a moment, and status names it.",
+        f"The application's own check: all sums {'agree' if right else 'DO NOT AGREE'}; it has {has} bookings.",
+        f"The {had - has} bookings made after the last backup are lost: `status` shows the moment of that backup.",
     )
     if not right:
         raise Ended(1, "the restored database is wrong")
     say(
-        "What status warned about is true: whoever loses this machine now loses the backups. On a real host,",
-        "`dbguardctl key recovery-sheet` prints the second key, for a drawer somewhere else.",
+        "As `status` warns, nobody could read these backups without this machine. On a real host,",
+        "`dbguardctl key recovery-sheet` prints a second key, to be kept somewhere else.",
     )
 
 
 def your_database(host: Host, path: Path) -> None:
-    """The tour with a database of the user's, which is not changed."""
+    """Show dbguard with the user's database, which is not changed."""
     with suppress(OSError):
-        needed, free = path.stat().st_size * BESIDE, shutil.disk_usage(host.place).free
+        needed, free = path.stat().st_size * COPIES, shutil.disk_usage(host.place).free
         if needed > free:
-            where = "set TMPDIR to a directory that has them"
-            raise Ended(11, f"{host.place.parent}: {needed} bytes are needed, {free} are free; {where}")
-    say(f"Your database {path}. It is only read; all that is written goes to {host.place} and is removed in the end.")
+            where = "set TMPDIR to a directory with more space"
+            raise Ended(11, f"{host.place.parent}: the demo needs {needed} bytes, {free} are free; {where}")
+    say(f"Your database {path} is only read. The demo writes to {host.place}, which it removes at the end.")
     with host.daemon():
         show(host, "protect", str(path), "--name", "yours")
-        say("Again: only pages that changed are stored, and that backup is proven as well.")
+        say("A second backup: only changed pages are stored, and it is proven too.")
         show(host, "backup", "yours")
         host.settle()
         show(host, "list", "yours", "--why")
         show(host, "status")
         copies = host.place / "restored"
         copies.mkdir(mode=0o700)
-        with suppress(PermissionError):  # only root can, and needs to: the restore runs as the database's owner
+        with suppress(PermissionError):  # only root can do this, and must: the restore runs as the database's owner
             owner = path.stat()
             os.chown(copies, owner.st_uid, owner.st_gid)
         say("A restore goes to a new place. It never overwrites anything.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from dbguardctl.app import Command, Group, pass_session
-from dbguardctl.humanize import when
 from dbguardctl.moments import parse_span
 from dbguardctl.options import database_argument, text_option
 from dbguardctl.screen import Cell, text
@@ -30,14 +29,14 @@ def schedule(session: Session, count: int) -> None:
 @text_option("--for", "length", metavar="SPAN", help="Resume automatically after this time (30min, 2h, 1d).")
 @pass_session
 def pause(session: Session, database: str, length: str) -> None:
-    """Start no scheduled jobs of a database for a while. What runs goes on; backups by hand still work."""
+    """Start no scheduled jobs of a database for a while.
+
+    Running jobs continue, following the log does, and jobs can still be started by hand.
+    """
     session.wanted_database = database
     seconds = parse_span(length) if length else None
     answer = session.daemon.post("databases", database, "pause", body={"seconds": seconds})
-    until = answer.get("paused_until_at")
-    ends = f"until {when(until, session.now, session.zone)}" if until else "until you say so"
-    resume = Cell(f"dbguardctl resume {database}", "try")
-    session.answer(answer, [text(Cell("ok", "good"), f"  {database} is paused {ends}   end it: ", resume)])
+    session.answer(answer, view.paused(answer, session.now, session.zone))
 
 
 @click.command(cls=Command)

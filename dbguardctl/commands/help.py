@@ -21,7 +21,7 @@ def _complete_code(_ctx: click.Context, _param: click.Parameter, incomplete: str
 @click.argument("command", metavar="[COMMAND]...", nargs=-1)
 @click.pass_context
 def help(ctx: click.Context, command: tuple[str, ...]) -> None:
-    """Say what the commands are, or what one of them does and takes; as --help does."""
+    """List the commands, or describe one of them; the same as --help."""
     ctx.find_root().command.main([*command, "--help"], PROGRAM, standalone_mode=False, obj=ctx.obj)
 
 
@@ -61,10 +61,7 @@ def _what(kind: type[GuardError]) -> str:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @pass_session
 def completion(session: Session, shell: str) -> None:
-    """Print the script that completes commands, options, databases and ids in a shell.
-
-    bash: dbguardctl completion bash > /etc/bash_completion.d/dbguardctl
-    """
+    """Print the script that completes commands, options, databases and ids in a shell."""
     from dbguardctl.app import app  # noqa: PLC0415 - the whole tree, only here
 
     kind = get_completion_class(shell)

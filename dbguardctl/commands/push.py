@@ -23,17 +23,18 @@ _PIECE, _ANSWER_BYTES = 1 << 20, 1024
 @click.argument("file")
 @pass_session
 def push(session: Session, place: str, file: str) -> None:
-    """Succeed when FILE of the log of a PostgreSQL server is stored by who follows it in PLACE: for archive_command.
+    """Succeed once FILE of a PostgreSQL server's log is stored by the process that follows it in PLACE.
 
-    `dbguardctl check` says what archive_command has to be. A server asks again what has failed, and keeps the file.
+    This is the program for archive_command; `dbguardctl check` prints the complete setting. If it fails, the server
+    keeps the file and tries again.
     """
     name = os.path.basename(file)
     try:
         said = _asked(place, f"1 {name} {_digest(file)}\n".encode())
     except OSError as error:
         raise DaemonUnreachable(
-            f"push: {name} is not stored: nobody follows the log, or its storage takes nothing now",
-            detail=f"{place}: {error.strerror or error}. The server keeps the file, and asks again.",
+            f"push: {name} is not stored: the log is not followed, or its storage accepts nothing now",
+            detail=f"{place}: {error.strerror or error}. The server keeps the file, and tries again.",
             hints=["dbguardctl status", "dbguardctl check"],
         ) from error
     verdict, _, why = said.partition(" ")

@@ -36,7 +36,7 @@ _ID = re.compile("0[0-9a-z]{3,25}", re.I)
 @database_argument()
 @click.argument("sql", metavar="SELECT")
 @request_options(requests.Query, rename=_NAMES)
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a header line, NULL as nothing, blobs in hex.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a header line, NULL as an empty field, blobs in hex.")
 @pass_session
 def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any) -> None:
     """Answer one SELECT."""
@@ -68,7 +68,7 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
     type=click.Choice(["sql", "csv"]),
     default="sql",
     show_default=True,
-    help="SQL for the sqlite3 shell, or psql; or CSV: a header line, NULL as nothing, blobs in hex.",
+    help="SQL for the sqlite3 shell, or psql; or CSV: a header line, NULL as an empty field, blobs in hex.",
 )
 @text_option("--to", metavar="FILE", help="Write into this new file instead of to standard output.")
 @pass_session

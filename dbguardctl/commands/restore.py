@@ -37,7 +37,9 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
     """Restore a database, or undo that."""
     back, words = (True, words[1:]) if words[0] == "undo" and len(words) == 2 else (back, words)
     if len(words) != 1:
-        raise Usage("restore: one database at a time", hints=["dbguardctl restore NAME --dry-run"])
+        from dbguardctl.mistyped import unquoted  # noqa: PLC0415 - only on the way to an error
+
+        raise unquoted(session, Usage("restore: one database at a time", hints=["dbguardctl restore NAME --dry-run"]))
     database = words[0]
     session.wanted_database = database
     if back:

@@ -53,30 +53,36 @@ def backup(
             "backup: name a database, or use --all", hints=["dbguardctl backup NAME", "dbguardctl backup --all"]
         )
     limit = seconds(timeout)
-    if database:
-        session.wanted_database = database
-        return watch.run(session, "backup", {"database": database, **fields}, no_wait=no_wait, timeout=limit)
-    return _all(session, "backup", fields, no_wait, limit)
-
-
-def _all(session: Session, verb: str, fields: dict[str, Any], no_wait: bool, limit: float | None) -> int:
-    return _batch(session, verb, [{"database": name, **fields} for name in names_of(session)], no_wait, limit)
+    if not database:
+        requests = [{"database": name, **fields} for name in names_of(session)]
+        return _batch(session, "backup", requests, no_wait, limit)
+    session.wanted_database = database
+    return watch.run(session, "backup", {"database": database, **fields}, no_wait=no_wait, timeout=limit)
 
 
 def _batch(session: Session, verb: str, requests: list[dict[str, Any]], no_wait: bool, limit: float | None) -> int:
     rows, status = watch.batch(session, verb, requests, no_wait=no_wait, timeout=limit)
     if session.json:
         session.print_json({"schema": f"dbguard.{verb}/1", "jobs": rows})
+    elif no_wait:
+        watch.print_ids(session, rows)
     return status
 
 
 @click.command(cls=Command, help=requests.Verify.__doc__)
-@click.argument("what", metavar="NAME|ID", type=Name(), shell_complete=complete_database_or_id)
+@click.argument("what", metavar="[NAME|ID]", type=Name(), required=False, shell_complete=complete_database_or_id)
+@click.option("--all", "everything", is_flag=True, help="Prove the newest backup of every database, one by one.")
 @wait_options
 @pass_session
-def verify(session: Session, what: str, no_wait: bool, timeout: str) -> int:
+def verify(session: Session, what: str | None, everything: bool, no_wait: bool, timeout: str) -> int:
     """Prove a backup; NAME means its newest one."""
+    if everything == bool(what):
+        hints = ["dbguardctl verify NAME", "dbguardctl verify --all"]
+        raise Usage("verify: name a database or a backup, or use --all", hints=hints)
     limit = seconds(timeout)
+    if not what:
+        requests = [{"database": name} for name in names_of(session, orphans=True)]
+        return _batch(session, "verify", requests, no_wait, limit)
     session.wanted_database = what
     shown = session.daemon.get("show", what)
     fields = {"database": what, "backup": ""}
@@ -140,6 +146,8 @@ def prune(session: Session, database: str | None, no_wait: bool, timeout: str, *
         status = second or status
     if session.json:
         session.print_json({"schema": "dbguard.prune/1", "expire": expired, "sweep": swept})
+    elif no_wait:
+        watch.print_ids(session, expired)
     return status
 
 

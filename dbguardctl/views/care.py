@@ -41,6 +41,16 @@ def _soon(moment: str | None, now: datetime, zone: tzinfo | None) -> str:
     return soon if soon == "now" or soon.startswith("in ") else ""
 
 
+def paused(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
+    """Return what rests until when, what does not, and how to end the pause."""
+    name, until = str(answer["database"]), answer.get("paused_until_at")
+    ends = f"until {when(until, now, zone)}" if until else "until it is resumed"
+    blocks: list[Block] = [text(Cell("ok", "good"), f"  {name} is paused {ends}: no scheduled job starts")]
+    if answer.get("continuous"):
+        blocks.append(text("Its log is still followed: each commit is stored, and can be restored.", indent=4))
+    return [*blocks, text(Cell("end it  ", "dim"), Cell(f"dbguardctl resume {name}", "try"), indent=4)]
+
+
 def audit(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return a table of audit entries."""
     rows = answer.get("entries") or []

@@ -8,7 +8,7 @@ Download.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from dbguardd import requests, wire
@@ -18,13 +18,14 @@ from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.openapi import describe
 from dbguardd.api.service import Json
 from dbguardd.api.strict import Param
+from dbguardd.frozen import frozen
 from dbguardd.states import JobState, Role
 
 Answer = Json | Reply | Stream | Download
 READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     """One row: method, path and role, the handler, and the shapes of request and answer."""
 
@@ -70,7 +71,7 @@ _WAIT = Param("wait", float, "seconds to wait for the end of the job", 0.0, 0, 6
 _JOB = {"job": wire.JobRow}
 _BACKUPS = {
     **{"database": str, "backups": list[wire.BackupRow], "expired": list[wire.ExpiredRow]},
-    **{"log": list[wire.Stretch], "log_proof": wire.LogProof | None},
+    **{"log": list[wire.CoverageRow], "log_proof": wire.LogProof | None},
 }
 _DATABASE = Param("database", str, "only of this database")
 _AFTER = Param("after", int, "only what came after this id", 0, 0)

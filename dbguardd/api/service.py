@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
+from dbguardd.frozen import frozen
 from dbguardd.states import Role
-from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status, Stretch
+from dbguardd.wire import BackupRow, CoverageRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Actor:
     """The user behind a request, as the kernel reports it."""
 
@@ -40,7 +40,7 @@ class Service(Protocol):
     def backups(self, database: str) -> list[BackupRow]:
         """Return the backups of one database, newest first, with what keeps each. Raises NotFound."""
 
-    def coverage(self, database: str) -> tuple[list[Stretch], LogProof | None]:
+    def coverage(self, database: str) -> tuple[list[CoverageRow], LogProof | None]:
         """Return the time ranges to which a database can be restored, oldest first, and the proof of its log."""
 
     def expired(self, database: str) -> list[ExpiredRow]:

@@ -20,7 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any, Protocol
 from dbguardd.catalog.times import to_text
 from dbguardd.durable import sync_directory
 from dbguardd.errors import AuditBroken, Degraded, GuardError, SecondInstance, Usage, of_file
+from dbguardd.frozen import frozen
 
 _ANCHOR = "audit_head"
 _START = "0" * 64
@@ -37,9 +38,11 @@ _FINDINGS = 100
 _WINDOW_BYTES = 1 << 20
 _BROKEN = "audit.broken"
 _UNANCHORED = "audit.unanchored"
+_NO_ENTRY = (ValueError, TypeError, KeyError, RecursionError)
+"""What reading a line raises that is not an entry."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Who:
     """The user who acted, as the kernel reported it; uid and pid are None for the daemon itself."""
 
@@ -49,7 +52,7 @@ class Who:
     role: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One line of the log."""
 
@@ -64,7 +67,7 @@ class Entry:
     hash: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verified:
     """A chain that verifies. `notes`: what a user should still compare with the journal."""
 
@@ -140,7 +143,7 @@ class Audit:
         """Return the first `limit` entries after a number; if negative, the last ones. Unreadable lines are skipped."""
         entries: list[Entry] = []
         for line in deque(self._lines(), maxlen=limit) if after < 0 else self._lines():
-            with suppress(ValueError, TypeError, KeyError):
+            with suppress(*_NO_ENTRY):
                 entry = _entry(json.loads(line))
                 if entry.seq > after:
                     entries.append(entry)
@@ -229,7 +232,7 @@ class Audit:
         known = (self._anchor.get(_ANCHOR) or "0:").partition(":")[0]
         seen: dict[int, str] = {}
         for line in data.split(b"\n")[:-1]:  # verify() reports lines that cannot be read
-            with suppress(ValueError, TypeError, KeyError):
+            with suppress(*_NO_ENTRY):
                 entry = _entry(json.loads(line))
                 self._seq, self._head = entry.seq, entry.hash
                 seen[entry.seq] = entry.hash
@@ -265,11 +268,11 @@ def _against_anchor(anchor: str | None, seen: Mapping[int, str]) -> list[str]:
 def _check(line: bytes, expected: int, head: str) -> tuple[Entry | None, str]:
     try:
         value = json.loads(line)
-        entry = _entry(value)
-    except (ValueError, TypeError, KeyError):
+        entry, written = _entry(value), _canonical(value)
+    except _NO_ENTRY:
         return None, "not an entry"
     body = {name: item for name, item in value.items() if name != "hash"}
-    if _canonical(value) != line:
+    if written != line:
         return entry, "not in the form in which it was written"
     if _digest(body) != entry.hash:
         return entry, f"entry {entry.seq} was changed"
@@ -279,7 +282,11 @@ def _check(line: bytes, expected: int, head: str) -> tuple[Entry | None, str]:
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:
-    return Entry(**{**value, "actor": Who(**value["actor"])})
+    """Parse a line that was read from the file. Raises one of _NO_ENTRY."""
+    entry = Entry(**{**value, "actor": Who(**value["actor"])})
+    if type(entry.seq) is not int or not isinstance(entry.hash, str) or not isinstance(entry.facts, dict):
+        raise TypeError("a member has the wrong type")
+    return entry
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

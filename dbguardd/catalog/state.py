@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dbguardd.catalog.session import Session
 from dbguardd.errors import Usage
+from dbguardd.frozen import frozen
 
 _KEYS_KEPT = 1_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Run:
     """The results of the last runs of one verb on one target (a database or a storage)."""
 
@@ -29,7 +29,7 @@ class Run:
     problem: Mapping[str, Any] | None = None  # of the last run, if it failed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pause:
     """No scheduled runs of a database until `until_at`; None: until a user resumes it."""
 
@@ -49,10 +49,6 @@ class Runs:
         """Return the memory of one verb on a target; None if it was never planned."""
         row = self._session.row("SELECT * FROM runs WHERE target = ? AND verb = ?", (target, verb))
         return None if row is None else _run(dict(row))
-
-    def all(self) -> list[Run]:
-        """Return all memories."""
-        return [_run(dict(row)) for row in self._session.rows("SELECT * FROM runs ORDER BY target, verb")]
 
     def put(self, run: Run) -> None:
         """Write one memory."""

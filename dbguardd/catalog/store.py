@@ -15,13 +15,13 @@ from dbguardd.catalog import effects
 from dbguardd.catalog.backups import Backups
 from dbguardd.catalog.events import Events
 from dbguardd.catalog.jobs import Jobs
-from dbguardd.catalog.marks import HoldRow, Holds, ProofRow, Proofs
+from dbguardd.catalog.marks import Holds, Proofs
 from dbguardd.catalog.schema import STEPS
 from dbguardd.catalog.session import Session
 from dbguardd.catalog.state import Pauses, Requests, Runs, Settings
 from dbguardd.catalog.times import to_text
 from dbguardd.errors import FormatTooNew
-from dbguardd.wire import BackupRow, Event
+from dbguardd.wire import Event
 
 EVENTS_KEPT = 50_000
 
@@ -29,9 +29,8 @@ EVENTS_KEPT = 50_000
 class Catalog:
     """One attribute for each table; what spans tables is here."""
 
-    def __init__(self, session: Session, *, fresh: bool, events_kept: int = EVENTS_KEPT) -> None:
+    def __init__(self, session: Session, events_kept: int) -> None:
         self._session = session
-        self.fresh = fresh  # the catalog was created just now: index the repositories
         self.jobs = Jobs(session)
         self.events = Events(session, events_kept)
         self.backups = Backups(session)
@@ -48,8 +47,8 @@ class Catalog:
         """Open, create or upgrade. Raises CatalogDamaged, SecondInstance, FormatTooNew, NoSpace, Degraded."""
         session = Session.open(path)
         try:
-            fresh = _upgrade(session, path)
-            return cls(session, fresh=fresh, events_kept=events_kept)
+            _upgrade(session, path)
+            return cls(session, events_kept)
         except BaseException:
             session.close()
             raise
@@ -67,19 +66,6 @@ class Catalog:
             effects.apply(self._index, event, facts, at)
             effects.remember(self.settings, event, facts, at)
             return self.events.add(at, event, database, job, facts)
-
-    def rebuild(
-        self, backups: Iterable[BackupRow], proofs: Iterable[ProofRow], holds: Iterable[HoldRow], storage: str
-    ) -> None:
-        """Replace all that is known of a storage's backups with what its repository says."""
-        with self.transaction():
-            self.backups.clear(storage)
-            for backup in backups:
-                self.backups.put(backup)
-            for proof in proofs:
-                self.proofs.put(proof)
-            for hold in holds:
-                self.holds.put(hold)
 
     def replay(self, storage: str, reports: Iterable[tuple[str, Mapping[str, Any]]], now: datetime) -> int:
         """Replace all that is known of a storage's backups with the effects of `reports`; return their number."""
@@ -101,7 +87,7 @@ class Catalog:
         self._session.close()
 
 
-def _upgrade(session: Session, path: Path) -> bool:
+def _upgrade(session: Session, path: Path) -> None:
     row = session.row("PRAGMA user_version")
     version = int(row[0]) if row else 0
     if version > len(STEPS):
@@ -114,4 +100,3 @@ def _upgrade(session: Session, path: Path) -> bool:
             for statement in filter(None, (part.strip() for part in step.split(";"))):
                 session.change(statement)
             session.change(f"PRAGMA user_version={number:d}")
-    return version == 0

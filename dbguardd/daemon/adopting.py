@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dbguardd.catalog import Catalog
-from dbguardd.daemon.inforce import LOG, InForce
+from dbguardd.daemon.inforce import LOG, PolicyInForce
 from dbguardd.errors import ConfirmMissing, PolicyShrinks, Usage
+from dbguardd.frozen import frozen
 from dbguardd.humanize import count as counted
 from dbguardd.kinds import KINDS
 from dbguardd.policy.policy import Policy
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """What a close look at a live database has found; None where unknown."""
 
@@ -31,7 +31,7 @@ class Seen:
     position: int | None = None  # the end of its log
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ways:
     """What the hints of a refusal are made of: the command that the user typed, and a free name."""
 
@@ -102,7 +102,7 @@ def _lsn(position: int) -> str:
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
-def goes_with(name: str, settings: Mapping[str, Any], inforce: InForce) -> tuple[int, bool]:
+def goes_with(name: str, settings: Mapping[str, Any], inforce: PolicyInForce) -> tuple[int, bool]:
     """Return how many backups would expire at once if a database came back into the policy with these settings.
 
     And whether some of its log would be deleted. The policy under which they were kept may be lost.

@@ -6,14 +6,14 @@ import os
 from typing import Any
 
 from dbguardd.catalog import Catalog, coverage, to_text
-from dbguardd.daemon.inforce import LOG, InForce
+from dbguardd.daemon.inforce import LOG, PolicyInForce
 from dbguardd.policy import reference
 from dbguardd.policy.load import Host, check
 
 Json = dict[str, Any]
 
 
-def shown(inforce: InForce, origin: bool) -> Json:
+def shown(inforce: PolicyInForce, origin: bool) -> Json:
     """Return the policy in force with every default, and if asked for, the origin of each key."""
     loaded = inforce.loaded
     answer: Json = {
@@ -25,7 +25,7 @@ def shown(inforce: InForce, origin: bool) -> Json:
     return {**answer, "origins": dict(loaded.origins)} if origin else answer
 
 
-def checked(inforce: InForce) -> Json:
+def checked(inforce: PolicyInForce) -> Json:
     """Return every mistake in the files as they are now. Raises PolicyUnsafe; PolicyInvalid if there is no file."""
     _, sources, mistakes = check(inforce.path, os.geteuid(), Host(str(inforce.state)))
     rows = [{**mistake.to_json(), "text": mistake.to_text()} for mistake in mistakes]
@@ -39,7 +39,7 @@ def checked(inforce: InForce) -> Json:
     }
 
 
-def difference(inforce: InForce, catalog: Catalog) -> Json:
+def difference(inforce: PolicyInForce, catalog: Catalog) -> Json:
     """Return what a reload would change, and which backups it would delete at once. Raises PolicyInvalid."""
     loaded = inforce.read()
     deletes = []
@@ -54,7 +54,7 @@ def difference(inforce: InForce, catalog: Catalog) -> Json:
     return {"changes": changes, "deletes": deletes}
 
 
-def explained(inforce: InForce, key: str) -> Json:
+def explained(inforce: PolicyInForce, key: str) -> Json:
     """Return what a key means, its value and its origin. Raises NotFound."""
     found = reference.explain(key, inforce.policy)
     origins = inforce.loaded.origins

@@ -18,7 +18,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, Who, coverage, to_moment, to_text
 from dbguardd.daemon.environment import Environment
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Busy, GuardError, Internal
@@ -75,7 +75,7 @@ class Base:
 class Following:
     """All followers of this daemon. Use it from the thread of the event loop."""
 
-    def __init__(self, catalog: Catalog, inforce: InForce, environment: Environment, runner: Runner) -> None:
+    def __init__(self, catalog: Catalog, inforce: PolicyInForce, environment: Environment, runner: Runner) -> None:
         self._catalog, self._inforce, self._environment, self._runner = catalog, inforce, environment, runner
         self._followers: dict[str, Follower] = {}
         self._alive: set[asyncio.Task[None]] = set()
@@ -120,7 +120,7 @@ class Following:
     # ------------------------------------------------------------------------------------------ life
 
     def reconsider(self) -> None:
-        """Start and stop followers according to the policy, the pauses and the backups."""
+        """Start and stop followers according to the policy and the backups. A pause is about the schedule only."""
         wanted = self._wanted() if self._open else {}
         for name, follower in list(self._followers.items()):
             if follower.spec != wanted.get(name):
@@ -147,7 +147,7 @@ class Following:
         if not replaces or (name in self._followers and await self._in_use(spec)):
             yield
             return
-        self._quiet.add(name)  # also if nothing follows it now: a pause may end during the block
+        self._quiet.add(name)  # also if nothing follows it now: a reload may come during the block
         self.reconsider()
         try:
             if leaving := self._tasks(name):
@@ -289,7 +289,14 @@ class Following:
             self._runner.on_doubt(str(follower.spec["storage"]["name"]))
 
     def _keep(self, name: str, follower: Follower) -> None:
-        """Write to the catalog up to when the log is stored, for the next daemon."""
+        """Write to the catalog up to when the log is stored, for the next daemon.
+
+        Not if the policy has given the storage another path since: the log there may end earlier.
+        """
+        storage = follower.spec["storage"]
+        with suppress(GuardError):
+            if self._inforce.storage(str(storage["name"])).path != storage["path"]:
+                return
         if follower.until_at:
             with suppress(GuardError):
                 coverage.write(self._catalog.settings, name, self._covered(name, follower))

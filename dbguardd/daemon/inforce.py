@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import Catalog, coverage, to_moment
-from dbguardd.daemon.live import ERRANDS, Order, Terms
+from dbguardd.daemon.live import ERRANDS, JobTerms, Order
 from dbguardd.durable import sync_directory
 from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, no_database, of_file
 from dbguardd.policy.accounts import uid_of_user
@@ -43,7 +43,7 @@ LOG = "log"
 _OF_ORPHANS = frozenset(("verify", "restore", "check", "expire", *QUESTION_VERBS))
 
 
-class InForce:
+class PolicyInForce:
     """The policy in force of one daemon."""
 
     def __init__(self, path: Path, state: Path, catalog: Catalog, now: Callable[[], datetime]) -> None:
@@ -142,7 +142,7 @@ class InForce:
         begins = min((row.since_at for row in rows), default="")
         return begins if begins and to_moment(begins) < moment else ""
 
-    def terms(self, order: Order) -> Terms:
+    def terms(self, order: Order) -> JobTerms:
         """Return what the policy says about a job. Raises NotFound, PolicyInvalid (unknown run_as), PolicyShrinks."""
         state = str(self.state)
         if order.database is None or order.verb in ERRANDS:
@@ -154,13 +154,13 @@ class InForce:
                 "key": self.policy.key_spec(key, state),
             }
             defaults = self.policy.defaults
-            return Terms(spec, **_times(defaults))
+            return JobTerms(spec, **_times(defaults))
         if order.database not in self.policy.names() and order.verb in _OF_ORPHANS:
-            return Terms(self._orphan(order.database, order))
+            return JobTerms(self._orphan(order.database, order))
         guarded = self.policy.guarded(order.database)
         if order.verb == "expire" and not order.dry:
             self._may_expire(order.database, guarded)
-        return Terms(
+        return JobTerms(
             {**self.policy.spec(order.database, state), **self._elsewhere(order, guarded)},
             window_seconds=guarded.window.total_seconds(),
             verify_after=guarded.verify == "after-backup",

@@ -10,6 +10,7 @@ from typing import Any
 
 from dbguardd.catalog import Who
 from dbguardd.errors import Busy
+from dbguardd.frozen import frozen
 from dbguardd.requests import QUESTION_VERBS
 from dbguardd.verbs import has_engine_half
 from dbguardd.wire import JobRow
@@ -38,8 +39,8 @@ SECRET = frozenset(("recovery-sheet",))
 """The verbs whose result is secret: it is returned once and not stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+@frozen
+class JobTerms:
     """What the policy says about one job: the spec's members database, storage and key, its retries and time limits."""
 
     spec: Mapping[str, Any]
@@ -58,7 +59,7 @@ class Terms:
         return str(self.spec["storage"]["name"])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Order:
     """What to do, for whom, on which database. `storage` is set if no database determines it.
 
@@ -81,12 +82,12 @@ class Order:
 
 
 @dataclass(slots=True, eq=False)
-class Live:
+class LiveJob:
     """One job from submit to its end. `outcome` may be secret: it never leaves memory."""
 
     row: JobRow
     order: Order
-    terms: Terms
+    terms: JobTerms
     outcome: Mapping[str, Any] = field(default_factory=dict, repr=False)
     not_before: float = 0.0  # seconds of the event loop's clock
     attempt_started_at: str = ""
@@ -153,7 +154,7 @@ class Live:
         return mine.dry == order.dry and mine.request.get("backup") == order.request.get("backup")
 
 
-def startable(waiting: Sequence[Live], running: Iterable[Live], now: float, limit: int) -> list[Live]:
+def startable(waiting: Sequence[LiveJob], running: Iterable[LiveJob], now: float, limit: int) -> list[LiveJob]:
     """Return the jobs that may start now, in order. While a job waits for a claim, none behind it can take that."""
     running = list(running)
     alone = {name for live in running for name, exclusive in live.claims() if exclusive}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dbguardd.catalog import Audit, Catalog, Who, to_moment, to_text
+from dbguardd.catalog import Audit, Catalog, Who, coverage, to_moment, to_text
 from dbguardd.daemon.clock import Clock
 from dbguardd.daemon.environment import Look
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.notify import Notify
 from dbguardd.daemon.runner import Runner
@@ -21,6 +21,7 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import Busy, GuardError
+from dbguardd.frozen import frozen
 from dbguardd.requests import REQUESTS
 from dbguardd.rules.calendar import full_due
 from dbguardd.serialize import to_json
@@ -30,14 +31,14 @@ SCHEDULE = Who("schedule")
 LOOK_AGAIN = timedelta(seconds=30)  # the least time between two reads of a storage that could not be read
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Operations:
     """The parts of which a daemon has one each. `nudge` wakes the scheduler."""
 
     catalog: Catalog
     audit: Audit
     clock: Clock
-    inforce: InForce
+    inforce: PolicyInForce
     runner: Runner
     scheduler: Scheduler
     following: Following
@@ -101,12 +102,29 @@ class Operations:
         left = {get(f"repository:{row.storage}") for row in newest if row.storage not in names}
         for name in names:  # the content of a storage that left the policy may be here under another name
             seen = get(f"repository:{name}")
-            if at_start or seen is None or seen in left or self.views.storages.is_unread(name):
+            moved = self._has_moved(name)
+            if at_start or moved or seen is None or seen in left or self.views.storages.is_unread(name):
                 self.index(name)
         if at_start:
             self._go_on()
         self.following.reconsider()
         self.nudge.wake()
+
+    def _has_moved(self, storage: str) -> bool:
+        """Return whether a storage has another path than before; then forget how far the logs in it reach.
+
+        There may be an older copy at the new path: only a scan tells what that contains.
+        """
+        settings, path = self.catalog.settings, self.inforce.storage(storage).path
+        before = settings.get(f"path:{storage}")
+        if before == path:
+            return False
+        with suppress(GuardError):  # a daemon must be able to start on a full disk
+            settings.put(f"path:{storage}", path)
+            for name in self.inforce.policy.names() if before is not None else ():
+                if self.inforce.policy.guarded(name).storage[0] == storage:
+                    coverage.write(settings, name, [])
+        return before is not None
 
     def _go_on(self) -> None:
         """Continue the work of an earlier daemon: repeat interrupted backups, verify finished ones."""
@@ -179,7 +197,7 @@ class Operations:
         self.audit.append(self.now(), who, action=action, object=object, outcome="done")
 
 
-def scheduled(planned: Planned, inforce: InForce, catalog: Catalog, now: datetime) -> Order:
+def scheduled(planned: Planned, inforce: PolicyInForce, catalog: Catalog, now: datetime) -> Order:
     """Return the order for a planned run."""
     storage = planned.target.removeprefix("storage:")
     if storage != planned.target:

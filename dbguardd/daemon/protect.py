@@ -6,11 +6,12 @@ import errno
 import os
 import pwd
 import re
+import shlex
 import tomllib
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from dbguardd.catalog import Catalog
 from dbguardd.daemon import adopting
 from dbguardd.daemon.environment import Look
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.durable import sync_directory
 from dbguardd.errors import (
     PolicyInvalid,
@@ -29,6 +30,8 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
+from dbguardd.frozen import frozen
+from dbguardd.humanize import count, size
 from dbguardd.kinds import KINDS, engine_of
 from dbguardd.policy.addresses import named_in, socket_of, whole, wrong_with
 from dbguardd.policy.load import Loaded
@@ -48,10 +51,9 @@ _SPELLED = str.maketrans(
 )
 _MAX_NAME = 63
 _ALL = "36500d"  # longer than the `keep` of any lost policy
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """What was detected: its real path, or the address of its server, and a description."""
 
@@ -65,7 +67,7 @@ class Found:
     closely: Mapping[str, Any] = field(default_factory=dict)  # what is known of its content
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """What the user asks for: a name (empty: made from the path), and whether the log is to be followed.
 
@@ -79,7 +81,7 @@ class Wanted:
     confirm: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """What protect would do; nothing is done yet."""
 
@@ -111,7 +113,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
     try:
         seen = await look(path)
     except FileNotFoundError as error:
-        raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {_shown(path)}"]) from error
+        raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {shlex.quote(path)}"]) from error
     except OSError as error:
         raise _unseen(path, error) from error
     if Path(seen["path"]).is_relative_to(os.path.realpath(state)):
@@ -124,7 +126,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
         raise Unsupported(
             f"{path}: is not a regular file",
             detail="This version protects SQLite database files and PostgreSQL servers (postgresql:///).",
-            hints=["dbguardctl protect postgresql:///" if "postgres" in path else f"ls -l {_shown(path)}"],
+            hints=["dbguardctl protect postgresql:///" if "postgres" in path else f"ls -l {shlex.quote(path)}"],
         )
     head = bytes.fromhex(seen["head"])[: len(_MAGIC)]
     if head and head != _MAGIC and _readable(head):
@@ -137,8 +139,8 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
     if not seen["size_bytes"]:
         raise SourceInvalid(f"{path}: is empty", detail="Protect it once the application has written to it.")
     if not head:
-        raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
-    what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
+        raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {shlex.quote(path)}"])
+    what = f"SQLite database, {size(seen['size_bytes'])}, owned by uid {seen['uid']}"
     closely, real = {"empty": seen.get("empty")}, _writable(str(seen["path"]), path)
     return Found(real, what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2", closely=closely)
 
@@ -157,7 +159,7 @@ def _unseen(path: str, error: OSError) -> SourceDenied:
     if not os.path.islink(path) or error.errno == errno.ELOOP:
         return SourceDenied(f"{path}: cannot be examined", detail=error.strerror or str(error))
     there = os.path.join(os.path.dirname(path), os.readlink(path))
-    hints = [f"dbguardctl protect {_shown(there)}"]
+    hints = [f"dbguardctl protect {shlex.quote(there)}"]
     return SourceDenied(f"{path}: is a link to {there}", detail="The link's owner has no access there.", hints=hints)
 
 
@@ -175,12 +177,12 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
         raise Unsupported(
             f"{url}: it cannot be backed up and proven yet, something is missing",
             detail="\n".join(lacking),
-            hints=[f"dbguardctl protect {_shown(url)}"],
+            hints=[f"dbguardctl protect {shlex.quote(url)}"],
         )
     databases = int(probe["facts"]["databases"])
-    many = f"{databases} database{'s' * (databases != 1)}"
-    server, size = f"{KINDS[engine].title} {probe['version']}", _size(probe["size_bytes"])
-    what = f"{server}, {many}, {size}, opened as {_user(seen['uid'])}"
+    many = count(databases, "database")
+    server = f"{KINDS[engine].title} {probe['version']}"
+    what = f"{server}, {many}, {size(probe['size_bytes'])}, opened as {_user(seen['uid'])}"
     method, wal = str(probe["facts"].get("method", "")), bool(probe["facts"].get("followed"))
     lacks = next((found["detail"] for found in probe["findings"] if found["name"] == "following its log"), "")
     lacks = lacks or "a log needs backups by pages, which are not possible here"
@@ -196,7 +198,7 @@ def _refuse_side_file(path: str) -> None:
             raise Usage(
                 f"{path}: is a part of a database, not the database",
                 detail=f"It belongs to {whole}, and each backup of that includes its content.",
-                hints=[f"dbguardctl protect {_shown(whole)}"],
+                hints=[f"dbguardctl protect {shlex.quote(whole)}"],
             )
 
 
@@ -207,7 +209,7 @@ def _readable(head: bytes) -> bool:
     return False
 
 
-def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: datetime) -> Plan:
+def plan(found: Found, wanted: Wanted, inforce: PolicyInForce, catalog: Catalog, now: datetime) -> Plan:
     """Plan the drop-in for what was detected. Raises Usage if it is protected already, and what adopting.py raises."""
     real, policy = found.path, inforce.policy
     for other in policy.names():
@@ -221,7 +223,7 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     if wanted.name and wanted.adopt:
         raise Usage(f"{real}: an adopted database keeps its name, {wanted.adopt}")
     chosen = choose_name(wanted.adopt or wanted.name, real, policy)
-    asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
+    asked = f"dbguardctl protect {shlex.quote(real)}{' --continuous' * wanted.continuous}"
     seen = adopting.Seen(real, found.engine, **found.closely)
     ways = adopting.Ways(asked, _numbered(chosen, [*policy.names(), *catalog.backups.databases()]))
     adopting.check_left(chosen, seen, wanted.adopt, catalog, ways)
@@ -242,7 +244,7 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
 
 
-def _guarded_already(real: str, name: str, inforce: InForce, *, follows: bool) -> Usage:
+def _guarded_already(real: str, name: str, inforce: PolicyInForce, *, follows: bool) -> Usage:
     """Return the error that names the existing protection and, if needed, says how to follow the log."""
     message, hints = f"{real}: is already protected as database {name}", [f"dbguardctl status {name}"]
     if follows:
@@ -256,7 +258,7 @@ def _guarded_already(real: str, name: str, inforce: InForce, *, follows: bool) -
 def _not_followed(found: Found, wanted: Wanted) -> Unsupported:
     """Return the error that says why a log cannot be followed, and what helps."""
     named = f" --name {wanted.name}" if wanted.name else f" --adopt {wanted.adopt}" if wanted.adopt else ""
-    without = f"dbguardctl protect {_shown(found.path)}{named}"
+    without = f"dbguardctl protect {shlex.quote(found.path)}{named}"
     if found.engine != "sqlite":
         said = found.lacks.partition(" Fix: ")[0] if len(found.mends) == 1 else found.lacks  # the fix is a hint
         without += "  # without its log"
@@ -265,7 +267,7 @@ def _not_followed(found: Found, wanted: Wanted) -> Unsupported:
         f"{found.path}: it has no log to follow (journal mode is not WAL)",
         detail="Only in WAL mode can each commit be read beside the application. dbguard never changes it. "
         'Without: backup = "every 1min" in its policy makes a point each minute, which is what can be restored.',
-        hints=[f"sqlite3 {_shown(found.path)} 'PRAGMA journal_mode=WAL'", without],
+        hints=[f"sqlite3 {shlex.quote(found.path)} 'PRAGMA journal_mode=WAL'", without],
     )
 
 
@@ -288,7 +290,7 @@ def choose_name(name: str, path: str, policy: Policy) -> str:
             raise Usage(
                 f"{name!r}: is not a valid name for a database",
                 detail=f"A name has at most {_MAX_NAME} of a-z, 0-9, - and _, and starts with a letter or a digit.",
-                hints=[f"dbguardctl protect {_shown(path)} --name {stem}"],
+                hints=[f"dbguardctl protect {shlex.quote(path)} --name {stem}"],
             )
         if name in policy.names():
             raise Usage(f"{name}: a database of that name exists already", hints=["dbguardctl status"])
@@ -370,19 +372,7 @@ def away(file: Path) -> Iterator[None]:
     sync_directory(file.parent)
 
 
-def _shown(path: str) -> str:
-    return path if re.fullmatch(r"[\w@%+=:,./-]+", path) else "'" + path.replace("'", "'\\''") + "'"
-
-
 def _user(uid: int) -> str:
     with suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
     return f"uid {uid}"
-
-
-def _size(size: float) -> str:
-    for unit in _UNITS:
-        if size < 1024 or unit == _UNITS[-1]:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
-        size /= 1024
-    return ""

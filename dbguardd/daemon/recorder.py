@@ -12,7 +12,7 @@ from typing import Any
 from dbguardd.catalog import Audit, Catalog, Run, to_moment
 from dbguardd.daemon.environment import Environment
 from dbguardd.daemon.events import Events
-from dbguardd.daemon.live import Live
+from dbguardd.daemon.live import LiveJob
 from dbguardd.errors import GuardError, Internal, NotFound, Usage, bare
 from dbguardd.humanize import OVERWRITING, REPLACING, UNTOUCHED
 from dbguardd.requests import QUESTION_VERBS
@@ -36,12 +36,12 @@ class Recorder:
         self._unkept: dict[str, tuple[JobRow, Callable[[], None]]] = {}  # ends that are not in the catalog yet
         self.trouble: GuardError | None = None  # why the last end could not be written
 
-    def announce(self, live: Live) -> None:
+    def announce(self, live: LiveJob) -> None:
         """Write the intent of a job that destroys or replaces data. If this raises, the job must not start."""
         if live.row.verb in _AUDITED and not live.dry:
             self._witness(live, "intent", {"request": live.row.request})
 
-    def end(self, live: Live, error: GuardError | None) -> None:
+    def end(self, live: LiveJob, error: GuardError | None) -> None:
         """Record the end of a job from its row, everywhere. Raises nothing: see trouble."""
         row = live.row
         seconds = (to_moment(row.finished_at or "") - to_moment(row.started_at or row.created_at)).total_seconds()
@@ -96,7 +96,7 @@ class Recorder:
             return Internal("the end of a job could not be recorded because of a bug", detail=repr(bug))
         return None
 
-    def _remember(self, live: Live, error: GuardError | None) -> None:
+    def _remember(self, live: LiveJob, error: GuardError | None) -> None:
         """Update the memory of the schedule. An interrupted run does not count: it is due again.
 
         Nor does a mistyped backup id of a user: it says nothing about the database.
@@ -122,7 +122,7 @@ class Recorder:
             )
         )
 
-    def tell(self, event: str, live: Live, facts: Mapping[str, Any]) -> None:
+    def tell(self, event: str, live: LiveJob, facts: Mapping[str, Any]) -> None:
         """Store an event of a job with its effect, and log it. Raises Internal on bad facts, NoSpace, Degraded."""
         row, database, who = live.row, live.terms.spec["database"] or {}, live.order.who
         if event.startswith("job."):
@@ -133,7 +133,7 @@ class Recorder:
         # a check of one database reads the whole repository, and may find damage in backups of others
         self._events.tell(event, facts.get("database", row.database), row.id, facts, about)
 
-    def _witness(self, live: Live, outcome: str, facts: Mapping[str, Any]) -> None:
+    def _witness(self, live: LiveJob, outcome: str, facts: Mapping[str, Any]) -> None:
         self._audit.append(
             self._environment.now(),
             live.order.who,

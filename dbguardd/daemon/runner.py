@@ -21,7 +21,7 @@ from dbguardd.catalog.effects import EFFECTS
 from dbguardd.daemon.answers import Answers
 from dbguardd.daemon.environment import Environment
 from dbguardd.daemon.events import Events
-from dbguardd.daemon.live import DELETING, RETRIED, SECRET, UNIQUE, Live, Order, startable
+from dbguardd.daemon.live import DELETING, RETRIED, SECRET, UNIQUE, LiveJob, Order, startable
 from dbguardd.daemon.recorder import Recorder
 from dbguardd.errors import (
     Busy,
@@ -41,6 +41,7 @@ from dbguardd.wire import JobRow
 MAX_WAITING = 500
 _RING_SECONDS = 0.5
 _CUT_SHORT = (WorkerDied, Stalled, Cancelled)
+Reports = list[tuple[str, Mapping[str, Any]]]
 
 
 class Runner:
@@ -49,8 +50,8 @@ class Runner:
     def __init__(self, catalog: Catalog, audit: Audit, environment: Environment, max_jobs: int = 2) -> None:
         self._catalog = catalog
         self._environment = environment
-        self._waiting: list[Live] = []
-        self._running: dict[str, Live] = {}
+        self._waiting: list[LiveJob] = []
+        self._running: dict[str, LiveJob] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._rung = 0.0
         self.max_jobs = max_jobs
@@ -96,7 +97,7 @@ class Runner:
             request=dict(order.request),
             created_at=to_text(now),
         )
-        live = Live(row, order, terms)
+        live = LiveJob(row, order, terms)
         with self._catalog.transaction():
             self._catalog.jobs.put(row, terms.storage)
             self._recorder.tell("job.queued", live, {"actor": row.actor})
@@ -209,7 +210,7 @@ class Runner:
             self._timer.cancel()
         self._timer = loop.call_at(min(later), self._pump) if later else None
 
-    async def _run(self, live: Live) -> None:
+    async def _run(self, live: LiveJob) -> None:
         """Run one attempt, from start to consequences; whatever happens, the job gets an end and other jobs can run."""
         error: GuardError | None = None
         try:
@@ -232,11 +233,11 @@ class Runner:
             if self.accepting:
                 self._pump()
 
-    def _crashed(self, live: Live, bug: Exception) -> Internal:
+    def _crashed(self, live: LiveJob, bug: Exception) -> Internal:
         self.events.log("job.crashed", {"job": live.row.id, "database": live.row.database}, bug)
         return Internal(f"job {live.row.id} failed because of a bug", detail=repr(bug))
 
-    def _conclude(self, live: Live, error: GuardError | None) -> None:
+    def _conclude(self, live: LiveJob, error: GuardError | None) -> None:
         """End the job or queue it for a retry, and submit the jobs that follow from it."""
         if error is None:
             self._follow(live)
@@ -254,7 +255,7 @@ class Runner:
         if isinstance(error, _CUT_SHORT) or live.unheard or readable_again:
             self.on_doubt(live.terms.storage)
 
-    def _start(self, live: Live) -> None:
+    def _start(self, live: LiveJob) -> None:
         row, now = live.row, self._environment.now()
         live.attempt_started_at = to_text(now)
         live.terms = self._environment.terms(live.order)  # the policy may have changed since submit
@@ -265,7 +266,7 @@ class Runner:
             self._catalog.jobs.put(row, live.terms.storage)
             self._recorder.tell("job.started", live, {"attempt": row.attempt})
 
-    async def _work(self, live: Live) -> Mapping[str, Any]:
+    async def _work(self, live: LiveJob) -> Mapping[str, Any]:
         row = live.row
         storage = dict(live.terms.spec["storage"])
         seen = self._catalog.settings.get(f"repository:{live.terms.storage}")
@@ -280,7 +281,7 @@ class Runner:
             "actor": row.actor,
             "state": self._environment.state,
         }
-        index: list[tuple[str, Mapping[str, Any]]] | None = [] if row.verb == "scan" else None
+        index: Reports | None = [] if row.verb == "scan" else None
 
         def on_message(message: dict[str, Any]) -> None:
             live.unheard = True  # if this raises, the worker has done something that the catalog does not know
@@ -305,7 +306,7 @@ class Runner:
             self._recorder.tell("catalog.indexed", live, {"storage": live.terms.storage, "facts_read": count})
         return result
 
-    def _heard(self, live: Live, message: Mapping[str, Any], index: list[tuple[str, Mapping[str, Any]]] | None) -> None:
+    def _heard(self, live: LiveJob, message: Mapping[str, Any], index: Reports | None) -> None:
         if message.get("type") == "progress":
             live.advance(message)
             now = asyncio.get_running_loop().time()
@@ -323,7 +324,7 @@ class Runner:
             else:
                 self._recorder.tell(event, live, facts)
 
-    def _follow(self, live: Live) -> None:
+    def _follow(self, live: LiveJob) -> None:
         """Submit the job that follows from a success, and name it in the result: a verification, or an expiry.
 
         A backup is verified first if that was asked for; then old backups may expire. After a failed proof they do not:
@@ -350,7 +351,7 @@ class Runner:
             self.events.note("job.refused", order.database, {"verb": order.verb, "problem": error.problem()})
             return None
 
-    def _again(self, live: Live, error: GuardError) -> bool:
+    def _again(self, live: LiveJob, error: GuardError) -> bool:
         """Queue the job for a retry if that can help and the window is still open; a dry run is never retried."""
         row, terms = live.row, live.terms
         in_vain = live.dry or row.verb not in RETRIED or not error.transient
@@ -373,7 +374,7 @@ class Runner:
         self._waiting.append(live)
         return True
 
-    def _end(self, live: Live, state: JobState, error: GuardError | None) -> None:
+    def _end(self, live: LiveJob, state: JobState, error: GuardError | None) -> None:
         row = live.row
         row.state, row.finished_at = state, to_text(self._environment.now())
         if isinstance(error, WorkerDied | Internal):
@@ -387,7 +388,7 @@ class Runner:
         self.wakeup.wake()
         self._recorder.tried(lambda: self.on_end(replace(row)))
 
-    def _live(self) -> list[Live]:
+    def _live(self) -> list[LiveJob]:
         return [*self._running.values(), *self._waiting]
 
     def _as_it_is(self, row: JobRow) -> JobRow:
@@ -395,5 +396,5 @@ class Runner:
         live = self._find(row.id)
         return self._recorder.known(row) if live is None else replace(live.row)
 
-    def _find(self, id: str) -> Live | None:
+    def _find(self, id: str) -> LiveJob | None:
         return next((live for live in self._live() if live.row.id == id), None)

@@ -24,7 +24,7 @@ from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usag
 from dbguardd.requests import REQUESTS
 from dbguardd.serialize import to_json
 from dbguardd.states import JobState, Role
-from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status, Stretch
+from dbguardd.wire import BackupRow, CoverageRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0
@@ -77,11 +77,11 @@ class Service:
         """Return the backups that have expired and are not deleted yet, newest first."""
         return self._catalog.backups.expired(database)
 
-    def coverage(self, database: str) -> tuple[list[Stretch], LogProof | None]:
+    def coverage(self, database: str) -> tuple[list[CoverageRow], LogProof | None]:
         """Return the time ranges to which a database can be restored, oldest first, and the proof of its log."""
         found = self._do.views.coverage(database)
-        stretches = [Stretch(to_text(one.since), to_text(one.until), one.grain_seconds) for one in found]
-        return stretches, self._do.views.following.proof(database)
+        rows = [CoverageRow(to_text(one.since), to_text(one.until), one.grain_seconds) for one in found]
+        return rows, self._do.views.following.proof(database)
 
     def show(self, id: str) -> Json:
         """Return one backup, job or database in full, by its id, the first characters of the id, or its name."""
@@ -196,15 +196,15 @@ class Service:
     # ------------------------------------------------------------------------------------------------ schedule
 
     def pause(self, database: str, seconds: float | None, actor: Peer) -> Json:
-        """Pause the schedule of a database. Raises NotFound."""
-        self._do.inforce.policy.guarded(database)
+        """Pause the schedule of a database; following its log goes on. Raises NotFound."""
+        continuous = bool(self._do.inforce.policy.guarded(database).continuous)
         now = self._do.now()
         until = None if seconds is None else to_text(now + timedelta(seconds=seconds))
         self._note(actor, "database.pause", database, "done", {"until_at": until})
         self._catalog.pauses.put(Pause(database, until, actor.user, to_text(now)))
         self._do.tell("database.paused", database, {"until_at": until, "actor": actor.user})
         self._do.replan(database)
-        return {"database": database, "paused_until_at": until}
+        return {"database": database, "paused_until_at": until, "continuous": continuous}
 
     def resume(self, database: str, actor: Peer) -> Json:
         """Resume the schedule of a database. Raises NotFound."""

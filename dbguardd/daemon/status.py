@@ -6,14 +6,15 @@ Reads the catalog, judges by the rules, changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from functools import cache
 
 from dbguardd import __version__
 from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce, states_of
+from dbguardd.daemon.inforce import PolicyInForce, states_of
+from dbguardd.daemon.installed import installed
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
 from dbguardd.daemon.storages import Storages
@@ -25,12 +26,13 @@ from dbguardd.errors import (
     from_problem,
     no_database,
 )
+from dbguardd.frozen import frozen
 from dbguardd.humanize import size
 from dbguardd.policy.policy import database_spec
 from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
-from dbguardd.rules.coverage import Stretch, coverage
+from dbguardd.rules.coverage import TimeRange, coverage
 from dbguardd.rules.objectives import Facts, judge, length
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade, JobState
@@ -44,12 +46,12 @@ _OF_SOURCE = "DBG-2"  # begins the codes of errors of a live database
 _OF_WAY = ("DBG-3001", "DBG-4002", "DBG-5")  # errors that keep us from a repository: storage, mount, key
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Views:
     """The parts from which the status is made."""
 
     catalog: Catalog
-    inforce: InForce
+    inforce: PolicyInForce
     runner: Runner
     scheduler: Scheduler
     following: Following
@@ -135,6 +137,8 @@ class Views:
     def _attention(self) -> Iterable[str]:
         yield from self.notes
         yield from self.found.values()
+        if (version := installed()) not in ("", __version__):
+            yield f"dbguardd {__version__} is running, but {version} is installed: no job starts before a restart"
         if self.inforce.problem is not None:
             yield f"the policy files were refused: {self.inforce.problem.message}"
         if self.runner.trouble is not None:
@@ -273,7 +277,7 @@ class Views:
         waits = now - to_moment(covered[0].since_at)
         return "its log waits for a backup to start from" if waits > _PATIENCE else ""
 
-    def coverage(self, name: str) -> list[Stretch]:
+    def coverage(self, name: str) -> list[TimeRange]:
         """Return the time ranges to which a database can be restored, oldest first."""
         return coverage(
             [row.logged() for row in self.following.covered(name)], states_of(self.catalog.backups.of(name))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass
 
 from dbguardd.catalog import Catalog
 from dbguardd.catalog.effects import recovery
-from dbguardd.daemon.inforce import InForce, opener
+from dbguardd.daemon.inforce import PolicyInForce, opener
 from dbguardd.daemon.paths import Paths
 from dbguardd.errors import (
     Busy,
@@ -22,15 +21,16 @@ from dbguardd.errors import (
     Unreachable,
     from_problem,
 )
+from dbguardd.frozen import frozen
 from dbguardd.wire import KeyStatus, RecipientStatus, StorageStatus
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Storages:
     """Where backups are, and which keys open them."""
 
     catalog: Catalog
-    inforce: InForce
+    inforce: PolicyInForce
     paths: Paths
 
     def storage(self, name: str) -> StorageStatus:

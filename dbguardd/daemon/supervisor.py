@@ -12,7 +12,6 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from dbguardd.daemon import state_directory
 from dbguardd.daemon.clock import Clock, new_id
 from dbguardd.daemon.environment import Environment, Logger, Look, OnMessage, RunWorker, Sweep
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.notify import Notify
 from dbguardd.daemon.operations import Operations, scheduled
 from dbguardd.daemon.paths import Paths
@@ -32,6 +31,7 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.storages import Storages
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import GuardError
+from dbguardd.frozen import frozen
 from dbguardd.states import JobState
 from dbguardd.wire import JobRow
 
@@ -48,7 +48,7 @@ class Answering(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setup:
     """The paths, and the parts that the daemon does not import: workers and the API."""
 
@@ -78,7 +78,7 @@ async def run(setup: Setup) -> None:
     with state_directory.owned(setup.state):
         witness = _witness(setup.log)
         with state_directory.opened(setup.state, setup.clock.now(), witness) as books:
-            inforce = InForce(setup.policy, setup.state, books.catalog, setup.clock.now)
+            inforce = PolicyInForce(setup.policy, setup.state, books.catalog, setup.clock.now)
             inforce.start()
             notify = Notify(os.environ)
             try:
@@ -90,7 +90,7 @@ async def run(setup: Setup) -> None:
 class Supervisor:
     """One run of the daemon."""
 
-    def __init__(self, setup: Setup, books: state_directory.Books, inforce: InForce, notify: Notify) -> None:
+    def __init__(self, setup: Setup, books: state_directory.Books, inforce: PolicyInForce, notify: Notify) -> None:
         self._setup = setup
         self._notify = notify
         self._paths = Paths()
@@ -185,7 +185,7 @@ class Supervisor:
         while True:
             try:
                 seconds = self._do.scheduler.tick()
-                self._do.following.reconsider()  # a pause may have expired
+                self._do.following.reconsider()
             except GuardError as error:  # the catalog cannot be written: look again soon
                 self._do.runner.events.log("schedule.failed", {"problem": error.problem()})
                 seconds = 60.0

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.scheduler import Planned
 from dbguardd.policy.policy import Guarded
 from dbguardd.policy.schedule import Schedule
 from dbguardd.rules.calendar import Timing, jitter
 
 
-def timetable(inforce: InForce, host: str) -> Iterator[Planned]:
+def timetable(inforce: PolicyInForce, host: str) -> Iterator[Planned]:
     """Yield everything that is planned; `host` is a stable id of the machine, from which the jitter derives."""
     policy = inforce.policy
     for name in policy.names():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.errors import NotFound, ObjectMissing, Usage
 from dbguardd.facts import LogPosition, Target
 from dbguardd.flow import Tree
+from dbguardd.frozen import frozen
 from dbguardd.humanize import count, some, span
 from dbguardd.jobs.base import Run, excluded, instant, left_out, log_view, read_progress
 from dbguardd.jobs.choose import choose, existing, states_of, to_moment
@@ -26,7 +28,7 @@ _RECORD_BYTES = 256  # the record of a restore point ends within this, including
 _DAY, _DRAWS = timedelta(days=1), 8  # a proof takes a moment of the last day, drawing this often to hit one
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Moment:
     """What would be restored: `backup`, with the log up to `until`, as it was at `at`."""
 
@@ -45,7 +47,7 @@ class Moment:
         target = Target() if self.until is None else self.until.target
         return {
             "backup": self.backup.id,
-            "created_at": instant(self.shown),
+            "created_at": self.shown,
             "segments": segments,
             "log_bytes": log,
             "lsn": target.lsn or None,
@@ -73,9 +75,28 @@ class Moment:
         return bool(self.sum)
 
     @property
-    def shown(self) -> datetime:
-        """The moment rounded up to milliseconds, as displayed: requesting the displayed time finds it again."""
-        return self.at + timedelta(microseconds=999) if self.until else self.at
+    def shown(self) -> str:
+        """The moment as displayed: exact if it was requested, else rounded up to milliseconds.
+
+        So requesting the displayed time finds it again.
+        """
+        if self.until is None:
+            return instant(self.at)
+        if self.until.target.at and self.at == datetime.fromisoformat(self.until.target.at):
+            return instant(self.at, exact=True)
+        return instant(self.at + timedelta(microseconds=999))
+
+    @property
+    def which(self) -> dict[str, str]:
+        """The facts of an event that tell which moment it is. The time of a log position is not known."""
+        lsn = "" if self.until is None else self.until.target.lsn
+        return {"lsn": lsn} if lsn else {"as_of_at": self.shown}
+
+    @property
+    def told(self) -> str:
+        """The same for a sentence."""
+        which = self.which
+        return f"at {which['lsn']} in its log" if "lsn" in which else f"of {which['as_of_at']}"
 
     @property
     def bytes(self) -> int:
@@ -163,7 +184,7 @@ def _early(moment: Moment) -> str:
     if moment.until is None:
         if moment.backup.facts.log_start is None:
             return ""
-        return "no moment between the two can be restored; later commits, if any, are not in this backup"
+        return "nothing between the two is stored; later commits, if any, are not in this backup"
     whole = moment.until.last < moment.until.chain.last  # the next segment was committed later
     return "" if whole else "later commits, if any, are not stored"
 
@@ -179,11 +200,10 @@ def _left_out(backup: Backup) -> Iterator[str]:
 
 def at_lsn(run: Run, lsn: str) -> Moment:
     """Return the moment at a place in the log of a cluster ("16/B374D848"). Raises Usage, NotFound."""
-    try:
-        high, low = (int(part, 16) for part in lsn.split("/"))
-        position = high << 32 | low
-    except ValueError:
-        raise Usage(f"{lsn!r} is not a log position", detail="Write it as PostgreSQL does: 16/B374D848.") from None
+    written = re.fullmatch("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", lsn)
+    if written is None:
+        raise Usage(f"{lsn!r} is not a log position", detail="Write it as PostgreSQL does: 16/B374D848.")
+    position = int(written[1], 16) << 32 | int(written[2], 16)
     log = log_view(run)
     known = _sound(run) if log.chains else {}
     ending = rule.at_position(log, [*map(base_of, known.values())], position)

@@ -73,9 +73,9 @@ def restore(run: Run, request: Restore) -> Result:
     target = live_path(run) if request.in_place else Path(request.to or new_place(run, moment))
     check_target(run, target, request, moment)
     check_directory(moment.backup, target)
-    others = tablespace_targets(run, moment.backup, request)
+    others = tablespace_targets(run, moment.backup, target, request)
     aside = leftovers_beside(run, target) if request.in_place else []
-    plan = {**_plan(run, moment, target, request.in_place), "warnings": [*moment.warnings, *aside]}
+    plan = {**_plan(run, moment, target, request.in_place, others.values()), "warnings": [*moment.warnings, *aside]}
     plan["tablespaces"] = tablespaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
         users = _in_the_way(run, moment.backup) if request.in_place else []
@@ -83,7 +83,7 @@ def restore(run: Run, request: Restore) -> Result:
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
             f"{run.name}: restoring in place replaces the live database",
-            detail="; ".join([f"{target} would be replaced by its state of {instant(moment.at)}", *moment.warnings]),
+            detail="; ".join([f"{target} would be replaced by its state {moment.told}", *moment.warnings]),
             hints=[f"dbguardctl restore {run.name} {_which(moment)} --in-place --confirm {run.name}"],
         )
     check_space(run, plan)
@@ -93,7 +93,7 @@ def restore(run: Run, request: Restore) -> Result:
     left = (f"the copy stays at {target} for inspection",)
     findings, lost = restore_and_compare(run, moment, target, left, others)
     seconds = round(run.monotonic() - started, 3)
-    of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
+    of = {"backup": moment.backup.id, **moment.which}
     run.report("restore.done", **of, target=str(target), seconds=seconds)
     found = [*to_json(findings), *([] if is_server(run) else [_rights(moment.backup, target, lost)])]
     return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
@@ -152,7 +152,7 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
     findings, safety = (_by_delta if is_server(run) else _by_swap)(run, moment, plan)
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
-    of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
+    of = {"backup": moment.backup.id, **moment.which}
     facts = {"database": run.name, **of, "target": plan["to"], "seconds": seconds}
     run.report("restore.done", **facts, safety_copy=safety)
     return {
@@ -277,10 +277,12 @@ def _in_the_way(run: Run, backup: Backup) -> list[str]:
     return []
 
 
-def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, Any]:
+def _plan(run: Run, moment: Moment, target: Path, in_place: bool, others: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the plan. `others`: places of tablespaces, perhaps on other disks."""
     backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
-    needs, free = moment.bytes * (3 if in_place else 1), free_bytes(target.parent)
+    parents = [place.parent for place in (target, *map(Path, others))]
+    needs, free = moment.bytes * (3 if in_place else 1), free_bytes(*parents)
     if in_place and is_server(run):  # the space of the present database is reused
         there = delta_restore(run).inspect(target, backup.raw_facts)
         needs, free = max(0, moment.bytes - there.bytes), there.free_bytes

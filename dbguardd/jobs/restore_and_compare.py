@@ -50,9 +50,9 @@ def restore_and_compare(
 ) -> tuple[list[Finding], Sequence[str]]:
     """Restore to `target` and read it once through the engine; return the findings, and the permissions that it lacks.
 
-    Raises ProofFailed if it is not what was backed up, or was already damaged then: a safety copy has no fingerprint
-    and keeps its bytes whatever they are. With `over`, `target` is the live database, which is overwritten; `there` is
-    a backup of it made just now.
+    Raises ProofFailed if it differs from what was backed up, or was already damaged then: a safety copy has no
+    fingerprint and keeps its bytes whatever they are. With `over`, `target` is the live database, which is overwritten;
+    `there` is a backup of it made just now.
     """
     target, lost = _write(run, moment, target, others, in_staging=in_staging, over=over, there=there)
     with replaced(run) if over else nullcontext():
@@ -67,7 +67,7 @@ def _found(run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_s
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         compares = run.repository.fingerprint(moment.backup.id) is not None
-        what = "is not what was backed up" if compares else "equals what was backed up, which was already damaged"
+        what = "differs from what was backed up" if compares else "equals what was backed up, which was already damaged"
         raise ProofFailed(
             f"{run.name}: the restored copy of {moment.backup.id} {what}",
             detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),

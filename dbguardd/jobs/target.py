@@ -6,7 +6,7 @@ import os
 import pwd
 import shlex
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,18 @@ def check_in_place(run: Run, backup: Backup) -> None:
         raise _not_on_this_host(run)
 
 
-def tablespace_targets(run: Run, backup: Backup, request: Restore) -> dict[str, str]:
-    """Return where tablespaces of the backup are to go, by the names in the request. Raises Usage, Unsupported."""
+def tablespace_targets(run: Run, backup: Backup, target: Path, request: Restore) -> dict[str, str]:
+    """Return where tablespaces of the backup are to go, by the names in the request.
+
+    Raises Usage, TargetExists, Unsupported.
+    """
     found = dict[str, str]()
     for pair in filter(None, request.tablespace.split(",")):
         old, _, new = pair.rpartition("=")
         if not old or not new.startswith("/"):
             raise Usage(f"{run.name}: --tablespace {pair}: write OLD=NEW, and NEW as an absolute path")
+        if old in found:
+            raise Usage(f"{run.name}: --tablespace says twice where {old} goes")
         found[old] = new
     if found and (request.in_place or backup.method != "pages" or not is_server(run)):
         why = "in place they stay where they are" if request.in_place else "this backup has none"
@@ -64,7 +69,34 @@ def tablespace_targets(run: Run, backup: Backup, request: Restore) -> dict[str, 
         if not any(old in names for names in told.values()):
             known = ", ".join(f"{name} ({place})" for name, place in told.values()) or "none"
             raise Usage(f"{run.name}: the backup has no tablespace {old}", detail=f"Its tablespaces: {known}.")
+    if twice := next((names for names in told.values() if {*names} <= found.keys()), None):
+        raise Usage(f"{run.name}: --tablespace says twice where {twice[0]} goes: by its name and by its path")
+    _check_places(run, backup, target, found.values())
     return found
+
+
+def _check_places(run: Run, backup: Backup, target: Path, places: Iterable[str]) -> None:
+    """Raise Usage or TargetExists unless each tablespace gets a new directory that contains none of the others."""
+    taken = [Path(os.path.normpath(target))]
+    for place in (Path(os.path.normpath(new)) for new in places):
+        for other in taken:
+            if place.is_relative_to(other) or other.is_relative_to(place):
+                raise Usage(
+                    f"{run.name}: {place} cannot take a tablespace: {other} is needed by the same restore",
+                    detail="A tablespace needs a directory of its own. Without --tablespace it goes below the restored "
+                    "directory.",
+                )
+        _check_outside(run, backup, place)
+        if _exists(place):
+            raise TargetExists(f"{run.name}: {place} exists", detail="A restore never overwrites.")
+        taken.append(place)
+
+
+def _check_outside(run: Run, backup: Backup, place: Path) -> None:
+    """Raise Usage for a place below the data directory of the original: it would become a part of that cluster."""
+    live = backup.facts.directory
+    if live and Path(os.path.normpath(live)) in place.parents:
+        raise Usage(f"{run.name}: {place} lies below {live}, the data directory that was backed up")
 
 
 def tablespaces(backup: Backup, target: Path, others: Mapping[str, str], *, in_place: bool) -> list[dict[str, str]]:
@@ -119,6 +151,7 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
         raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
     if request.in_place:
         return
+    _check_outside(run, moment.backup, Path(os.path.normpath(target)))
     for path in (target, *_side_files(target)):
         if _exists(path):
             lost = (
@@ -251,10 +284,13 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def free_bytes(directory: Path) -> int | None:
-    """Return how many bytes one of our processes may still write below a directory; None if unknown."""
+def free_bytes(*directories: Path) -> int | None:
+    """Return how many bytes our processes may still write below directories, over all their disks; None if unknown."""
+    disks = dict[int, int]()
     try:
-        room = os.statvfs(directory)
+        for directory in directories:
+            room = os.statvfs(directory)
+            disks[os.stat(directory).st_dev] = room.f_bavail * room.f_frsize
     except OSError:
         return None
-    return room.f_bavail * room.f_frsize
+    return sum(disks.values())

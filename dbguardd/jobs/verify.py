@@ -31,7 +31,7 @@ _NAMED = 5  # tables
 
 
 def verify(run: Run, request: Verify) -> Result:
-    """Restore one backup, examine it, record the proof. Raises ProofFailed if it is not what was backed up."""
+    """Restore one backup, examine it, record the proof. Raises ProofFailed if it differs from what was backed up."""
     backup = named(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
@@ -94,7 +94,7 @@ def _restore_moment(run: Run, moment: Moment, name: str) -> Finding:
 
 def _report_log_proof(run: Run, moment: Moment | None, said: str, bad: Sequence[str], outcome: str = "ok") -> Finding:
     """Report the result of testing a log, and return it as a finding."""
-    at = None if moment is None else instant(moment.shown)
+    at = None if moment is None else moment.shown
     outcome, detail = "failed" if bad else outcome, "; ".join(bad or [said])
     run.report("log.tried", database=run.name, outcome=outcome, detail=detail, moment_at=at)
     return Finding("a moment of its log", outcome, detail if at is None else f"as it was at {at}: {detail}")

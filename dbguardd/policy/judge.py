@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import partial
+from pathlib import PurePath
 
 from dbguardd.errors import PolicyInvalid
 from dbguardd.kinds import KINDS
@@ -260,7 +261,7 @@ def _storages(storages: dict[str, Storage]) -> Iterator[Mistake]:
 
 
 def _inside(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(f"{directory.rstrip('/')}/")
+    return PurePath(path).is_relative_to(directory)
 
 
 def _where(policy: Policy, name: str, key: str) -> Path:

@@ -16,7 +16,6 @@ import stat
 import tomllib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dbguardd.errors import PolicyInvalid, PolicyUnsafe
+from dbguardd.frozen import frozen
 from dbguardd.policy import mistakes
 from dbguardd.policy.accounts import gid_of_group, uid_of_user
 from dbguardd.policy.judge import judge
@@ -41,7 +41,7 @@ _ROUNDS = 4
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """One file, with its text and values."""
 
@@ -50,7 +50,7 @@ class Source:
     values: Json = dataclass_field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Host:
     """What the check needs from the host: the state directory, and its accounts."""
 
@@ -59,7 +59,7 @@ class Host:
     gid_of: Callable[[str], int] = gid_of_group
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """A valid policy, the origin of each key, and its warnings."""
 
@@ -91,24 +91,15 @@ def check(
     """
     found: list[Mistake] = []
     sources = [parse(str(file), read(file, owner), found) for file in policy_files(path, owner)]
-    if any(mistake.code == "config/syntax" for mistake in found):
-        return None, sources, found  # checking half a policy would only produce false mistakes
-    return _check_sources(sources, found, host or Host())
+    return check_sources(sources, found, host or Host())
 
 
-def check_text(files: Mapping[str, str], host: Host | None = None) -> tuple[Policy | None, list[Mistake]]:
-    """Like check(), for texts by file name that are not written yet."""
-    found: list[Mistake] = []
-    sources = [parse(name, text.encode(), found) for name, text in files.items()]
-    if any(mistake.code == "config/syntax" for mistake in found):
-        return None, found
-    policy, _, found = _check_sources(sources, found, host or Host())
-    return policy, found
-
-
-def _check_sources(
+def check_sources(
     sources: Sequence[Source], found: list[Mistake], host: Host
 ) -> tuple[Policy | None, Sequence[Source], list[Mistake]]:
+    """Return what check() does; `found` are the mistakes that parse() has found."""
+    if any(mistake.code == "config/syntax" for mistake in found):
+        return None, sources, found  # checking half a policy would only produce false mistakes
     merged, owners = merge(sources)
     spans: dict[str, Mapping[mistakes.Path, mistakes.Spans]] = {}
 

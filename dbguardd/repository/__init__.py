@@ -24,7 +24,7 @@ from dbguardd.repository import opening
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.log import Link, StoredLog
-from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
+from dbguardd.repository.model import Backup, Expired, Hold, Proof, StorageFinding, Stream, Swept
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
@@ -46,7 +46,7 @@ __all__ = [
     "Backup",
     "Chain",
     "Expired",
-    "Finding",
+    "StorageFinding",
     "Hold",
     "Link",
     "LogRange",
@@ -129,7 +129,7 @@ class Repository:
         return self._records.keyring.root.repo_id.hex()
 
     def marks(self) -> tuple[str, str]:
-        """Return what identifies the repository on a recovery sheet: its mark, and the SHA-256 of recover.py.
+        """Return what a recovery sheet identifies the repository by: its mark, and the SHA-256 of recover.py.
 
         Anybody can make a repository with the same id and other backups that an age recipient's identity opens. Only
         the right root key yields the mark, and the mark reveals nothing about the key. Raises Damaged.
@@ -153,7 +153,7 @@ class Repository:
         self._wrappers += (wrapper,)
 
     def drop_recipient(self, label: str) -> None:
-        """Remove a key. Raises NotFound, and Held if no other key at hand opens the repository."""
+        """Remove a key. Raises NotFound, and Held if no other available key opens the repository."""
         opening.drop(self._storage, self._records.keyring.root, self._wrappers, label)
 
     # ------------------------------------------------------------------------------------------ backups in and out
@@ -259,9 +259,10 @@ class Repository:
     ) -> Iterator[Tree]:
         """Open a backup for reading; `progress` is called with the bytes of a stream read so far.
 
-        What it shares with a backup of its database opened `beside` it is fetched once. `there` is a backup, just made
-        while nobody wrote, of what this one is delivered over: shared parts are not read again, and its `doubts` get
-        read errors. Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
+        `beside` is an open backup of the same database: parts that both share are fetched once. `there` is a backup of
+        the file over which this one is delivered, made just now while nobody wrote: parts that both share are not read
+        from the file, and read errors are added to its `doubts`. Raises NotFound, Damaged, ObjectMissing, KeyRefused,
+        and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
         with Tree(self._storage, domain, found, progress, beside=there or beside, there=there) as tree:
@@ -381,13 +382,13 @@ class Repository:
         sweeping = Sweeping(self._storage, self._records, self._notes, self._packs_of, self._pulses, self._randomness)
         return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
 
-    def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[Finding]:
+    def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[StorageFinding]:
         """Look for damage; with `data`, read every byte. Yields findings, also for what was not looked at."""
         from dbguardd.repository.check import Checking  # noqa: PLC0415
 
         return Checking(self._storage, self._records, self._packs_of, progress).run(data)
 
-    def lacking(self) -> Iterator[Finding]:
+    def lacking(self) -> Iterator[StorageFinding]:
         """Yield which packs of unexpired backups are missing, as in a copy of a storage made during a backup."""
         from dbguardd.repository.check import unmet  # noqa: PLC0415
 

@@ -19,12 +19,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
+from dbguardd.frozen import frozen
 from dbguardd.humanize import count
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
 from dbguardd.repository.log import Link, StoredLog
-from dbguardd.repository.model import Backup, Finding
+from dbguardd.repository.model import Backup, StorageFinding
 from dbguardd.repository.packs import HEADER, TAIL, Pack, object_name, trailer_length
 from dbguardd.repository.reading import PackReader
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
@@ -54,7 +55,7 @@ class _Seen:
     needing: dict[str, list[str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checking:
     """One check of one storage."""
 
@@ -63,7 +64,7 @@ class Checking:
     needs: Needs
     progress: Progress
 
-    def run(self, data: bool) -> Iterator[Finding]:
+    def run(self, data: bool) -> Iterator[StorageFinding]:
         """Yield findings; change nothing. Raises Unreachable."""
         seen = _Seen()
         yield from self._description()
@@ -74,14 +75,14 @@ class Checking:
                 yield from self._record(found, seen)
         for slot, name in sorted(seen.about.items()):
             if slot not in seen.ids and slot not in seen.expired:
-                yield Finding("damage", name, "is about a backup whose manifest is gone", (slot,))
+                yield StorageFinding("damage", name, "is about a backup whose manifest is gone", (slot,))
         packs = {pack_of(entry): entry for entry in self.storage.list("packs/")}
         yield from self._needed(seen, packs)
         yield from self._packs(seen, packs, data)
         yield from self._logs(data)
         yield from self._unseen(seen, packs, data)
 
-    def _description(self) -> Iterator[Finding]:
+    def _description(self) -> Iterator[StorageFinding]:
         root = self.records.keyring.root
         named: Mapping[str, str] = {}
         try:
@@ -91,27 +92,27 @@ class Checking:
         for name, digest in named.items():
             try:
                 if hashlib.sha256(self.storage.get(name)).hexdigest() != digest:
-                    yield Finding("damage", name, "is not what repo.json says it is")
+                    yield StorageFinding("damage", name, "is not what repo.json says it is")
             except (ObjectMissing, Damaged) as error:
                 yield _finding(name, error)
         for entry in self.storage.list(""):
             if entry.name != opening.DESCRIPTION and entry.name not in named and not entry.name.startswith(_KNOWN):
-                yield Finding("warning", entry.name, "does not belong to the repository")
+                yield StorageFinding("warning", entry.name, "does not belong to the repository")
 
-    def _keys(self) -> Iterator[Finding]:
+    def _keys(self) -> Iterator[StorageFinding]:
         root = self.records.keyring.root
         for found in opening.wrapped_keys(self.storage):
             if not isinstance(found, opening.Recipient):
                 yield _finding(*found)
             elif found.repo_id != root.repo_id:
-                yield Finding("warning", found.name, f"a key of another repository, {found.repo_id.hex()}")
+                yield StorageFinding("warning", found.name, f"a key of another repository, {found.repo_id.hex()}")
         for entry in self.storage.list("domains/"):
             try:
                 opening.open_domain(self.storage, root, entry.name)
             except GuardError as error:
                 yield _finding(entry.name, error)
 
-    def _record(self, found: Record | Unreadable, seen: _Seen) -> Iterator[Finding]:
+    def _record(self, found: Record | Unreadable, seen: _Seen) -> Iterator[StorageFinding]:
         if isinstance(found, Unreadable):
             seen.ids.add(found.slot)
             yield _finding(found.name, found.error, (found.slot,) if found.kind != "tomb" else ())
@@ -127,11 +128,11 @@ class Checking:
         except Damaged as error:
             yield _finding(found.name, error, (found.slot,))
 
-    def _needed(self, seen: _Seen, packs: Mapping[str, Entry]) -> Iterator[Finding]:
+    def _needed(self, seen: _Seen, packs: Mapping[str, Entry]) -> Iterator[StorageFinding]:
         self.progress("maps", 0, None)
         yield from unmet(self.needs, seen.backups, packs.keys(), seen.needing)
 
-    def _packs(self, seen: _Seen, packs: Mapping[str, Entry], data: bool) -> Iterator[Finding]:
+    def _packs(self, seen: _Seen, packs: Mapping[str, Entry], data: bool) -> Iterator[StorageFinding]:
         total, done = sum(entry.size for entry in packs.values()), 0
         readers = {domain.id: PackReader(self.storage, domain) for domain in self.records.keyring.domains.values()}
         pool = ThreadPoolExecutor(2)
@@ -145,7 +146,7 @@ class Checking:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _logs(self, data: bool) -> Iterator[Finding]:
+    def _logs(self, data: bool) -> Iterator[StorageFinding]:
         """Report gaps in a log; with `data`, open every segment."""
         self.progress("log", 0, None)
         for domain in self.records.keyring.domains.values():
@@ -154,7 +155,9 @@ class Checking:
             for before, chain in pairwise(chains):
                 if before.id == chain.id:
                     what = f"the log of {domain.name} lacks its segments {before.last + 1} to {chain.first - 1}"
-                    yield Finding("damage", before.pieces[-1].name, f"{what}: no moment after that can be restored")
+                    yield StorageFinding(
+                        "damage", before.pieces[-1].name, f"{what}: no moment after it can be restored"
+                    )
             for chain in chains if data else ():
                 end: Link | None = None
                 for piece in chain.pieces:
@@ -166,7 +169,7 @@ class Checking:
             if chains and not data:
                 size = sum(piece.size for chain in chains for piece in chain.pieces)
                 what = f"{size} bytes of the log of {domain.name}: only their names were read; --data opens them"
-                yield Finding("unseen", "log/", what)
+                yield StorageFinding("unseen", "log/", what)
 
     def _ends(self, entry: Entry, readers: Mapping[bytes, PackReader]) -> None:
         header = self.storage.get(entry.name, 0, min(HEADER, entry.size))
@@ -178,7 +181,7 @@ class Checking:
     def _whole(self, entry: Entry, readers: Mapping[bytes, PackReader]) -> None:
         data = self.storage.get(entry.name)
         if hashlib.sha256(data).hexdigest() != pack_of(entry) or len(data) < HEADER + TAIL:
-            raise Damaged(f"{entry.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+            raise Damaged(f"{entry.name}: its bytes do not match the hash in its name", detail=f"{len(data)} bytes")
         domain = self.records.keyring.domains.get(data[24:40])
         if domain is None or object_name(pack_of(entry)) != entry.name:
             raise Damaged(f"{entry.name}: not a pack of this repository", detail=f"it starts with {data[:40].hex()}")
@@ -188,25 +191,26 @@ class Checking:
         for number, record in enumerate(pack.records):
             pack.open(number, view[record.start : record.start + record.stored], digests)
 
-    def _unseen(self, seen: _Seen, packs: Mapping[str, Entry], data: bool) -> Iterator[Finding]:
+    def _unseen(self, seen: _Seen, packs: Mapping[str, Entry], data: bool) -> Iterator[StorageFinding]:
         size = sum(entry.size for entry in packs.values())
         if not data:
             text = (
                 f"{count(len(packs), 'pack')}, {size} bytes: only both ends of each were read; --data reads every byte"
             )
-            yield Finding("unseen", "packs/", text)
+            yield StorageFinding("unseen", "packs/", text)
         idle = packs.keys() - seen.needing.keys()
         if idle:
             left = sum(packs[pack].size for pack in idle)
-            yield Finding(
-                "unseen", "packs/", f"{count(len(idle), 'pack')}, {left} bytes, no backup needs; a sweep frees that"
-            )
-        yield Finding("unseen", "", "databases were not opened: only dbguardctl verify proves that a backup restores")
+            text = f"{count(len(idle), 'pack')}, {left} bytes, not needed by any backup: a sweep deletes them"
+            yield StorageFinding("unseen", "packs/", text)
+        yield StorageFinding(
+            "unseen", "", "databases were not opened: only dbguardctl verify proves that a backup restores"
+        )
 
 
 def unmet(
     needs: Needs, backups: Iterable[tuple[Backup, Domain]], there: AbstractSet[str], needing: dict[str, list[str]]
-) -> Iterator[Finding]:
+) -> Iterator[StorageFinding]:
     """Yield the missing packs of backups; add to `needing` which backups need each pack. No pack is read completely.
 
     A manifest is written when all its packs exist, so missing ones mean that the storage was copied during a backup.
@@ -225,7 +229,7 @@ def unmet(
         for pack in needed:
             needing.setdefault(pack, []).append(backup.id)  # stores the first equal string for all
     for pack in sorted(needing.keys() - there):
-        yield Finding("damage", object_name(pack), _MISSING, tuple(needing[pack]))
+        yield StorageFinding("damage", object_name(pack), _MISSING, tuple(needing[pack]))
 
 
 def _outcome(
@@ -260,6 +264,6 @@ def _forgotten(log: StoredLog, piece: Piece) -> bool:
     return all(chain.id != piece.chain or chain.first > piece.last for chain in log.chains())
 
 
-def _finding(name: str, error: GuardError, backups: tuple[str, ...] = ()) -> Finding:
+def _finding(name: str, error: GuardError, backups: tuple[str, ...] = ()) -> StorageFinding:
     said = error.message.removeprefix(f"{name}: ")
-    return Finding("damage", name, f"{said} ({error.detail})" if error.detail else said, backups)
+    return StorageFinding("damage", name, f"{said} ({error.detail})" if error.detail else said, backups)

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from struct import Struct
 
 from blake3 import blake3
 
 from dbguardd.errors import Damaged
+from dbguardd.frozen import frozen
 from dbguardd.repository.delivery import Batch
 from dbguardd.repository.frames import CHUNK
 from dbguardd.repository.pagemap import SELF, column, read_root, stored
@@ -35,7 +35,7 @@ _HEAD = Struct("<I4sQ32sII")
 _BATCH = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FlowRoot:
     """The list, as stored. The name of the pack that contains the root is "" until it is read back."""
 
@@ -67,7 +67,7 @@ class FlowRoot:
         """Parse what encode() returned; `pack` is the name of the pack in which it lay."""
         total, magic, size, digest, packs, chunks = _HEAD.unpack_from(raw)
         if magic != b"FLOW" or not total == len(raw) == _HEAD.size + 32 * packs + (DIGEST + 10) * chunks:
-            raise Damaged(f"pack {pack}: a list of chunks is impossible", detail=f"{len(raw)} bytes, {magic!r}")
+            raise Damaged(f"pack {pack}: invalid list of chunks", detail=f"{len(raw)} bytes, {magic!r}")
         cuts, at = [], _HEAD.size
         for length in (32 * packs, DIGEST * chunks, 4 * chunks, 4 * chunks, 2 * chunks):
             cuts.append(raw[at : at + length])
@@ -131,7 +131,7 @@ class FlowReader:
             data, parts = plains[root.packs[number], root.frames[number]]
             digest = root.digests[DIGEST * number : DIGEST * number + DIGEST]
             if len(data) != root.lengths[number] or self._flow.reader.digests.frame(parts, len(data)) != digest:
-                raise Damaged(f"{self.name}: chunk {number} is not what was backed up")
+                raise Damaged(f"{self.name}: chunk {number} differs from what was backed up")
             pieces.append(data)
         return Batch(self._starts[numbers.start], pieces, root.digests[DIGEST * numbers.start : DIGEST * numbers.stop])
 

@@ -5,7 +5,7 @@ agree. A local directory uses the host's clock, which can be wrong too. So all d
 
 - storage and host differ by more than five minutes,
 - an object in the storage is dated later than now (the clock went back),
-- nothing was written for 45 days (the clock may have leapt forward because of a dead battery; the run leaves an object
+- nothing was written for 45 days (the clock may have jumped forward because of a dead battery; the run leaves an object
   as a witness, and a later run that finds it old enough continues),
 - a grace is over by the storage's clock, but not by the uptime of the same boot (sweep.py).
 """
@@ -15,11 +15,11 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from dbguardd.errors import ClockDoubt, NoSpace
+from dbguardd.frozen import frozen
 from dbguardd.repository.model import rfc3339
 from dbguardd.repository.seal import Randomness
 from dbguardd.storage.base import Entry, Storage
@@ -36,7 +36,7 @@ PROMPT_SECONDS = 1.0
 _PROBE = timedelta(hours=1)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pulse:
     """Time that nobody can set: seconds since the boot `boot`, including suspend."""
 
@@ -89,7 +89,7 @@ def trusted(
     if abs(there - now) > SKEW:
         raise ClockDoubt(
             f"{storage.url}: its clock and this host's differ by {abs((there - now).total_seconds()):.0f} s",
-            detail=f"storage {rfc3339(there)}, host {rfc3339(now)}; allowed are {SKEW.total_seconds():.0f} s",
+            detail=f"storage {rfc3339(there)}, host {rfc3339(now)}; allowed: {SKEW.total_seconds():.0f} s",
         )
     others = (entry for entry in entries if not entry.name.startswith("clock/"))
     newest = max(others, key=lambda entry: entry.modified_at, default=None)
@@ -97,8 +97,8 @@ def trusted(
         raise ClockDoubt(
             f"{storage.url}: the clock has gone back",
             detail=f"{newest.name} was written at {rfc3339(newest.modified_at)}, it is {rfc3339(there)} now. "
-            "If that is right, a clock that was ahead has dated what lies there: touch it, and its grace begins now.",
-            hints=("timedatectl", f"find {_place(storage)} -newermt '5 minutes' -exec touch {{}} +  # it is right"),
+            "If the clock is right now, it was ahead then: touch the newer objects, and their grace begins now.",
+            hints=("timedatectl", f"find {_place(storage)} -newermt '5 minutes' -exec touch {{}} +  # clock is right"),
         )
     _no_leap(storage, there, newest, randomness, grace)
     return there
@@ -122,7 +122,7 @@ def _no_leap(storage: Storage, now: datetime, newest: Entry | None, randomness: 
     if not witnesses:
         storage.put(f"clock/{ulid(now, randomness)}", randomness(16))
     raise ClockDoubt(
-        f"{storage.url}: nothing was written for {(now - newest.modified_at).days} days; the clock may have leapt",
-        detail=f"{newest.name} is the newest object, of {rfc3339(newest.modified_at)}; it is {rfc3339(now)} now",
-        hints=("dbguardctl backup NAME", f"# or repeat in {grace.total_seconds() / 3600:.0f} h, if the time is right"),
+        f"{storage.url}: nothing was written for {(now - newest.modified_at).days} days; the clock may have jumped",
+        detail=f"The newest object, {newest.name}, is from {rfc3339(newest.modified_at)}; it is {rfc3339(now)} now.",
+        hints=("dbguardctl backup NAME", f"# or, if the time is right, repeat in {grace.total_seconds() / 3600:.0f} h"),
     )

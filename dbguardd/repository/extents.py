@@ -136,7 +136,7 @@ class PagesReader:
             parts = self._map.reader.digests.parts(piece)
         if parts != digest or len(piece) != length:
             raise Damaged(
-                f"{self.name}: bytes {extent * EXTENT} to {extent * EXTENT + length} are not what was backed up",
+                f"{self.name}: bytes {extent * EXTENT} to {extent * EXTENT + length} differ from what was backed up",
                 detail=f"digest {parts.hex()} instead of {digest.hex()}",
             )
         return length if packs[0] == HOLE and packs.count(HOLE) == len(packs) else piece

@@ -19,7 +19,6 @@ chosen by measurement: it is 2.5 times as fast as keyed BLAKE3 on pages of 4096 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dbguardd.errors import Damaged
+from dbguardd.frozen import frozen
 
 if TYPE_CHECKING:
     from dbguardd.repository.seal import Domain
@@ -80,7 +80,7 @@ class Digests:
         return memoryview(tags).cast("Q")[::2].tobytes()  # the first 8 bytes of every 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Frame:
     """A frame ready to be sealed: `body` will be encrypted; `check` tells whether it is still the verified body."""
 
@@ -106,7 +106,7 @@ def compress(kind: int, data: Buffer, digests: Digests, squeezer: zstandard.Zstd
     told = blake3(body)  # before it is decompressed: any later change in it is detected when it is sealed
     opened = decompress(body, length, "a new frame", digests.unpacker) if smaller else body
     if not opened.startswith(data):  # both have that length; comparing a memoryview with == would go byte by byte
-        raise Damaged("a new frame: other bytes than were compressed", detail="the memory or the processor is faulty")
+        raise Damaged("a new frame: it decompresses to other bytes", detail="the memory or the processor is faulty")
     parts = digests.parts(opened)
     digest = digests.frame(parts, length)
     told.update(digest)
@@ -125,10 +125,10 @@ def decompress(body: Buffer, length: int, name: str, unpacker: zstandard.ZstdDec
     try:
         stated = zstandard.frame_content_size(body)  # first, because max_output_size is ignored if this is larger
         if stated != length:
-            raise Damaged(f"{name}: a frame has another size", detail=f"expected {length} bytes, it states {stated}")
+            raise Damaged(f"{name}: a frame has the wrong size", detail=f"expected {length} bytes, it states {stated}")
         data = unpacker.decompress(body, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Damaged(f"{name}: a frame does not decompress", detail=str(error)) from error
     if len(data) != length:
-        raise Damaged(f"{name}: a frame has another size", detail=f"expected {length} bytes, got {len(data)}")
+        raise Damaged(f"{name}: a frame has the wrong size", detail=f"expected {length} bytes, got {len(data)}")
     return data

@@ -101,7 +101,7 @@ class Ledger:
         empty = sorted(database for database, kept in stays.items() if not kept)
         if empty and going:
             raise Breaker(
-                f"{empty[0]}: not one backup would be left",
+                f"{empty[0]}: no backup would be left",
                 detail=f"{len(going)} would expire: {', '.join(sorted(going))}",
             )
 
@@ -114,7 +114,7 @@ class Ledger:
             until = recallable_until(expired[id].at, grace)
             if storage_now >= until:
                 raise NotFound(
-                    f"{id}: its grace is over, it cannot be recalled any more",
+                    f"{id}: its grace is over, so it can no longer be recalled",
                     detail=f"It expired at {rfc3339(expired[id].at)} and could be recalled until {rfc3339(until)}.",
                 )
             for entry in self._records.entries("tomb", id):

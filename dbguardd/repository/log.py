@@ -28,7 +28,7 @@ import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ import zstandard
 
 from dbguardd.errors import Damaged, ObjectMissing
 from dbguardd.flow import Facts, Images, Segment
+from dbguardd.frozen import frozen
 from dbguardd.repository.frames import decompress
 from dbguardd.repository.model import encode, moment, rfc3339
 from dbguardd.repository.records import Records
@@ -45,7 +46,7 @@ from dbguardd.storage.base import Entry, Storage
 from dbguardd.ulids import ulid
 
 if TYPE_CHECKING:
-    from dbguardd.repository.moment import LogTree, MomentTree, StretchTree
+    from dbguardd.repository.moment import ChangesTree, LogTree, MomentTree
     from dbguardd.repository.thin import Thinned
     from dbguardd.repository.tree import Tree
 
@@ -59,7 +60,7 @@ _MORE_LOOKS = 2
 _KEPT = 8 * FOLD  # pieces that a writer remembers: more than folding looks at, and bounded however long it writes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Link:
     """One segment of a chain, as stored. `body` is compressed; content() opens it.
 
@@ -99,7 +100,7 @@ class Link:
         """Return the body's content: bytes of the log, or numbers and images of pages. Raises Damaged."""
         length = self.size if self.form == BYTES else self.count * (4 + self.page_size)
         if self.form not in ("", BYTES) or not 0 <= length <= _LARGEST:
-            raise Damaged(f"segment {self.number}: is none", detail=f"{length} bytes of the form {self.form!r}")
+            raise Damaged(f"segment {self.number}: invalid", detail=f"{length} bytes of the form {self.form!r}")
         if not length:
             return memoryview(b"")
         return memoryview(decompress(self.body, length, f"segment {self.number}", zstandard.ZstdDecompressor()))
@@ -167,7 +168,7 @@ class StoredLog:
                 if link.number < number or number > last:
                     continue
                 if link.number > last:
-                    raise ObjectMissing(f"the log {chain.id} has segment {last} within {link.number} only")
+                    raise ObjectMissing(f"the log {chain.id} has segment {last} only merged into {link.number}")
                 if not link.follows(number - 1, place):
                     raise Damaged(f"{piece.name}: segment {link.number} does not follow {number - 1}")
                 number, place = link.number + 1, link.until
@@ -191,11 +192,11 @@ class StoredLog:
 
         return LogTree(base, self, until, beat)
 
-    def stretch(self, until: LogRange, last: Link) -> StretchTree:
+    def changes(self, until: LogRange, last: Link) -> ChangesTree:
         """Return a part of this log for reading that ends with the segment `last`: a standby applies it in one step."""
-        from dbguardd.repository.moment import StretchTree  # noqa: PLC0415
+        from dbguardd.repository.moment import ChangesTree  # noqa: PLC0415
 
-        return StretchTree(self, until, last)
+        return ChangesTree(self, until, last)
 
     def _held(self, piece: Piece) -> list[Link]:
         """Return the segments in an object, or in the larger one into which it was folded meanwhile."""
@@ -214,16 +215,16 @@ class StoredLog:
     def _read(self, piece: Piece, written: bytes = b"") -> list[Link]:
         data = self._storage.get(piece.name)
         if data != written and hashlib.sha256(data).hexdigest() != piece.name[-64:]:
-            raise Damaged(f"{piece.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+            raise Damaged(f"{piece.name}: its bytes do not match the hash in its name", detail=f"{len(data)} bytes")
         domain, plain = unseal(self._records.keyring_of(self._domain), "log", piece.slot, data, piece.name)
         if domain.id != self._domain.id:
-            raise Damaged(f"{piece.name}: it is of the log of another database", detail=f"of {domain.name!r}")
+            raise Damaged(f"{piece.name}: belongs to the log of another database", detail=f"of {domain.name!r}")
         try:
             links = list(_split(plain))
         except (KeyError, TypeError, ValueError, struct.error) as error:
             raise Damaged(f"{piece.name}: not a log of this format", detail=repr(error)) from error
         if not _are(links, piece.first, piece.last):
-            raise Damaged(f"{piece.name}: other segments are in it than its name says")
+            raise Damaged(f"{piece.name}: contains other segments than its name says")
         return links
 
     def _pieces(self, chain: str = "") -> Iterator[Piece]:

@@ -61,7 +61,7 @@ class MomentTree:
         total = file_sum(file, last.size, last.page_size, self._beat)
         if as_text(total) != last.sum:
             raise Damaged(
-                f"{name}: what the log makes of the backup is not what the database was",
+                f"{name}: the backup with the log applied differs from what the database was",
                 detail=f"the sum of its pages is {as_text(total)} instead of {last.sum} at segment {last.number}",
                 facts={LOG: self._until.chain.id},
             )
@@ -143,7 +143,7 @@ class LogTree:
         try:
             for link in self._log.links(until.chain, until.after + 1, until.last):
                 if link.form != BYTES or link.stream != self._stream:
-                    raise Damaged(f"segment {link.number}: is of {link.stream}, and not of {self._stream}")
+                    raise Damaged(f"segment {link.number}: belongs to {link.stream}, not to {self._stream}")
                 yield (part := link.content())
                 done += len(part)
                 self._beat(done)
@@ -160,7 +160,7 @@ class LogTree:
         return link
 
 
-class StretchTree:
+class ChangesTree:
     """The changes in a part of a log, for a receiver that has everything before it. A flow.Tree with one stream.
 
     The stream contains pages in the order of the log, each after its number (4 bytes, big-endian); later ones replace
@@ -191,7 +191,7 @@ class StretchTree:
         at = 0
         for link in self._log.links(self._until.chain, self._until.after + 1, self._until.last):
             if link.stream != name or link.page_size != self._last.page_size:
-                raise Damaged(f"segment {link.number}: is of {link.stream} with pages of {link.page_size} bytes")
+                raise Damaged(f"segment {link.number}: belongs to {link.stream}, with pages of {link.page_size} bytes")
             for number, page in link.pages():
                 _put(name, file, memoryview(number.to_bytes(4, "big") + page), at)
                 at += 4 + link.page_size
@@ -234,7 +234,7 @@ class MomentPages:
 
 
 @contextmanager
-def _copied(tree: MomentTree | StretchTree, name: str) -> Iterator[BinaryIO]:
+def _copied(tree: MomentTree | ChangesTree, name: str) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as file:
         tree.deliver(name, file.fileno())
         file.seek(0)

@@ -73,7 +73,7 @@ class Notes:
         backup, domain = self._ledger.find(id)
         ending = [hash for hash, hold in self._holding(backup.id) if reason in (None, hold.reason)]
         if not ending:
-            raise NotFound(f"{backup.id}: nothing holds it")
+            raise NotFound(f"{backup.id}: the backup is not held")
         self._records.put(domain, "release", backup.id, {"actor": actor, "at": rfc3339(now), "holds": ending})
 
     def holds(self) -> dict[str, list[Hold]]:
@@ -94,7 +94,7 @@ class Notes:
             if isinstance(record, Unreadable):
                 yield (
                     hash,
-                    Hold(record.slot, f"a hold that does not open: {record.error.message}", "", record.stored_at),
+                    Hold(record.slot, f"this hold does not open: {record.error.message}", "", record.stored_at),
                 )
             else:
                 said = record.body

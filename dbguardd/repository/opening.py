@@ -22,7 +22,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
@@ -38,6 +38,7 @@ from dbguardd.errors import (
     NotFound,
     ObjectMissing,
 )
+from dbguardd.frozen import frozen
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository.model import encode, rfc3339
 from dbguardd.repository.seal import ROOT_ID, Domain, Keyring, Randomness, seal, unseal
@@ -48,7 +49,7 @@ FEATURES: frozenset[str] = frozenset()
 DESCRIPTION = "repo.json"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipient:
     """One wrapped copy of the root key. `name` is its object."""
 
@@ -129,13 +130,13 @@ def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
     there = ", ".join(f"{recipient.kind} {recipient.label}" for recipient in everyone) or "none"
     if tried or damaged:
         raise KeyRefused(
-            f"{storage.url}: no key at hand opens it",
-            detail=f"What is at hand ({_kinds(wrappers)}) fits none of the {len(everyone)} recipients: {there}."
+            f"{storage.url}: none of the available keys opens it",
+            detail=f"The available keys ({_kinds(wrappers)}) match none of the {len(everyone)} recipients: {there}."
             + "".join(damaged),
         )
     raise KeyMissing(
-        f"{storage.url}: no key at hand is of a kind that opens it",
-        detail=f"at hand: {_kinds(wrappers)}. It opens for: {there}",
+        f"{storage.url}: no available key is of a kind that opens it",
+        detail=f"available: {_kinds(wrappers)}. It opens with: {there}",
     )
 
 
@@ -149,7 +150,7 @@ def described(storage: Storage, root: Domain) -> dict[str, Any]:
     body = _parsed(storage, data)
     mac = str(body.pop("mac", ""))
     if not hmac.compare_digest(mac.encode(), _mac(root, body).encode()) or data != encode({**body, "mac": mac}) + b"\n":
-        raise Damaged(f"{DESCRIPTION}: it was changed", detail=f"{len(data)} bytes at {storage.url}")
+        raise Damaged(f"{DESCRIPTION}: it was modified", detail=f"{len(data)} bytes at {storage.url}")
     return body
 
 
@@ -188,7 +189,7 @@ def add(storage: Storage, root: Domain, wrapper: KeyWrapper) -> None:
     name = f"keys/{hashlib.sha256(data).hexdigest()}"
     storage.put(name, data)
     if storage.get(name) != data:
-        raise Damaged(f"{name}: the storage returns other bytes than it was given", detail=storage.url)
+        raise Damaged(f"{name}: the storage returns other bytes than were written", detail=storage.url)
     if not _opens(wrapper, wrapped, root):
         raise KeyRefused(f"{name}: the key just wrapped for {wrapper.kind} {wrapper.label} does not unwrap again")
 
@@ -200,11 +201,11 @@ def drop(storage: Storage, root: Domain, wrappers: Sequence[KeyWrapper], label: 
     staying = [recipient for recipient in everyone if recipient.label != label]
     if not going:
         there = ", ".join(recipient.label for recipient in everyone)
-        raise NotFound(f"{label}: no such recipient", detail=f"there are: {there}")
+        raise NotFound(f"{label}: no such recipient", detail=f"recipients: {there}")
     if not any(_unwraps(wrapper, recipient, root) for wrapper in wrappers for recipient in staying):
         raise Held(
-            f"{label}: no other key at hand opens the repository",
-            detail=f"{len(staying)} other recipients are there; none of them could be tried with success",
+            f"{label}: no other available key opens the repository",
+            detail=f"{len(staying)} other recipients exist; the available keys open none of them",
         )
     for recipient in going:
         storage.delete(recipient.name)
@@ -228,7 +229,7 @@ def open_domain(storage: Storage, root: Domain, name: str) -> Domain:
     """Open one object in domains/. Raises Damaged, KeyRefused, ObjectMissing."""
     data = storage.get(name)
     if hashlib.sha256(data).hexdigest() != name.removeprefix("domains/"):
-        raise Damaged(f"{name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+        raise Damaged(f"{name}: its bytes do not match the hash in its name", detail=f"{len(data)} bytes")
     _, text = unseal(Keyring(root, {}), "domain", "", data, name)
     body = json.loads(text)
     return Domain(root.repo_id, bytes.fromhex(body["id"]), body["name"], bytes.fromhex(body["key"]))
@@ -246,7 +247,7 @@ def make_domain(storage: Storage, keyring: Keyring, name: str, now: datetime, ra
     open_domain(storage, keyring.root, stored)
     made = Keyring(keyring.root, domains(storage, keyring.root)).named(name)
     if made is None:
-        raise ObjectMissing(f"{stored}: just written, and not listed", detail=storage.url)
+        raise ObjectMissing(f"{stored}: the storage does not list it after writing it", detail=storage.url)
     return made
 
 
@@ -256,7 +257,7 @@ def _identity(storage: Storage) -> bytes:
         identity = bytes.fromhex(str(body["repo_id"]))
         least, required = int(body["min_reader"]), set(map(str, body["features"]["required"]))
     except ObjectMissing as error:
-        raise NotARepository(f"{storage.url}: no repository there", detail=f"{DESCRIPTION} is missing") from error
+        raise NotARepository(f"{storage.url}: not a repository", detail=f"{DESCRIPTION} is missing") from error
     except (KeyError, TypeError, ValueError) as error:
         raise NotARepository(f"{storage.url}: {DESCRIPTION} is unreadable", detail=repr(error)) from error
     if least > FORMAT or required - FEATURES:
@@ -284,7 +285,7 @@ def _mac(root: Domain, body: Mapping[str, Any]) -> str:
 
 def _recipient(name: str, data: bytes) -> Recipient:
     if hashlib.sha256(data).hexdigest() != name.removeprefix("keys/"):
-        raise Damaged(f"{name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+        raise Damaged(f"{name}: its bytes do not match the hash in its name", detail=f"{len(data)} bytes")
     try:
         body = json.loads(data)
         wrapped, repo_id = base64.b64decode(body["wrapped"], validate=True), bytes.fromhex(body["repo_id"])

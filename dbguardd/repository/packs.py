@@ -36,7 +36,6 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from struct import Struct, iter_unpack
 from typing import TYPE_CHECKING
 
@@ -47,6 +46,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from dbguardd.errors import Damaged, KeyRefused
+from dbguardd.frozen import frozen
 from dbguardd.repository.frames import FRAME_LIMIT, Digests, Frame, check, decompress
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def object_name(pack: str) -> str:
     return f"packs/{pack[:2]}/{pack}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """What the trailer says about one frame; `start` is its offset in the pack."""
 
@@ -114,7 +114,7 @@ class Pack:
         self.name, self.size = name, size
         self._header = header
         if len(header) != HEADER or header[:8] != MAGIC or tail[-8:] != END:
-            raise self._damaged("it does not start or end like a pack")
+            raise self._damaged("it does not begin and end like a pack")
         if header[8:40] != domain.repo_id + domain.id:
             raise self._damaged(f"it belongs to {header[8:40].hex()}, not to {(domain.repo_id + domain.id).hex()}")
         key, commitment = _key(domain, header[40:72])
@@ -125,7 +125,7 @@ class Pack:
         self._cipher = AESGCM(key)
         length = trailer_length(tail)
         if not SEAL <= length <= min(len(tail), size - HEADER) - TAIL:
-            raise self._damaged(f"its trailer would be {length} bytes")
+            raise self._damaged(f"its trailer would have {length} bytes")
         try:
             plain = self._cipher.decrypt(_NONCE.pack(1, 0), tail[-TAIL - length : -TAIL], header + b"trailer")
         except InvalidTag as error:
@@ -134,12 +134,12 @@ class Pack:
 
     def _parse(self, plain: bytes, end: int) -> tuple[Record, ...]:
         if len(plain) % _RECORD.size:
-            raise self._damaged("its trailer has a broken record")
+            raise self._damaged("its trailer ends within a record")
         records: list[Record] = []
         at = HEADER
         for digest, kind, compressed, stored, length in iter_unpack(_RECORD.format, plain):
             if stored < SEAL or length > FRAME_LIMIT or compressed > 1 or (not compressed and stored - SEAL != length):
-                raise self._damaged(f"frame {len(records)} cannot have {stored} and {length} bytes")
+                raise self._damaged(f"frame {len(records)} has impossible sizes, {stored} and {length} bytes")
             records.append(Record(digest, kind, bool(compressed), at, stored, length))
             at += stored
         if at != end:
@@ -162,7 +162,7 @@ class Pack:
             data = decompress(data, record.length, f"pack {self.name}", digests.unpacker)
         parts = digests.parts(data)
         if digests.frame(parts, len(data)) != record.digest:
-            raise self._damaged(f"frame {number} has another digest")
+            raise self._damaged(f"frame {number} does not match its digest")
         return data, parts
 
     def _damaged(self, detail: str) -> Damaged:
@@ -187,7 +187,7 @@ def prove(domain: Domain, pack: bytearray, name: str, checks: Sequence[bytes]) -
         for number, record in enumerate(opened.records)
     ]
     if found != checks:
-        raise Damaged(f"pack {name}: damaged", detail="its frames are others than those that were sealed")
+        raise Damaged(f"pack {name}: damaged", detail="its frames are not those that were sealed")
 
 
 def pack_name(pack: bytearray | bytes) -> str:

@@ -89,7 +89,7 @@ class Leaves:
         count, units = _LEAVES_HEAD.unpack_from(raw)
         widths = (4, DIGEST, TAG * units, 4 * units, 2 * units, 2 * units)
         if len(raw) != _LEAVES_HEAD.size + count * sum(widths):
-            raise Damaged(f"{name}: a page map has an impossible leaf", detail=f"{len(raw)} bytes, {count} leaves")
+            raise Damaged(f"{name}: invalid leaf of a page map", detail=f"{len(raw)} bytes, {count} leaves")
         cuts, at = [], _LEAVES_HEAD.size
         for width in widths:
             cuts.append(raw[at : at + width * count])
@@ -183,7 +183,7 @@ class Root:
         packs, leaves, extents = counts
         wanted = _HEAD.size + 44 * packs + (6 + DIGEST) * leaves + 4 * extents
         if magic != b"PMAP" or not total == wanted == len(raw) or extents != -(-size // EXTENT):
-            raise Damaged(f"pack {pack.name}: a page map has an impossible root", detail=f"{len(raw)} bytes, {magic!r}")
+            raise Damaged(f"pack {pack.name}: invalid root of a page map", detail=f"{len(raw)} bytes, {magic!r}")
         view, at, cuts = memoryview(raw), _HEAD.size, []
         columns = 4 * packs, 4 * packs, 4 * packs, 32 * packs, 4 * leaves, 2 * leaves, 4 * extents, DIGEST * leaves
         for length in columns:
@@ -208,7 +208,7 @@ def read_root(reader: PackReader, pack: str, frame: int) -> bytes:
     plains = reader.frames(pack, more, ROOT) if more else {}
     raw = first + b"".join([plains[number][0] for number in more])
     if len(raw) != total:
-        raise Damaged(f"pack {pack}: a root is cut off", detail=f"{len(raw)} of {total} bytes")
+        raise Damaged(f"pack {pack}: a root is truncated", detail=f"{len(raw)} of {total} bytes")
     return raw
 
 
@@ -228,7 +228,7 @@ class PageMap:
         leaves = self.leaves(self.root.leaf_of[extent])
         place = leaves.index.get(extent)
         if place is None or leaves.units != self.units:
-            raise Damaged(f"page map of {self.root.size} bytes: there is no leaf for extent {extent}")
+            raise Damaged(f"page map of {self.root.size} bytes: no leaf for extent {extent}")
         return leaves, place
 
     def digests(self, first: int, last: int) -> bytes:
@@ -252,8 +252,8 @@ class PageMap:
         digest = self.root.leaf_digests[DIGEST * number : DIGEST * number + DIGEST]
         if self.reader.digests.frame(parts, len(raw))[:DIGEST] != digest:
             raise Damaged(
-                f"pack {pack}: has other leaves than the page map says",
-                detail="another pack of this repository lies under its name",
+                f"pack {pack}: its leaves are not those that the page map names",
+                detail="the storage has another pack of this repository under this name",
                 facts={"object": object_name(pack)},
             )
         leaves = Leaves(raw, f"pack {pack}")
@@ -267,5 +267,5 @@ class PageMap:
         """Return the name (hex) of a pack by its number."""
         name = self.names.get(number)
         if name is None:
-            raise Damaged(f"page map of {self.root.size} bytes: there is no pack {number}")
+            raise Damaged(f"page map of {self.root.size} bytes: no pack {number}")
         return name

@@ -109,7 +109,7 @@ class PackReader:
         except KeyRefused as refused:
             if pack_name(self._storage.get(key, 0, size)) == name:
                 raise
-            detail = "its bytes do not have the digest that it is named after"
+            detail = "its bytes do not match the hash in its name"
             raise Damaged(f"pack {name}: damaged", detail=detail, facts={"object": key}) from refused
 
 

@@ -21,11 +21,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
 from dbguardd.errors import Damaged, GuardError
+from dbguardd.frozen import frozen
 from dbguardd.repository.model import encode
 from dbguardd.repository.opening import domains
 from dbguardd.repository.seal import Domain, Keyring, Randomness, seal, unseal
@@ -34,7 +35,7 @@ from dbguardd.storage.base import Entry, Storage
 KINDS = ("backup", "print", "proof", "hold", "release", "tomb")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """One opened record. `stored_at` is the storage's own time."""
 
@@ -50,7 +51,7 @@ class Record:
         return f"records/{self.kind}/{self.slot}-{self.hash}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unreadable:
     """A record that is listed but did not open; `error` says why."""
 
@@ -76,7 +77,7 @@ class Records:
         name = f"records/{kind}/{slot}-{hashlib.sha256(data).hexdigest()}"
         self._storage.put(name, data)
         if self._storage.get(name) != data:
-            raise Damaged(f"{name}: the storage returns other bytes than it was given", detail=self._storage.url)
+            raise Damaged(f"{name}: the storage returns other bytes than were written", detail=self._storage.url)
         unseal(self.keyring_of(domain), kind, slot, data, name)
         return name
 
@@ -107,7 +108,7 @@ class Records:
         try:
             data = self._storage.get(entry.name)
             if hashlib.sha256(data).hexdigest() != digest:
-                raise Damaged(f"{entry.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+                raise Damaged(f"{entry.name}: its bytes do not match the hash in its name", detail=f"{len(data)} bytes")
             domain, text = self._unseal(kind, slot, data, entry.name)
             return Record(kind, slot, digest, entry.modified_at, domain, json.loads(text))
         except GuardError as error:

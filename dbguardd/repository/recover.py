@@ -1,4 +1,4 @@
-"""Restores backups of dbguard without dbguard: one file, for the day when nothing else is left.
+"""Restores backups of dbguard without dbguard: one file that needs only the storage and a key.
 
     python3 recover.py KEY STORAGE list
     python3 recover.py KEY STORAGE restore BACKUP TARGET [--until MOMENT]
@@ -6,21 +6,22 @@
 
 STORAGE is the directory of the repository, or a copy of it. KEY is one of: --machine-key FILE (32 bytes), --identity
 FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or `-`: the first line of standard input),
---root-key FILE (32 bytes, the root key itself). scrub compares every object with its name, which needs no key; only
-with a key it sees what is missing: a copy made while a backup ran can lack packs. TARGET is a directory that does not
-exist; each stream of the backup becomes a file in it, checked against its digest. The directory is for you alone, the
-file has the mode that the database had; the owner that it had stands in facts.dbguard.json. With --until
-(2026-09-12T08:59:00Z) the log that was stored since the backup is put over it, up to that moment; that of a PostgreSQL
-cluster is put beside it, for its server to recover by.
+--root-key FILE (32 bytes, the root key itself). scrub compares every object with the hash in its name, which needs no
+key; with a key, it also reports missing packs: a copy made while a backup ran can lack some. TARGET is a directory that
+does not exist yet; each stream of the backup becomes a file in it, verified by its digest. Only you can read the
+directory; the files get the mode of the database, and facts.dbguard.json records its owner. With --until
+(2026-09-12T08:59:00Z), the log stored since the backup is applied up to that moment; the log of a PostgreSQL cluster is
+written beside the cluster, and its server recovers with it.
 
 Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage:
 
     python3 -m venv ~/v; . ~/v/bin/activate; pip install blake3 cryptography pyrage zstandard
 
-Without pyrage, age itself opens the wrapped key in keys/ (base64); the member "secret" of what is in it is the root key
-in hex.
+Without pyrage, age itself decrypts the wrapped key in keys/ (base64); the result is JSON, whose member "secret" is the
+root key in hex.
 
-This is a second implementation of the format in dbguard-repository(5), written from it: it shares no code with dbguard.
+This is a second implementation of the format in dbguard-repository(5), written from that page: it shares no code with
+dbguard.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ HOLE = 0xFFFFFFFF
 
 
 class Unusable(Exception):
-    """What lies there is not what the format says; the text says where."""
+    """The storage violates the format; the text says where and how."""
 
 
 class Key:
-    """The root key, or the key of one database, and what is derived from it."""
+    """The root key, or the key of one database, and the keys derived from it."""
 
     def __init__(self, repo: bytes, identity: bytes, key: bytes, name: str = "") -> None:
         self.repo, self.id, self.key, self.name = repo, identity, key, name
@@ -89,7 +90,7 @@ def named(storage: Path, name: str) -> bytes:
     """Return an object that is named after its hash."""
     data = (storage / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != name.rpartition("/")[2].rpartition("-")[2]:
-        raise Unusable(f"{name}: damaged, its bytes are not those it is named after")
+        raise Unusable(f"{name}: damaged, its bytes do not match the hash in its name")
     return data
 
 
@@ -128,7 +129,7 @@ class Repository:
         repo = bytes.fromhex(body["repo_id"])
         self.root = Key(repo, bytes(16), root)
         if hmac.digest(self.root.derive(b"description"), canonical(body), "sha256").hex() != mac:
-            raise Unusable("repo.json: it was changed, or this is another repository's key")
+            raise Unusable("repo.json: it was modified, or this is the key of another repository")
         self.keys: dict[bytes, Key] = {}
         for name in listed(storage, "domains"):
             domain = opened(self.root, named(storage, name), "domain", "", name)
@@ -144,7 +145,7 @@ class Repository:
                 data = named(self.storage, name)
                 key = self.keys.get(data[24:40])
                 if key is None:
-                    raise Unusable(f"{name}: the key of its database is gone")
+                    raise Unusable(f"{name}: the key of its database is missing")
                 yield key, opened(key, data, "backup", slot, name), slot in tombs
             except Unusable as error:
                 print(error, file=sys.stderr)
@@ -153,10 +154,13 @@ class Repository:
 def described(storage: Path) -> dict[str, Any]:
     """Return repo.json."""
     if not (storage / "repo.json").is_file():
-        raise Unusable(f"{storage}: there is no repo.json in it, so it is not the directory of a repository")
+        raise Unusable(f"{storage}: not the directory of a repository: it contains no repo.json")
     body: dict[str, Any] = json.loads((storage / "repo.json").read_bytes())
     if body["min_reader"] > FORMAT or body["features"]["required"]:
-        raise Unusable(f"repo.json: needs a newer reader: {body['min_reader']}, {body['features']['required']}")
+        raise Unusable(
+            f"repo.json: this program reads format {FORMAT}; the repository needs {body['min_reader']} "
+            f"and the features {body['features']['required']}"
+        )
     return body
 
 
@@ -192,7 +196,7 @@ class Packs:
         where = place_of(pack)
         cipher, header, table = self.known.get(pack) or self._open(pack, where)
         if number >= len(table) or table[number][1] != kind:
-            raise Unusable(f"{where}: frame {number} is not there or of another kind")
+            raise Unusable(f"{where}: frame {number} is missing, or of another kind")
         digest, _, packed, start, stored, length = table[number]
         with (self.storage / where).open("rb") as file:
             file.seek(start)
@@ -205,7 +209,7 @@ class Packs:
         except (InvalidTag, zstandard.ZstdError) as error:
             raise Unusable(f"{where}: frame {number} is damaged") from error
         if len(data) != length or self.digest(data) != digest:
-            raise Unusable(f"{where}: frame {number} has another digest")
+            raise Unusable(f"{where}: frame {number} does not match its digest")
         self.last = ((pack, number), data)
         return data
 
@@ -226,11 +230,11 @@ class Packs:
             raise Unusable(f"{where}: its trailer is damaged") from error
         for digest, kind, packed, stored, raw in struct.iter_unpack(">32sBBII", plain):
             if raw > MOST:
-                raise Unusable(f"{where}: a frame of {raw} bytes")
+                raise Unusable(f"{where}: a frame of {raw} bytes, at most {MOST}")
             table.append((digest, kind, packed, at, stored, raw))
             at += stored
         if at != size - 12 - length:
-            raise Unusable(f"{where}: its frames do not fill it")
+            raise Unusable(f"{where}: its frames do not exactly fill it")
         self.known[pack] = cipher, header, table
         return self.known[pack]
 
@@ -248,7 +252,7 @@ class Packs:
 
 
 def place_of(pack: str) -> str:
-    """Return where a pack lies in the storage."""
+    """Return the path of a pack in the storage."""
     return f"packs/{pack[:2]}/{pack}"
 
 
@@ -269,7 +273,7 @@ def needed(packs: Packs, body: dict[str, Any]) -> set[str]:
 
 
 def flow(packs: Packs, raw: bytes, home: str) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the chunks of a flow stream, each with the digest that goes into that of the stream."""
+    """Yield the chunks of a flow stream, each with its digest, which the digest of the stream covers."""
     _, _, _, _, count, chunks = struct.unpack_from("<I4sQ32sII", raw)
     at = 56
     names = [own(raw[at + 32 * i : at + 32 * i + 32], home) for i in range(count)]
@@ -282,12 +286,12 @@ def flow(packs: Packs, raw: bytes, home: str) -> Iterator[tuple[bytes, bytes]]:
     for digest, length, number, frame in zip(digests, lengths, numbers, frames, strict=True):
         data = packs.frame(names[number], frame, 2)
         if len(data) != length or packs.digest(data) != digest:
-            raise Unusable("a chunk is not what was backed up")
+            raise Unusable("a chunk differs from what was backed up")
         yield data, digest
 
 
 def paged(packs: Packs, raw: bytes, home: str) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the extents of a paged stream, each with the digest that goes into that of the stream."""
+    """Yield the extents of a paged stream, each with its digest, which the digest of the stream covers."""
     _, _, size, _, unit, _, _, _, count, leaves, extents = struct.unpack_from("<I4sQIIQ32sIIII", raw)
     at = 80
     numbers = struct.unpack_from(f"<{count}I", raw, at)
@@ -313,7 +317,7 @@ def paged(packs: Packs, raw: bytes, home: str) -> Iterator[tuple[bytes, bytes]]:
             pieces.append(data)
         whole = b"".join(pieces)
         if len(whole) != length or packs.parts(whole) != digest:
-            raise Unusable(f"extent {extent} is not what was backed up")
+            raise Unusable(f"extent {extent} differs from what was backed up")
         yield whole, digest
 
 
@@ -334,17 +338,17 @@ def leaf_table(raw: bytes) -> dict[int, tuple[bytes, list[tuple[int, int, int]]]
 
 
 def own(name: bytes, home: str) -> str:
-    """Return the name of a pack; zeros are the pack in which the root itself lies."""
+    """Return the name of a pack; zeros mean the pack that contains the root itself."""
     return name.hex() if any(name) else home
 
 
 def private(name: str, flags: int) -> int:
-    """Open a file that nobody else may read."""
+    """Open a file that only its owner may read."""
     return os.open(name, flags, 0o600)
 
 
 def restore(packs: Packs, stream: dict[str, Any], target: Path) -> None:
-    """Write one stream to a new file and compare its size and digest."""
+    """Write one stream to a new file, and verify its size and digest."""
     home, number = stream["root"]["pack"], stream["root"]["frame"]
     raw = packs.root(home, number)
     pieces = (paged if raw[4:8] == b"PMAP" else flow)(packs, raw, home)
@@ -362,14 +366,14 @@ def restore(packs: Packs, stream: dict[str, Any], target: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     if size != stream["size"] or line.digest().hex() != stream["digest"]:
-        raise Unusable(f"{stream['name']}: the whole is not what was backed up")
+        raise Unusable(f"{stream['name']}: the whole stream differs from what was backed up")
 
 
 # ---------------------------------------------------------------------------------------------- the log
 
 
 def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yield head and body of the segments of a log from number `first` on; it ends where one is missing."""
+    """Yield head and body of the segments of a log from number `first` on, up to the first one that is missing."""
     row = []
     for name in listed(storage, f"log/{key.id.hex()}"):
         slot = name.rpartition("/")[2].rpartition("-")[0]
@@ -390,7 +394,7 @@ def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[
                 parts.append(plain[at + 4 : at + 4 + length])
                 at += 4 + length
             head = json.loads(parts[0])
-            begins = head["number"] - head.get("merged", 0)  # where several were made one
+            begins = head["number"] - head.get("merged", 0)  # several segments may be merged into one
             if begins <= first <= head["number"]:
                 if begins == first and place not in (None, head["since"]):
                     raise Unusable(f"{name}: segment {first} does not follow {first - 1}")
@@ -399,7 +403,7 @@ def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[
 
 
 def replay(storage: Path, key: Key, backup: dict[str, Any], until: datetime, target: Path) -> str:
-    """Put the log over the restored streams in `target`, up to a moment; return the moment that was reached."""
+    """Apply the log to the restored streams in `target`, up to a moment; return the moment that was reached."""
     log, place, made_at = backup["facts"].get("log"), backup["facts"].get("log_place"), str(backup["created_at"])
     if not log or not place:
         raise Unusable("no log goes on from this backup; take another one, or leave --until away")
@@ -410,24 +414,25 @@ def replay(storage: Path, key: Key, backup: dict[str, Any], until: datetime, tar
             break
         end = head["until"]
         past = past or (end["round"] == place["round"] and end["position"] >= place["position"])
-        past = past or (not place["position"] and head["at"] >= made_at)  # an empty log gets another round later
+        past = past or (not place["position"] and head["at"] >= made_at)  # an empty WAL starts another round later
         waiting += [(head, body)] if head["number"] > log["after"] else []
-        if past and head["size"]:  # a transaction ends here, and all that is in the backup is in what was read
+        if past and head["size"]:  # a transaction ends here, and the log read so far covers the backup
             for one in waiting:
                 overlay(target, *one)
             reached, waiting, last = head["at"], [], head
     if not reached:
-        raise Unusable("the log has nothing between this backup and that moment; leave --until away")
+        raise Unusable("the log has nothing between this backup and that moment; omit --until")
     if last.get("sum") and summed(safe(target, last["stream"]), last["page_size"]) != last["sum"]:
-        raise Unusable(f"segment {last['number']}: what the log makes of the backup is not what the database was")
+        raise Unusable(f"segment {last['number']}: the backup with the log applied differs from what the database was")
     return reached
 
 
 def keep_log(storage: Path, key: Key, backup: dict[str, Any], until: datetime, target: Path) -> str:
-    """Write a log of bytes into files as a PostgreSQL server names them; return up to when it goes at least.
+    """Write a log of bytes into WAL files as a PostgreSQL server names them; return the moment it reaches at least.
 
-    Its restore_command finds them in `log` below the target: all that had committed by the moment is in them, and more,
-    so the server needs the moment as its recovery_target_time. What a file has before the log begins has the backup.
+    The server's restore_command finds them in `log` below the target. They contain everything that had committed by the
+    moment, and more, so the server needs the moment as its recovery_target_time. The part of a file before the log
+    begins comes from the backup.
     """
     facts = backup["facts"]
     if not facts.get("log"):
@@ -440,7 +445,7 @@ def keep_log(storage: Path, key: Key, backup: dict[str, Any], until: datetime, t
         if len(turns) > len(head["since"].get("turns", [])):  # another server took over
             left_round, at, _stored, left_at = turns[-1]
             if datetime.fromisoformat(left_at) > until:
-                break  # up to then it was the one before
+                break  # until then the previous server wrote
             if (
                 round
                 and left_round == round
@@ -449,20 +454,20 @@ def keep_log(storage: Path, key: Key, backup: dict[str, Any], until: datetime, t
                 round = turned(target, facts, round, head["until"]["round"], at)
         round = round or (head["until"]["round"] if head["until"]["round"] == facts["log_place"]["round"] else "")
         if not round:
-            continue  # of before the backup, which another server made
+            continue  # from before the backup, which another server made
         if head["until"]["round"] != round or len(data) != head["size"]:
-            raise Unusable(f"segment {head['number']}: is not of the log that goes on from the backup")
+            raise Unusable(f"segment {head['number']}: does not belong to the log that continues the backup")
         lay(target, facts, timeline_of(round), at, data)
         reached = head["at"]
         if datetime.fromisoformat(reached) > until:
             break
     if not reached:
-        raise Unusable("the log has nothing after this backup; leave --until away")
+        raise Unusable("the log has nothing after this backup; omit --until")
     return str(reached)
 
 
 def lay(target: Path, facts: dict[str, Any], timeline: int, at: int, data: memoryview) -> None:
-    """Write bytes of the log into its files, from a place on; what is older than the backup needs is of no use."""
+    """Write bytes of the log into its files, from a place on, except for files older than the backup needs."""
     size = facts["segment_bytes"]
     high, low = facts["start_lsn"].split("/")
     oldest = ((int(high, 16) << 32) + int(low, 16)) // size
@@ -480,7 +485,7 @@ def lay(target: Path, facts: dict[str, Any], timeline: int, at: int, data: memor
 
 
 def turned(target: Path, facts: dict[str, Any], before: str, after: str, at: int) -> str:
-    """Go on along the timeline of another server, whose first file has what lies before; return its round."""
+    """Continue on another server's timeline, whose first file begins as the old timeline's does; return its round."""
     size, old, new = facts["segment_bytes"], timeline_of(before), timeline_of(after)
     path = target / "log" / log_name(facts, old, at)
     whole = path.read_bytes() if path.exists() else member(target / "log.tar", f"pg_wal/{path.name}")
@@ -493,7 +498,7 @@ def turned(target: Path, facts: dict[str, Any], before: str, after: str, at: int
 
 
 def log_name(facts: dict[str, Any], timeline: int, at: int) -> str:
-    """Return the name that a server gives the file in which a place of its log lies."""
+    """Return the name of the server's WAL file that contains a place of its log."""
     number, each = at // facts["segment_bytes"], (1 << 32) // facts["segment_bytes"]
     return f"{timeline:08X}{number // each:08X}{number % each:08X}"
 
@@ -515,7 +520,7 @@ def member(archive: Path, name: str) -> bytes:
 
 
 def summed(file: Path, page_size: int) -> str:
-    """Return the sum of a file: of one hash for each page, of its number and its bytes."""
+    """Return the sum of a file: the hashes of its pages, each of the page's number and bytes, added up."""
     total, number = 0, 0
     with file.open("rb") as opened:
         while page := opened.read(page_size):
@@ -562,9 +567,9 @@ def root_key(storage: Path, options: argparse.Namespace) -> bytes:
                 return unwrap(stretched(options.passphrase_file, wrapped), wrapped, repo)
             if body["kind"] == "age" and options.identity:
                 return unaged(options.identity, wrapped, repo)
-        except (Unusable, LookupError, ValueError, TypeError, RecursionError) as error:  # another one may be whole
+        except (Unusable, LookupError, ValueError, TypeError, RecursionError) as error:  # another one may be intact
             said.append(f"{label}: {error}")
-    raise Unusable("; ".join(said) or "no wrapped key in this repository is of the kind that was given")
+    raise Unusable("; ".join(said) or "this repository has no wrapped key of the kind that was given")
 
 
 def unwrap(key: bytes, wrapped: bytes, repo: bytes) -> bytes:
@@ -597,12 +602,12 @@ def unaged(file: str, wrapped: bytes, repo: bytes) -> bytes:
         raise Unusable(f"{missing}. Try: {sys.executable} -m pip install pyrage") from missing
 
     _, begin, rest = Path(file).read_text().upper().partition("AGE-SECRET-KEY-1")
-    typed = "".join(rest.split())[:58]  # spaces and line ends do not matter, nor what stands around it on the sheet
+    typed = "".join(rest.split())[:58]  # spaces, line ends and the other text of the sheet do not matter
     try:
         identity = pyrage.x25519.Identity.from_str(begin + typed)
     except pyrage.IdentityError as error:
         what = f"{len(typed)} of 58 characters follow AGE-SECRET-KEY-1" if len(typed) < 58 else "its checksum is wrong"
-        raise Unusable(f"{file}: no identity, or it is mistyped: {what}") from error
+        raise Unusable(f"{file}: not an age identity, or mistyped: {what}") from error
     try:
         plain = json.loads(pyrage.decrypt(wrapped, [identity]))
     except pyrage.DecryptError as error:
@@ -616,7 +621,7 @@ def unaged(file: str, wrapped: bytes, repo: bytes) -> bytes:
 
 
 def scrub(storage: Path, repository: Repository | None) -> int:
-    """Compare every object with the hash in its name; with a key, look what is missing of each backup as well."""
+    """Compare every object with the hash in its name; with a key, also report backups that lack packs."""
     bad = seen = 0
     for file in sorted(storage.rglob("*")):
         digest = file.name.rpartition("-")[2]
@@ -635,16 +640,16 @@ def scrub(storage: Path, repository: Repository | None) -> int:
         if gone and not expired:
             cut += 1
             print(f"incomplete: {body['id']} of {body['database']} lacks {min(gone)}: copied while a backup ran?")
-    unseen = "" if repository else "; what is missing was not looked for, that needs a key"
+    unseen = "" if repository else "; missing packs were not looked for: that needs a key"
     lack = f", backups that cannot be restored: {cut}" if cut else ""
     print(f"{'DAMAGED' if bad or cut else 'ok'}: {seen} objects, {bad or 'none'} damaged{lack}{unseen}")
     return 1 if bad or cut else 0
 
 
 def safe(target: Path, name: str) -> Path:
-    """Return where a stream goes; never outside of the target."""
+    """Return the path of a stream's file, which is always inside the target. Raises Unusable."""
     if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
-        raise Unusable(f"{name!r}: not a name for a file")
+        raise Unusable(f"{name!r}: not a safe file name")
     return target / name
 
 
@@ -656,24 +661,24 @@ def show(repository: Repository) -> int:
     for key in repository.keys.values():
         for name in listed(repository.storage, f"log/{key.id.hex()}")[-1:]:
             end = datetime.fromtimestamp(int(name.split("-")[3]) / 1000, UTC)
-            print(f"the log of {key.name} is stored up to {end.isoformat()}; try the newest backup before the moment")
+            print(f"the log of {key.name} ends at {end.isoformat()}; --until needs the newest backup before the moment")
     return 0
 
 
 def take_log(options: argparse.Namespace, key: Key, body: dict[str, Any], moment: datetime) -> None:
-    """Put the log over the restored backup, or beside it, and say how far it goes."""
+    """Apply the log to the restored backup, or write it beside a cluster, and print the moment that it reaches."""
     if "segment_bytes" in body["facts"]:
         reached = keep_log(options.storage, key, body, moment, options.target)
-        print(f"the log is beside it, up to {reached} at least; man dbguard-recovery says how the server takes it")
+        print(f"log/ reaches {reached} at least; dbguard-recovery(7) says how the server recovers with it")
     else:
         reached = replay(options.storage, key, body, moment, options.target)
-        print(f"the log is put over it, up to {reached}")
+        print(f"the log was applied up to {reached}")
     if (moment - datetime.fromisoformat(reached)).total_seconds() > 2:
-        print("that is earlier than asked: the log of this backup has nothing nearer", file=sys.stderr)
+        print("that is earlier than requested: the log has nothing nearer", file=sys.stderr)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what was asked."""
+    """Run the verb; return the exit status."""
     keyed = options.root_key or options.machine_key or options.identity or options.passphrase_file
     if options.verb == "scrub" and (lacking or not keyed):
         print(lacking if keyed else "", end="\n" if keyed else "", file=sys.stderr)
@@ -681,26 +686,26 @@ def run(options: argparse.Namespace) -> int:
     if lacking:
         sys.exit(lacking)
     repository = Repository(options.storage, root_key(options.storage, options))
-    if options.identity:  # anybody can make a repository for a recipient; only the right root key gives the mark
+    if options.identity:  # anybody can make a repository for a recipient; only the right root key yields the mark
         mark = repository.root.derive(b"sheet")[:10].hex()
         shown = "-".join(mark[at : at + 4] for at in range(0, len(mark), 4))
-        print(f"mark {shown}: yours only if the recovery sheet says the same", file=sys.stderr)
+        print(f"mark {shown}: this is your repository only if the recovery sheet shows the same mark", file=sys.stderr)
     if options.verb != "restore":
         return show(repository) if options.verb == "list" else scrub(options.storage, repository)
     found = [(key, body) for key, body, _ in repository.backups() if body["id"].startswith(options.backup.upper())]
     if len(found) != 1:
-        raise Unusable(f"{options.backup}: {len(found)} backups start with that")
+        raise Unusable(f"{options.backup}: {len(found)} backups have an id that starts with this")
     key, body = found[0]
-    moment = datetime.fromisoformat(options.until or body["created_at"])  # said to be wrong before anything is written
+    moment = datetime.fromisoformat(options.until or body["created_at"])  # fails before anything is written
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     options.target.mkdir(mode=0o700, parents=True)
     mode = body["facts"].get("mode")
     for stream in body["streams"]:
         target = safe(options.target, stream["name"])
         restore(Packs(options.storage, key), stream, target)
-        if isinstance(mode, int):  # only now, when all of it is there
+        if isinstance(mode, int):  # only when the file is complete
             target.chmod(mode & 0o777)
-        print(f"{stream['name']}: {stream['size']} bytes, checked")
+        print(f"{stream['name']}: {stream['size']} bytes, verified")
     if options.until:
         take_log(options, key, body, moment)
     with open(options.target / "facts.dbguard.json", "xb", opener=private) as file:  # noqa: PTH123
@@ -709,19 +714,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the command line and run."""
+    """Parse the command line and run the verb."""
     plain, about = argparse.RawDescriptionHelpFormatter, (__doc__ or "").partition("This is a second")[0]
     parser = argparse.ArgumentParser(description=about, formatter_class=plain)
     parser.add_argument("storage", type=Path)
     for name in ("--root-key", "--machine-key", "--identity", "--passphrase-file"):
         parser.add_argument(name, metavar="FILE")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("list", help="say which backups there are")
-    verbs.add_parser("scrub", help="compare every object with its name, and with a key look what is missing")
-    verb = verbs.add_parser("restore", help="write one backup into a new directory")
+    verbs.add_parser("list", help="list the backups")
+    verbs.add_parser("scrub", help="compare every object with the hash in its name; with a key, report missing packs")
+    verb = verbs.add_parser("restore", help="write one backup to a new directory")
     verb.add_argument("backup")
     verb.add_argument("target", type=Path)
-    verb.add_argument("--until", help="with the log since then, up to this moment")
+    verb.add_argument("--until", help="apply the log up to this moment")
     try:
         return run(parser.parse_args(arguments))
     except OSError as error:

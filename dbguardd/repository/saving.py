@@ -134,7 +134,7 @@ class Saving:
         """
         self._new(name)
         if page_size not in _PAGE_SIZES:
-            raise Usage(f"{name}: a page size of {page_size} bytes is not possible", detail=f"one of {_PAGE_SIZES}")
+            raise Usage(f"{name}: invalid page size of {page_size} bytes", detail=f"one of {_PAGE_SIZES}")
         size = _size(name, file)
         filling, unit = GrowingFile(size, filled, changing=changing), max(page_size, UNIT)
         examiner = Examiner(file, name, self._digests, filling=filling, unit=unit, level=self._level)
@@ -146,7 +146,7 @@ class Saving:
             self.written_bytes = done
             raise
         if (now := _size(name, file)) != size and not changing:
-            raise SourceChanged(f"{name}: changed its size during the backup", detail=f"from {size} to {now} bytes")
+            raise SourceChanged(f"{name}: its size changed during the backup", detail=f"from {size} to {now} bytes")
         self._keep(Stream(name, "paged", 0, page_size, "", stamp, Root("", 0)), saved)
 
     def reuse(self, name: str, stamp: str) -> bool:
@@ -174,7 +174,7 @@ class Saving:
         Raises Usage if `facts` exceed 64 KiB: every list of backups reads them.
         """
         if (size := len(encode(facts))) > _FACTS:
-            raise Usage(f"{self._draft.database}: {size} bytes of facts about a backup", detail=f"at most {_FACTS}")
+            raise Usage(f"{self._draft.database}: the facts of a backup have {size} bytes", detail=f"at most {_FACTS}")
         self._writer.finish()
         streams = []
         for stream, place in self._streams.values():
@@ -205,9 +205,9 @@ class Saving:
 
     def _new(self, name: str) -> None:
         if len(name) > _NAME:
-            raise Usage(f"{name[:80]}…: a stream with a name of {len(name)} characters", detail=f"at most {_NAME}")
+            raise Usage(f"{name[:80]}…: the name of a stream has {len(name)} characters", detail=f"at most {_NAME}")
         if name in self._streams:
-            raise Usage(f"{name}: there is already a stream of that name in the backup")
+            raise Usage(f"{name}: the backup already has a stream of this name")
 
     def _keep(self, stream: Stream, saved: Saved) -> None:
         root = stream.root if saved.place else self._old[stream.name].root

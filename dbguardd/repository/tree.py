@@ -89,7 +89,7 @@ class Tree:
         """Open a paged stream for random access: flow.Pages. Raises NotFound, Unsupported, Damaged."""
         source = self._source(name)
         if not isinstance(source, PagesReader):
-            raise Unsupported(f"backup {self._backup.id}: {name!r} is a stream of text, which has no pages")
+            raise Unsupported(f"backup {self._backup.id}: {name!r} is a flow stream, which has no pages")
         return source
 
     def _known(self, name: str) -> PagesReader | None:
@@ -153,6 +153,6 @@ def packs_of(storage: Storage, domain: Domain, backup: Backup) -> frozenset[str]
 def _expect(stream: Stream, size: int, digest: bytes) -> None:
     if (size, digest.hex()) != (stream.size, stream.digest):
         raise Damaged(
-            f"{stream.name}: its map is not the one that the manifest means",
+            f"{stream.name}: its map is not the one that the manifest names",
             detail=f"{size} bytes {digest.hex()} instead of {stream.size} bytes {stream.digest}",
         )

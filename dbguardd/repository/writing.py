@@ -185,6 +185,6 @@ class PackWriter:
             piece = self._storage.get(object_name(name), at, min(_READ_BACK, len(data) - at))
             if len(piece) != min(_READ_BACK, len(data) - at) or not data.startswith(piece, at):
                 raise Damaged(
-                    f"pack {name}: the storage gives back other bytes than it was given",
+                    f"pack {name}: the storage returns other bytes than were written",
                     detail=f"between {at} and {at + _READ_BACK} of {len(data)} bytes in {self._storage.url}",
                 )

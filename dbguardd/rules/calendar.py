@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import islice
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from dbguardd.policy.schedule import Schedule, parse_schedule
+from dbguardd.frozen import frozen
+from dbguardd.policy.schedule import Schedule
 
 LEAST_JITTER_SHARE = 10
 CATCH_UP_SHARE = 4
@@ -28,7 +28,7 @@ MAX_COUNTED = 1000
 CLOCK_TOLERANCE = timedelta(minutes=1)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Timing:
     """One schedule with everything that decides when it runs. `shift` is its jitter, from jitter()."""
 
@@ -47,7 +47,7 @@ class Verdict(StrEnum):
     SKIP = "skip"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Due:
     """What to do now and why. `planned_at` is the latest time that was due; `missed` counts the runs it makes up for.
 
@@ -132,8 +132,3 @@ def jitter(host: str, name: str, bound: timedelta, schedule: Schedule) -> timede
 def full_due(now: datetime, last_full_at: datetime | None, full_every: timedelta | None) -> bool:
     """Return whether the next backup should store every page again."""
     return full_every is not None and (last_full_at is None or now - last_full_at >= full_every)
-
-
-def explain(text: str) -> str:
-    """Return a schedule in words: "At 02:30 on Monday through Friday". Raises ValueError."""
-    return parse_schedule(text).explain()

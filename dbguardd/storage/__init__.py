@@ -1,4 +1,4 @@
-"""Storages, which hold bytes under names. The layers around them are in layers.py.
+"""Storages, which hold bytes under names.
 
 STORAGES is the table of kinds; open_storage opens one as a policy describes it. A new kind needs a new row, a module
 that keeps the promises of storage/base.py, and a line in tests/storage/test_contract.py.
@@ -33,13 +33,7 @@ def _directory(settings: Mapping[str, Any], create: bool) -> Storage:
     return Directory(Path(settings["path"]), create=create, limits=limits)
 
 
-def _memory(settings: Mapping[str, Any], create: bool) -> Storage:
-    from dbguardd.storage.memory import Memory  # noqa: PLC0415 - no policy names it
-
-    return Memory()
-
-
-STORAGES: Mapping[str, Callable[[Mapping[str, Any], bool], Storage]] = {"directory": _directory, "memory": _memory}
+STORAGES: Mapping[str, Callable[[Mapping[str, Any], bool], Storage]] = {"directory": _directory}
 """Every kind of storage: its type in the policy, and the function that opens it."""
 
 

@@ -85,14 +85,14 @@ class Channel:
                 break
             if raw[:1] != b"P" or file is not None or len(parts) * DATA_BYTES > OBJECT_BYTES:
                 _drop(file)
-                raise WorkerDied("the process that opens the database sent nonsense")
+                raise WorkerDied("the other half of the worker sent an invalid message")
         try:
             message = json.loads(b"".join(parts))
         except (ValueError, RecursionError) as error:
             message = error
         if not isinstance(message, dict):
             _drop(file)
-            raise WorkerDied("the process that opens the database sent nonsense")
+            raise WorkerDied("the other half of the worker sent an invalid message")
         return message, file
 
     def receive_into(self, place: memoryview) -> None:
@@ -104,7 +104,7 @@ class Channel:
             file = self._descriptor(count, more, flags)
             if kind != b"D" or file is not None or count == 1:
                 _drop(file)
-                raise WorkerDied("the process that opens the database sent something else than data")
+                raise WorkerDied("the other half of the worker sent another message instead of data")
             place = place[count - 1 :]
 
     def _receive_raw(self) -> tuple[bytes, int | None]:
@@ -119,8 +119,8 @@ class Channel:
                 os.close(file)
             if self._cancelled():  # the other half learnt of it from an answer, and may have ended first
                 raise Cancelled("the job was cancelled")
-            detail = "It sent nonsense." if count else "It closed the seam."
-            raise WorkerDied("the process that opens the database ended early", detail=detail)
+            detail = "It sent an invalid message." if count else "It closed the seam."
+            raise WorkerDied("the other half of the worker ended early", detail=detail)
         return files[0] if files else None
 
     def receive_object(self) -> Object:
@@ -128,7 +128,7 @@ class Channel:
         message, file = self.receive()
         _drop(file)
         if not isinstance(message, dict):
-            raise WorkerDied("the process that opens the database sent data out of turn")
+            raise WorkerDied("the other half of the worker sent data out of turn")
         return message
 
     def answer(self) -> Any:
@@ -168,7 +168,7 @@ class Channel:
                     raise Cancelled("the job was cancelled") from None
                 meanwhile()
             except (BrokenPipeError, ConnectionResetError) as error:
-                raise WorkerDied("the process that opens the database ended early", detail=str(error)) from error
+                raise WorkerDied("the other half of the worker ended early", detail=str(error)) from error
 
 
 def _drop(file: int | None) -> None:

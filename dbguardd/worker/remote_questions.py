@@ -122,12 +122,12 @@ class RemoteQuestions:
             if not isinstance(error, Damaged | ObjectMissing | KeyRefused):
                 raise error
         if problem is not None or not isinstance(found, dict):
-            raise WorkerDied("the question half told of damage that there is not, or sent nonsense")
+            raise WorkerDied("the question half reported damage that does not exist, or sent an invalid message")
         return found
 
 
 def _count(found: Object, name: str) -> int:
     value = found.get(name)
     if not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise WorkerDied("the question half sent nonsense")
+        raise WorkerDied("the question half sent an invalid message")
     return value

@@ -18,7 +18,17 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dbguardd.errors import Cancelled, GuardError, KeyMissing, NoSpace, NotARepository, NotFound, Unreachable
+from dbguardd import __version__
+from dbguardd.errors import (
+    Cancelled,
+    GuardError,
+    KeyMissing,
+    NoSpace,
+    NotARepository,
+    NotFound,
+    Outdated,
+    Unreachable,
+)
 from dbguardd.jobs import JOBS, job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import AgeRecipient, KeyWrapper, Secret, make_key, open_wrappers
@@ -77,6 +87,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
     """Run the job of `spec` to its end and report how it ended."""
     voice = Reporter(1, cancelled)
     try:
+        _check_version(spec["version"])
         engine = RemoteEngine(channel)
         if spec["verb"] == "follow" and spec["request"]["end"]:  # this does not need the stored log
             engine.unfollow()
@@ -122,6 +133,16 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
         return 1
     voice.say({"type": "result", "result": to_json(result)})
     return 0
+
+
+def _check_version(running: str) -> None:
+    """Raise Outdated if the code on disk was replaced: what this worker says may mean something else to the daemon."""
+    if running != __version__:
+        raise Outdated(
+            f"dbguardd {running} is running, but {__version__} is installed",
+            detail="Workers load the installed version, and only a daemon of the same version can use them.",
+            hints=["systemctl restart dbguardd"],
+        )
 
 
 def _look_after(engine: RemoteEngine, error: GuardError) -> None:

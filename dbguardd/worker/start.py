@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from dbguardd import __version__
 from dbguardd.errors import (
     Cancelled,
     GuardError,
@@ -39,6 +40,8 @@ _GRACE_SECONDS = 30.0
 _EXIT_SECONDS = 0.005  # between two polls for the exit of a half
 
 OnMessage = Callable[[dict[str, Any]], None]
+Children = dict[str, asyncio.subprocess.Process]
+"""The halves of a worker: repository, and engine or question."""
 
 
 async def run_worker(
@@ -53,8 +56,9 @@ async def run_worker(
     The answer to a question is in a file that never had a name: it vanishes with the last process that has it open.
     `on_message` gets it as the last message, of type answer, and closes it.
     """
+    spec = {**spec, "version": __version__}  # the worker loads what is installed now
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    children: list[asyncio.subprocess.Process] = []
+    children: Children = {}
     answer: IO[bytes] | None = None
     try:
         engine = (spec["database"] or {}).get("engine")
@@ -80,12 +84,12 @@ async def run_worker(
                 "left": asking,
                 "follows": follows,
             }
-            children.append(await _start("engine", there, settings, run_as))
+            children["engine"] = await _start("engine", there, settings, run_as)
         elif answer is not None:
             settings = {**spec["database"]["settings"], "engine": engine, "staging": NOWHERE}
-            children.append(await _start("question", there, settings, question_uid(may_become_others())))
+            children["question"] = await _start("question", there, settings, question_uid(may_become_others()))
         kept = () if answer is None else (answer.fileno(),)
-        children.insert(0, await _start("repository", here, spec, os.geteuid(), kept))
+        children["repository"] = await _start("repository", here, spec, os.geteuid(), kept)
         here.close()
         there.close()
         result = await _watch(children, on_message, cancel, stall_timeout)
@@ -100,7 +104,7 @@ async def run_worker(
             answer.close()
         here.close()
         there.close()
-        await asyncio.gather(*(_end(child) for child in children))
+        await asyncio.gather(*map(_end, children.values()))
         if "staging" in spec:
             await wipe(Path(spec["staging"]), int(spec["run_as"]))  # what a killed half has left
 
@@ -141,12 +145,12 @@ def environment() -> dict[str, str]:
 
 
 async def _watch(
-    children: list[asyncio.subprocess.Process], on_message: OnMessage, cancel: asyncio.Event, stall_timeout: float
+    children: Children, on_message: OnMessage, cancel: asyncio.Event, stall_timeout: float
 ) -> dict[str, Any]:
     """Read messages until the result; pass on a request to stop once."""
-    repository = children[0]
+    repository = children["repository"]
     assert repository.stdout is not None  # noqa: S101 it was asked for
-    errors = [asyncio.create_task(_tail(child)) for child in children]
+    errors = {half: asyncio.create_task(_tail(child)) for half, child in children.items()}
     stopping = asyncio.create_task(_stop_on(cancel, repository))
     try:
         while True:
@@ -171,7 +175,7 @@ async def _watch(
         raise await _explained(WorkerDied("the worker ended without a result"), children, errors)
     finally:
         stopping.cancel()
-        for task in errors:
+        for task in errors.values():
             task.cancel()
 
 
@@ -193,21 +197,19 @@ async def _tail(process: asyncio.subprocess.Process) -> str:
     return kept.decode(errors="replace")
 
 
-async def _explained(
-    error: GuardError, children: list[asyncio.subprocess.Process], errors: list[asyncio.Task[str]]
-) -> GuardError:
+async def _explained(error: GuardError, children: Children, errors: Mapping[str, asyncio.Task[str]]) -> GuardError:
     """Add how the halves ended, and their last standard error, if the error means that one died or has a bug."""
     if not isinstance(error, WorkerDied | Internal):
         return error
     notes = [error.detail] if error.detail else []
-    for name, child, tail in zip(("repository", "engine"), children, errors, strict=False):
+    for half, child in children.items():
         with suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await _exit(child)
         if child.returncode:
-            notes.append(f"The {name} half ended with {_ending(child.returncode)}.")
+            notes.append(f"The {half} half ended with {_ending(child.returncode)}.")
         with suppress(TimeoutError):
-            notes.append(discreet((await asyncio.wait_for(asyncio.shield(tail), 2)).strip()[-2000:]))
+            notes.append(discreet((await asyncio.wait_for(asyncio.shield(errors[half]), 2)).strip()[-2000:]))
     error.detail = "\n".join(note for note in notes if note)
     return error
 

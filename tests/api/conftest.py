@@ -14,7 +14,7 @@ import pytest
 from dbguardd.api import Limits, serve
 from dbguardd.errors import Busy, Held, NotFound
 from dbguardd.states import Grade, JobState, Role
-from dbguardd.wire import BackupRow, Event, ExpiredRow, JobRow, LogProof, Status, Stretch
+from dbguardd.wire import BackupRow, CoverageRow, Event, ExpiredRow, JobRow, LogProof, Status
 
 AT = "2026-09-12T01:00:00Z"
 BACKUP = BackupRow("01J1", "app", "sqlite", AT, "full", "pages", Grade.PROVEN, 100, 10, "local", kept_because=["last"])
@@ -64,7 +64,7 @@ class Store:
         return self.listed
 
     def coverage(self, database):
-        return [Stretch(AT, AT)], LogProof(AT, AT)
+        return [CoverageRow(AT, AT)], LogProof(AT, AT)
 
     def expired(self, database):
         return [ExpiredRow(BACKUP, AT, AT)]

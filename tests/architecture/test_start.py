@@ -32,7 +32,7 @@ def loaded(module):
     ("module", "never"),
     [
         ("dbguardd.worker.repository_half", HEAVY | OTHERS | {"asyncio", "click", "http.client"}),
-        ("dbguardd.jobs.backup", HEAVY | OTHERS | RARE | {"dbguardd.storage.layers", "tempfile"}),
+        ("dbguardd.jobs.backup", HEAVY | OTHERS | RARE | {"tempfile"}),
         ("dbguardd.jobs.question", HEAVY | OTHERS | {"dbguardd.rules.retention", "zoneinfo"}),
         (
             "dbguardd.worker.engine_half",

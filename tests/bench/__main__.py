@@ -153,7 +153,7 @@ def _their_rounds(place: Path, base: Path, changed: Path, chosen: list[Peer]):
 def _same(one: Path, other: Path) -> None:
     """Every tool must give back what it was given; a fast wrong restore does not count."""
     if not filecmp.cmp(one, other, shallow=False):
-        raise SystemExit(f"{one} is not what was backed up")
+        raise SystemExit(f"{one} differs from what was backed up")
 
 
 def _report(figures: dict[str, dict[str, list[Figures]]], size_mib: int) -> dict[str, object]:

@@ -197,3 +197,29 @@ def test_what_is_appended_while_another_thread_verifies_is_no_finding(audit: Aud
     entry = audit.append(NOW, ALICE, action="x", object="y", outcome="done")
     assert verification() == Verified(4, entry.prev)
     assert audit.verify() == Verified(5, entry.hash)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"seq":"5",REST',
+        b'{"seq":5,"hash":[],REST',
+        b'{"seq":5,"facts":["finding"],REST',
+        b'{"seq":5,"facts":{"a":NaN},REST',
+        b'{"seq":5,"facts":{"a":' + b"[" * 900 + b"]" * 900 + b"},REST",
+    ],
+    ids=range(7),
+)
+def test_a_hostile_line_is_a_finding_and_nothing_fails_on_it(path: Path, catalog: Catalog, line: bytes) -> None:
+    filled(path, catalog)
+    who = b'"action":"audit.broken","actor":{"user":"x"},"at":"","object":"","outcome":""}'
+    with path.open("ab") as file:
+        file.write(line.replace(b"REST", who) + b"\n")
+    audit = opened(path, catalog)
+    assert [entry.seq for entry in audit.show(0, 4)] == [1, 2, 3, 4]
+    with pytest.raises(AuditBroken) as caught:
+        audit.verify()
+    assert "line 5: " in caught.value.detail
+    audit.close()

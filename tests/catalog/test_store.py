@@ -49,7 +49,6 @@ def test_it_is_closed_to_others_whatever_the_umask_is(tmp_path: Path) -> None:
 def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     catalog = Catalog.open(path)
-    assert catalog.fresh
     row = backup(1, note="ünïcode", grade=Grade.PROVEN, proven_at=to_text(NOW), restore_seconds=1.5)
     catalog.backups.put(row)
     catalog.holds.put(HoldRow(row.id, "audit", "alice", to_text(NOW)))
@@ -73,10 +72,9 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     event = catalog.record(NOW, "job.done", "app", job(1).id, {"seconds": 1.0})
 
     catalog = reopened(catalog, path)
-    assert not catalog.fresh
     assert catalog.backups.of("app") == [replace(row, holds=["audit"])]
     assert catalog.jobs.get(job(1).id) == job(1, result={"backup": row.id})
-    assert catalog.runs.all() == [run]
+    assert catalog.runs.get("app", "backup") == run
     assert catalog.pauses.active(to_text(NOW)) == {"app": pause}
     assert catalog.settings.get("policy") == "abc"
     assert catalog.events.find(EventRange(), 10) == [event]
@@ -277,11 +275,12 @@ def test_a_pause_ends_by_itself(catalog: Catalog) -> None:
     assert not catalog.pauses.drop("app")
 
 
-def test_rebuild_replaces_one_storage_and_leaves_the_others(catalog: Catalog) -> None:
+def test_replay_replaces_one_storage_and_leaves_the_others(catalog: Catalog) -> None:
     for number, storage in ((1, "local"), (2, "other"), (3, "local")):
         catalog.backups.put(backup(number, storage=storage))
-    hold = HoldRow(backup(4).id, "court", "alice", to_text(NOW))
-    catalog.rebuild([backup(3, grade=Grade.PROVEN), backup(4)], [], [hold], "local")
+    reports = [("backup.stored", to_json(row)) for row in (backup(3, grade=Grade.PROVEN), backup(4))]
+    hold = ("backup.held", {"id": backup(4).id, "reason": "court", "actor": "alice"})
+    assert catalog.replay("local", [*reports, hold], NOW) == 3
     assert {row.id: row.grade for row in catalog.backups.of("app")} == {
         backup(2).id: Grade.STORED,
         backup(3).id: Grade.PROVEN,

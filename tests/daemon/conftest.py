@@ -13,7 +13,7 @@ import pytest
 
 from dbguardd.catalog import Audit, Catalog, Who
 from dbguardd.daemon.environment import Environment
-from dbguardd.daemon.live import Order, Terms
+from dbguardd.daemon.live import JobTerms, Order
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Cancelled, NotFound
 from dbguardd.wire import EventRange, JobRow
@@ -110,7 +110,7 @@ class World:
     def pass_time(self, **parts: float) -> None:
         self.time += timedelta(**parts)
 
-    def terms_of(self, order: Order) -> Terms:
+    def terms_of(self, order: Order) -> JobTerms:
         name = order.database
         if name is not None and name not in self.known:
             raise NotFound(f"{name}: no such database in the policy")
@@ -119,7 +119,7 @@ class World:
             "storage": {"name": order.storage or "local", "type": "directory", "path": "/x"},
             "key": {"name": "main", "type": "machine"},
         }
-        return Terms(spec, **self.terms)
+        return JobTerms(spec, **self.terms)
 
     @asynccontextmanager
     async def runner(self, max_jobs: int = 4) -> AsyncIterator[tuple[Runner, FakeWorker]]:

@@ -264,6 +264,30 @@ def test_after_a_clock_that_was_ahead_nothing_is_claimed_of_a_time_to_come(place
     guarding(place, test)
 
 
+def test_nothing_is_claimed_of_a_storage_at_another_path_before_it_was_read(place: Place) -> None:
+    """There may be an older copy; and the last word of who followed into the old one does not count."""
+
+    async def test(service: Any, workers: Workers) -> None:
+        following, at, later = service._do.following, to_text(place.wall), to_text(place.wall + timedelta(minutes=5))
+        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
+        workers.begun.append({**facts, "stored_until_at": None})
+        following.reconsider()
+        await until(lambda: workers.following)
+        told = {"chain": "B", "segment": 1, "until_at": later}
+        workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        assert [row.until_at for row in following.covered("app")] == [later]
+        service._do.catalog.settings.put("repository:local", "r")  # it was read once
+        (place.path / "copy").mkdir()
+        (place.path / "copy" / "repo.json").write_text("{}")
+        place.write(f'{place.policy.read_text()}\n[storage.local]\ntype = "directory"\npath = "{place.path}/copy"\n')
+        await service.reload(ALICE)
+        await until(lambda: not workers.following and not following._alive)  # no backup was found there
+        assert following.covered("app") == []
+        assert "scan" in {row.verb for row in service.jobs(None, None, 9)}
+
+    guarding(place, test)
+
+
 def test_a_log_that_keeps_breaking_asks_for_its_backup_less_and_less_often() -> None:
     base = Base()
     assert [now for now in range(1000) if base.ask(now)] == [0, 5, 15, 35, 75, 155, 315, 635]

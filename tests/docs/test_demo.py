@@ -173,7 +173,7 @@ def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, scratch: Pat
         os.killpg(demo.pid, number)  # as a terminal does
         rest = demo.stdout.read()
     assert demo.returncode == 128 + number
-    assert "everything of the demo is removed" in rest
+    assert "all files of the demo were removed" in rest
     assert list(scratch.iterdir()) == []
     assert processes_below(scratch) == []
 

@@ -15,9 +15,9 @@ import pytest
 
 from dbguardd.__main__ import _parser
 from dbguardd.policy import Host as PolicyHost
-from dbguardd.policy import check_text
 from tests.demo import Host
 from tests.docs.pages import PAGES, ROOT, blocks, commands, roff
+from tests.policy.texts import check_text
 from tests.surface.test_manual import parse
 from tests.workload import seed
 

@@ -354,14 +354,14 @@ def test_what_is_typed_to_take_the_place_of_the_original_goes_wholly_or_not_at_a
         (place / "pg_tblspc").mkdir(parents=True)
     (original / "pg_tblspc" / "1").symlink_to("/srv/fast")
     facts = replace(FACTS, directory=str(original), service="", tablespaces={"1": ("fast", "/srv/fast")})
-    text = manual(target, facts, "").partition("take the place")[2]
+    text = manual(target, facts, "").partition("To replace the original")[2]
     typed = "\n".join(line for line in text.splitlines()[1:] if not line.startswith("#"))
 
     def paste():
         return subprocess.run(["bash"], input=f"{typed}\n", check=False, capture_output=True, text=True)
 
     said = paste()
-    assert "it's.before: is there already" in said.stdout and said.returncode and target.is_dir()
+    assert "it's.before: already exists" in said.stdout and said.returncode and target.is_dir()
     assert os.readlink(original / "pg_tblspc" / "1") == "/srv/fast" and (before / "pg_tblspc").is_dir()
     shutil.rmtree(before)
     assert paste().returncode == 0 and not target.exists()

@@ -9,6 +9,7 @@ from postgres_pages_world import shop
 from postgres_world import as_owner, owner
 from test_postgresql_delta_restore import backed_up, keep, overwritten
 
+from dbguardd.engines.postgresql.fresh import together
 from dbguardd.errors import TargetExists
 
 
@@ -55,3 +56,16 @@ def _came_went_and_moved(live):
 def test_tablespaces_that_came_went_and_moved_since_are_as_they_were_and_so_after_the_undo():
     with shop() as live:
         _came_went_and_moved(live)
+
+
+def test_directories_appear_together_or_none_does(tmp_path):
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    with pytest.raises(TargetExists), together([one, two, three]) as made:
+        for work in made:
+            (work / "file").touch()
+        two.mkdir()
+        (two / "of-others").touch()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["two", "two/of-others"]
+    with together([one, three]) as (first, _):
+        (first / "file").touch()
+    assert sorted(os.listdir(tmp_path)) == ["one", "three", "two"] and (one / "file").exists()

@@ -16,7 +16,7 @@ from postgres_world import alive_processes, as_owner, cluster, owner, until
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import ProofQuery
 from dbguardd.engines.fingerprint import NoFingerprint
-from dbguardd.engines.postgresql import _Taking
+from dbguardd.engines.postgresql import _ServerDump
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import Contents, Part
 from dbguardd.engines.postgresql.dump_files import manual
@@ -480,7 +480,7 @@ class Nowhere:
 
 def test_a_dump_that_could_not_be_read_once_more_is_a_backup_without_a_fingerprint(live):
     def take():
-        address, taking = address_of(live.url), _Taking(Nowhere(), (), no_progress, compared=True)
+        address, taking = address_of(live.url), _ServerDump(Nowhere(), (), no_progress, compared=True)
         with connected(address) as connection:
             (database,) = list_databases(connection, "shop")
         with holding(address, database, 5.0, lambda: None) as held:

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import tracemalloc
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,16 +16,19 @@ from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
 from dbguardd.engines.fingerprint import NoFingerprint
-from dbguardd.engines.postgresql.physical.records import Records
-from dbguardd.engines.postgresql.physical.recovery_target import find_point
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
+from dbguardd.engines.postgresql.physical.records import Record, Records
+from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, find_point
 from dbguardd.engines.postgresql.physical.roll_forward import Files
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
+from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Damaged, Unsupported
+from dbguardd.facts import Target
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import recover
-from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN
 from tests.repository.test_log import open_log
+from tests.storage.memory import Memory
 
 FORGED = (
     "a\nrmgr: Transaction len (rec/tot):     34/    34, tx:        731, lsn: 0/7000028, prev 0/7000000, "
@@ -171,6 +175,49 @@ def test_a_place_and_a_restore_point_are_moments(live, kept, place):
     assert asked(live, place / "point", "SELECT count(*) FROM ledger") == ["240"]
     with pytest.raises(Damaged, match="no restore point"):
         as_owner(restored, live, moment(kept.first, *kept.plain, {**target, "name": "p 299"}), place / "wrong")
+
+
+def test_a_target_at_a_commit_has_it_and_one_just_before_has_not(live, kept, place):
+    """Of a time and of a place; a place is one of bytes, and a commit is in it as soon as its record has ended."""
+    _, begun, done = kept.book[120]
+    tree = moment(kept.first, *kept.plain)
+
+    def tried():
+        restored(live, tree, place / "all")
+        log = Records(find_tools("pg_waldump", live.major), str(place / "all/pg_wal"), 1, lambda: None, Damaged)
+        facts = ClusterFacts.read(tree.facts)
+        part = Part(log, facts.start_lsn, facts.start_lsn, facts.moment.until.position)
+
+        def end(**target):
+            return ending(facts, replace(facts.moment, target=Target(**target)), [part])[1].recovery_lsn
+
+        commits = [one for one in log.between(part.start, part.end, "Transaction") if one.committed is not None]
+        number = next(n for n, one in enumerate(commits) if begun <= one.time <= done)
+        before, mine, tick = commits[number - 1], commits[number], timedelta(microseconds=1)
+        when = [end(**at(mine.time + d)) for d in (-tick, 0 * tick, tick)]
+        behind = mine.at + mine.size  # the next record begins at a multiple of 8 bytes
+        where = [end(position=one, lsn="here") for one in (mine.at, behind - 1, behind + 7)]
+        return before.at, mine.at, when, where
+
+    before, mine, when, where = as_owner(tried)
+    assert when == [before, mine, mine]
+    assert before < where[0] == where[1] < mine == where[2]
+
+
+def test_commits_of_one_moment_are_all_in_it_and_none_that_came_after_a_later_one():
+    """What was acknowledged by a moment lies before each record of a later time, also where clocks were set back."""
+    first = datetime(2026, 11, 27, 12, tzinfo=UTC)
+
+    class Told:
+        def between(self, start, end, *kinds):
+            times = (0, 5, 5, 5, 9, 5)
+            for n, seconds in enumerate(times):
+                line = b"COMMIT " + (first + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M:%S.%f UTC").encode()
+                yield Record(b"Transaction", b"COMMIT", n, 100 + n, 1, line)
+
+    part = Part(Told(), 100, 100, 200)
+    ends = [part.last_end(0, first + timedelta(seconds=seconds))[0] for seconds in (4, 5, 8, 9)]
+    assert [one.xid for one in ends] == [0, 3, 3, 5]
 
 
 def test_the_newest_has_all_and_what_was_prepared(live, kept, place):

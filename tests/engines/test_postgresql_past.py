@@ -8,6 +8,8 @@ import json
 import os
 import shlex
 import subprocess
+import tracemalloc
+from itertools import chain
 
 import pytest
 from postgres_pages_world import own_place
@@ -18,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 from dbguardd.engines.base import Bounds
 from dbguardd.engines.postgresql.questions.compare import _definitions
 from dbguardd.engines.postgresql.questions.tables import Table, known
+from dbguardd.engines.postgresql.questions.take_out import _copied
 from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import Cancelled, Damaged, SourceDamaged, TooCostly, ToolMissing, Unsupported, Usage
 
@@ -71,7 +74,7 @@ def test_who_runs_a_text_is_the_very_role_that_owned_what_is_in_it(role):
 
 def test_no_table_is_taken_for_another_that_is_called_like_its_whole_name():
     real, other = (
-        Table(schema, name, quoted, whole=False, owner="o", partition=False, columns=())
+        Table(schema, name, quoted, whole=False, owner="o", within=False, columns=())
         for schema, name, quoted in (("app", "orders", "app.orders"), ("public", "app.orders", 'public."app.orders"'))
     )
     assert known({one.quoted: one for one in (real, other)}, "app.orders", "b", None) is real
@@ -92,6 +95,28 @@ def test_definitions_of_any_number_are_not_in_memory_at_once():
     found = _definitions(Defined(b"a"), Defined(b"b"))
     assert next(found) == {"kind": "function", "name": "f000", "before": "a", "after": "b"} and len(read) < 5
     assert len(list(found)) == 999
+
+
+class _Counted:
+    """A Meter that keeps nothing."""
+
+    size = 0
+
+    def write(self, data):
+        self.size += len(data)
+
+
+def test_a_row_of_any_length_is_written_without_being_in_memory():
+    size, meter = 100 << 20, _Counted()
+    long = (b"x" * (256 << 10) for _ in range(size // (256 << 10)))
+    head, tail = b'COPY "a\nb" FROM st', b"\nsecond FROM stdin;\n\\.\nno row\n"
+    tracemalloc.start()
+    try:
+        rows = _copied(chain((head, b"din;\n"), long, (tail[:-9], tail[-9:])), meter)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert (rows, meter.size) == (2, size + len(head) + 5 + len(tail))
 
 
 # ------------------------------------------------------------------------------------------------ query
@@ -397,8 +422,9 @@ def test_a_partition_on_another_server_keeps_nobody_from_what_is_here(past):
     assert whole[0]["rows"] == part[0]["rows"] == 2
     assert isinstance(rows, Unsupported) and "another server" in rows.message
     ((_, told),) = past.several(("difference", ""), of=("one", "two"), database="books")
-    whys = {line["table"]["table"]: line["table"].get("why", "") for line in told.lines if "table" in line}
-    assert "another server" in whys["public.spread"] and whys["public.booking"] == ""
+    tables = {line["table"]["table"]: line["table"] for line in told.lines if "table" in line}
+    assert "another server" in tables["public.spread"]["why"] and tables["public.spread"]["state"] == "not compared"
+    assert tables["public.spread1"]["state"] == "same" and "public.spread2" not in tables
 
 
 @pytest.mark.parametrize("past", ["dump"], indirect=True)

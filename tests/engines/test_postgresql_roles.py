@@ -19,9 +19,9 @@ from dbguardd.engines.postgresql.roles import each
 from dbguardd.errors import Damaged, PolicyInvalid, ServerUnreachable, SourceReplaced
 from dbguardd.flow import TURNS
 from dbguardd.repository import recover
-from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN
 from tests.repository.test_log import open_log
+from tests.storage.memory import Memory
 
 SLOT = name_of(STAGING)
 SUM = "SELECT count(*) || ' ' || md5(string_agg(id || note, ',' ORDER BY id)) FROM ledger"

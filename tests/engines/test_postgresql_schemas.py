@@ -1,10 +1,15 @@
 """All that PostgreSQL has, in one database: none of it may look changed only because it was dumped and restored."""
 
 import pytest
+from engine_memory import MemorySink, no_progress
 from postgres_world import as_owner, cluster
 from test_postgresql_dump import made, outcomes, place, round_trip, url
 
-from dbguardd.engines.postgresql.prove import judged
+from dbguardd.engines.fingerprint import Fingerprint
+from dbguardd.engines.postgresql.dump import Dumper, decode
+from dbguardd.engines.postgresql.prove import _content, judged
+from dbguardd.engines.postgresql.tools import Tools
+from dbguardd.errors import GuardError, SourceChanged, SourceDamaged, Unsupported
 
 __all__ = ["place"]
 
@@ -128,6 +133,55 @@ def test_rows_are_compared_whatever_a_materialized_view_is_filled_from(live, pla
     outcome, detail = outcomes(found)["database derived"]
     assert outcome == "inconclusive" and detail.startswith("could not connect to server") and "rows are here" in detail
     assert found.fingerprint == taken and taken.rows == 1
+
+
+TOO_LONG = """pg_dump: error: Dumping the contents of table "{}" failed: PQgetResult() failed.
+pg_dump: detail: Error message from server: ERROR:  {}
+pg_dump: detail: Command was: COPY public.t (raw) TO stdout;"""
+
+
+def test_a_row_whose_text_no_server_writes_is_named_with_the_way_out(tmp_path):
+    """This is what pg_dump says of a bytea of 512 MiB, which costs a server seconds and 1 GiB of memory."""
+    tools = Tools(15, "15.0", tmp_path)
+
+    def refused(table, said):
+        (tmp_path / "pg_dumpall").write_text(
+            f"#!/bin/sh\ncat >&2 <<'END'\n{TOO_LONG.format(table, said)}\nEND\nexit 1\n"
+        )
+        (tmp_path / "pg_dumpall").chmod(0o755)
+        with pytest.raises(GuardError) as raised:
+            Dumper({}, tools, MemorySink(), no_progress, 5.0, plain=True).globals("vast", passwords=True)
+        return raised.value
+
+    found = refused("t", "invalid memory alloc request size 1073741827")
+    assert isinstance(found, Unsupported) and found.hints[0] == 'set method = "pages"'
+    assert "too large for a dump" in found.message and "COPY public.t (raw)" in found.detail
+    assert isinstance(refused("a string buffer", "invalid page in block 0 of relation base/5/16384"), SourceDamaged)
+    assert isinstance(refused("a string buffer", "division by zero"), SourceChanged)
+
+
+def test_what_users_added_to_tables_of_extensions_is_said_not_to_be_compared(live, place):  # noqa: F811
+    live.sql("CREATE DATABASE extended")
+    configured = "ARRAY['mine'::regclass::oid, 'again'::regclass::oid], extcondition = ARRAY['', '']"
+    live.sql(
+        """CREATE EXTENSION hstore; CREATE TABLE mine (n int); CREATE SEQUENCE again;
+        ALTER EXTENSION hstore ADD TABLE mine; ALTER EXTENSION hstore ADD SEQUENCE again;
+        UPDATE pg_extension SET extconfig = """ + configured + " WHERE extname = 'hstore'",
+        "extended",
+    )  # fmt: skip
+
+    def dumped():
+        sink = MemorySink()
+        made(live, place, url=url(live, "extended")).dump(sink, no_progress, compared=False)
+        return decode(sink.streams["contents.json"])
+
+    try:
+        contents = as_owner(dumped)
+    finally:
+        live.sql("DROP DATABASE extended")
+    assert [one.filled for one in contents.parts[0].extensions] == [(), ("public.mine",)]
+    said = _content(contents, Fingerprint("", {})).detail
+    assert said.endswith("tables of extensions are not compared: public.mine")
 
 
 @pytest.mark.parametrize(

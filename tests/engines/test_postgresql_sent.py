@@ -22,7 +22,7 @@ from psycopg import pq
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
-from dbguardd.engines.postgresql.physical.sent import Sent
+from dbguardd.engines.postgresql.physical.sent import BaseBackupStream
 from dbguardd.engines.postgresql.physical.slot import check_own
 from dbguardd.engines.postgresql.physical.stream import Stream
 from dbguardd.errors import LogBroken, NoSpace, ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
@@ -73,7 +73,7 @@ def test_a_role_for_replication_is_enough_and_check_says_what_it_lacks(live, pla
     streams, facts, _ = here(sent, live, place, url)
     assert f"{live.config}/postgresql.conf" in facts["left_out"] and b"dbguard-config" not in streams["files.tar"]
     here(lambda: opened(live, place, url).restore(tree(streams, facts), place / "bare", no_progress))
-    text = (place / "bare" / "RESTORE.txt").read_text().partition("role of his name:\n")[2]
+    text = (place / "bare" / "RESTORE.txt").read_text().partition("role of the same name:\n")[2]
     typed = text.partition("#")[0]
     asked = f"{live.programs}/postgres -D {place}/bare -C data_directory"
     assert here(subprocess.call, ["sh", "-c", asked]) and not here(subprocess.call, ["sh", "-ec", typed])
@@ -205,7 +205,7 @@ def header(name, kind=b"0", size=b"0", link=b"", magic=b"ustar\0", prefix=b""):
 def test_what_is_no_base_backup_is_refused(wrong):
     hostile = Hostile(b"nbase.tar\0\0", b"d" + wrong)
     with pytest.raises(SourceInvalid, match="what it sends as its base backup is none"):
-        [list(entry.pieces()) for entry in Sent(hostile, "it", {}, lambda: None, 60.0).entries()]
+        [list(entry.pieces()) for entry in BaseBackupStream(hostile, "it", {}, lambda: None, 60.0).entries()]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_what_is_no_base_backup_is_refused(wrong):
 )
 def test_messages_that_nobody_asked_for_are_refused(messages):
     with pytest.raises(SourceInvalid, match="what it sends as its base backup is none"):
-        list(Sent(Hostile(*messages), "it", {}, lambda: None, 60.0).entries())
+        list(BaseBackupStream(Hostile(*messages), "it", {}, lambda: None, 60.0).entries())
 
 
 def test_a_server_that_says_what_it_likes_for_ever_ends_with_the_job():
@@ -234,7 +234,7 @@ def test_a_server_that_says_what_it_likes_for_ever_ends_with_the_job():
     for kind in (Endless, Sending):
         lives = iter(range(100))
         with pytest.raises(RuntimeError):  # StopIteration, in a generator
-            list(Sent(kind(), "it", {}, lambda lives=lives: next(lives), 60.0).entries())
+            list(BaseBackupStream(kind(), "it", {}, lambda lives=lives: next(lives), 60.0).entries())
 
 
 def test_a_server_that_sends_nothing_more_is_not_waited_for():
@@ -257,7 +257,7 @@ def test_a_server_that_sends_nothing_more_is_not_waited_for():
     with ours, theirs, pytest.raises(ServerUnreachable, match="sends nothing more") as caught:
         busy = Busy()
         busy.socket = ours.fileno()
-        list(Sent(busy, "it", {}, lambda: None, 0.01).entries())
+        list(BaseBackupStream(busy, "it", {}, lambda: None, 0.01).entries())
     assert busy.asked == 3 and caught.value.transient
 
 
@@ -278,7 +278,7 @@ def test_what_tls_has_taken_already_is_not_waited_for():
     with ours, theirs:
         silent = Silent(b"nbase.tar\0\0", b"d" + header(b"a", size=b"0"), b"d" + bytes(1024))
         silent.socket = ours.fileno()
-        entries = Sent(silent, "it", {}, lambda: next(waits), 60.0).entries()
+        entries = BaseBackupStream(silent, "it", {}, lambda: next(waits), 60.0).entries()
         assert next(entries).path == "a"
 
 
@@ -300,11 +300,11 @@ def test_a_name_that_leads_elsewhere_makes_no_directory_that_of_a_server(live):
 
 def test_what_was_not_all_there_is_no_backup(live):
     whole = (b"nbase.tar\0\0", b"d" + header(b"a\n b", size=b"3"), b"dxyz" + bytes(509), b"d" + bytes(1024))
-    sent = Sent(Hostile(*whole), "it", {"16384": "/far"}, lambda: None, 60.0)
+    sent = BaseBackupStream(Hostile(*whole), "it", {"16384": "/far"}, lambda: None, 60.0)
     with pytest.raises(SourceChanged, match="not all of its files came") as caught:
         assert [(entry.path, b"".join(entry.pieces())) for entry in sent.entries()] == [("a\n b", b"xyz")]
     assert "/far" in caught.value.detail
-    sent = Sent(Hostile(b"n7.tar\0/x\0", *whole), "it", {}, lambda: None, 60.0)
+    sent = BaseBackupStream(Hostile(b"n7.tar\0/x\0", *whole), "it", {}, lambda: None, 60.0)
     with pytest.raises(SourceChanged, match="a tablespace was made"):
         list(sent.entries())
 

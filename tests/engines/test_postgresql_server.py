@@ -7,6 +7,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
@@ -330,6 +331,40 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(live, place):
     with pytest.raises(Degraded, match="did not start") as caught:
         as_owner(asked, place, live, [], {"shared_preload_libraries": "no_such_library"})
     assert "no_such_library" in caught.value.detail
+
+
+SLOW = """#!{} -IS
+import pathlib, signal, sys, time
+data = pathlib.Path(sys.argv[2])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+(data / "postmaster.pid").write_text("." + 7 * chr(10) + "ready")
+signal.sigwait([signal.SIGINT])
+(data / "stopping").touch()
+while not (data / "waited").exists():
+    time.sleep(0.02)
+(data / "whole").touch()
+"""
+
+
+def test_a_cluster_that_is_kept_is_shut_down_however_long_its_disk_takes(place):
+    def kept():
+        data, program = place / "data", place / "postgres"
+        data.mkdir()
+        program.write_text(SLOW.format(sys.executable))
+        program.chmod(0o700)
+
+        def waiting():
+            if (data / "stopping").exists():
+                (data / "waited").touch()
+
+        with throwaway(data, Tools(15, "15.0", place), waiting, keep=True):
+            pass
+        found = (data / "whole").exists()
+        shutil.rmtree(data)
+        program.unlink()
+        return found
+
+    assert as_owner(kept)
 
 
 def test_cancelling_the_start_leaves_nothing(live, place):

@@ -23,10 +23,10 @@ from dbguardd.engines.sqlite.child import child, uri
 from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.errors import Unsupported
 from dbguardd.repository.thin import Due, thin
-from dbguardd.storage.memory import Memory
 from dbguardd.sums import as_text, file_sum
 from tests.repository.data_path import NOW
 from tests.repository.test_log import open_log
+from tests.storage.memory import Memory
 
 KEEP = Path(keep.__file__)
 

@@ -22,6 +22,7 @@ from dbguardd.engines.sqlite.live import open_live
 from dbguardd.engines.sqlite.marks import Marks
 from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.errors import LogBroken
+from tests.faults.test_full import a_disk, room
 
 KEEP = Path(keep.__file__)
 
@@ -364,3 +365,24 @@ def test_a_log_whose_end_is_never_reached_is_let_go(tmp_path):
     with pytest.raises(LogBroken) as caught:
         outrunning(world, lines, Steps(lines, looks=20), count=400, behind_bytes=1000 * 4096)
     assert "its end is not reached" in caught.value.detail
+
+
+def test_a_log_is_let_go_before_it_fills_the_disk_of_its_application(tmp_path):
+    lines = []
+    with a_disk(tmp_path / "disk", "size=32m") as disk:
+        world = World(disk, seed=64)
+        with pytest.raises(LogBroken) as caught:
+            outrunning(world, lines, Steps(lines, looks=60), count=100, least_room_bytes=1 << 20)
+        assert "its end is not reached" in caught.value.detail
+        assert room(disk) > 8 << 20
+
+
+def test_a_writer_is_not_waited_for_as_long_as_writers_may_have_to_wait(tmp_path):
+    """While the child waits to keep writers out, nobody reads what they commit."""
+    world, patience = World(tmp_path, seed=65), iter(range(100))
+    argv = ["-S", str(KEEP), uri(str(world.path), ""), str(world.path), "1", "3600"]
+    with world.open_writer(1), child(argv) as keeper:
+        assert "held" in keeper.answer(lambda: None)
+        with world.open_writer(0, hold=True):
+            keeper.ask("turn 3600.0")
+            assert keeper.answer(lambda: next(patience)) == {"turned": False}

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,14 @@ def test_a_busy_application_can_checkpoint_while_it_is_copied(live, staging, tmp
     with closing(sqlite3.connect(tmp_path / "restored.db")) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert len(db.execute("SELECT rowid, data FROM filler").fetchall()) == len(expected)
+
+
+def test_a_busy_application_is_backed_up_however_long_its_log_takes_to_copy(live, staging):
+    ledger(live, filler=3_000_000)
+    with using(live, "idle"):
+        engine = make(live, staging, growth_bytes=100_000, lock_timeout_seconds=0)
+        busy = each_step(lambda: shell(live, "UPDATE filler SET data=randomblob(50000) WHERE rowid < 9"))
+        assert engine.dump(MemorySink(), busy)["tries"] == 2
 
 
 def test_a_log_that_is_written_anew_while_it_is_copied(live, staging, tmp_path):
@@ -310,6 +319,14 @@ def test_a_copy_longer_than_max_block_is_made_in_slices(live, staging, tmp_path)
     assert found.fingerprint == taken
 
 
+def test_a_slice_is_no_larger_than_a_short_max_block_allows(live, staging):
+    ledger(live, "delete", filler=2_000_000)
+    seen = []
+    engine = make(live, staging, max_block_seconds=1e-6, method="dump")
+    facts = engine.dump(MemorySink(), lambda step, done, total: seen.append(done) if step == "snapshot" else None)
+    assert facts["cloned"] or max(later - one for one, later in pairwise(seen)) == 64 << 10
+
+
 def test_a_commit_between_slices_starts_the_copy_again(live, staging, tmp_path):
     ledger(live, "delete", filler=20_000_000)
     engine = make(live, staging, max_block_seconds=0.001, method="dump")
@@ -353,23 +370,6 @@ def test_a_hot_journal_is_rolled_back_in_the_copy_only(live, staging, tmp_path, 
     assert balance(tmp_path / "restored.db") == 0
     assert directory(live.parent) == before
     assert Path(f"{live}-journal").read_bytes() == journal
-
-
-def test_a_hot_journal_of_a_transaction_over_two_databases(live, staging, tmp_path):
-    """Its journal names a super-journal; while that exists the transaction has not committed."""
-    ledger(live, "delete", filler=100_000)
-    with using(live, "crash", 200):
-        pass
-    journal, parent = Path(f"{live}-journal"), Path(f"{live}-mj12345678")
-    name = os.fsencode(parent)
-    tail = (0).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")
-    journal.write_bytes(journal.read_bytes() + tail + bytes.fromhex("d9d505f920a163d7"))
-    parent.write_bytes(os.fsencode(journal) + b"\0")
-    before = directory(live.parent)
-    _, _, found = round_trip(make(live, staging), tmp_path / "restored.db")
-    assert found.fingerprint.tables["moves"].rows == 0
-    assert found.ok
-    assert directory(live.parent) == before
 
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])

@@ -381,11 +381,14 @@ def test_a_copy_that_is_not_sound_stays_a_standby(target: Path, states: list[byt
     assert engine(target).found(target, no_progress) == {"at": 0, "promoted": False}
 
 
-def test_a_full_disk_leaves_what_was_there(target: Path, states: list[bytes]) -> None:
+@pytest.mark.parametrize("pages", [2, 10])
+def test_a_full_disk_leaves_what_was_there(target: Path, states: list[bytes], pages: int) -> None:
+    """It is full while the journal is written, or while the copy grows: then it is half changed, and goes on."""
+
     class Filling(Stretch):
         def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
             length = super().deliver(name, file, delta=delta)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (len(states[0]) + 2 * PAGE, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(states[0]) + pages * PAGE, resource.RLIM_INFINITY))
             return length
 
     begin(target, states[0]).close()
@@ -396,7 +399,14 @@ def test_a_full_disk_leaves_what_was_there(target: Path, states: list[bytes]) ->
         copy.found(target, no_progress)
         with pytest.raises(NoSpace):
             copy.advance(Filling(states[0], states[1]), target, {"at": 1}, no_progress)  # type: ignore[arg-type]
+        if pages == 10:
+            assert journal.stat().st_size > len(states[0])
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            advance(copy, target, states, 1)
+            assert seen(target) == 1
+            copy.rebase(Whole(states[0]), target, {"at": 0}, no_progress)  # type: ignore[arg-type]
 
+    journal = target.with_name(f"{target.name}-journal")
     assert not killed(1 << 30, work)
     copy = engine(target)
     found = copy.found(target, no_progress)

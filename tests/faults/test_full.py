@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from dbguardd.engines import ENGINES
+from dbguardd.errors import NoSpace
+from tests.engines.engine_memory import MemorySink
+from tests.engines.sqlite_world import shell, using
 from tests.faults.hand import Hand, a_place
 from tests.workload import consistent
 
@@ -229,3 +233,24 @@ def test_a_database_that_a_full_disk_emptied_never_counts_as_proven(press):
             graded = hand.run("verify", "shop").result["proof"]
             assert (graded["id"], graded["grade"]) == (good, "proven")
         hand.restores(good)
+
+
+def test_a_copy_ends_before_the_wal_fills_the_disk_of_its_application(tmp_path):
+    """The WAL cannot be reset while the copy is made; the application needs what is left."""
+    with a_disk(tmp_path / "disk", "size=40m") as disk:
+        path = disk / "app.db"
+        make = "PRAGMA journal_mode = wal; CREATE TABLE document (body);"
+        shell(path, make + f"INSERT INTO document VALUES (randomblob({MB}));" * 14)
+        with using(path, "idle"):
+
+            def write(step, done, total):
+                if step == "snapshot" and done:
+                    shell(path, f"UPDATE document SET body = randomblob({3 * MB}) WHERE rowid = 1")
+
+            settings = {"path": str(path), "staging": str(tmp_path / "staging"), "beat_seconds": 0, "step_bytes": MB}
+            engine = ENGINES["sqlite"](settings).snapshots
+            with pytest.raises(NoSpace) as caught:
+                engine.dump(MemorySink(), write)
+            assert caught.value.facts["grown_bytes"] > caught.value.facts["free_bytes"] == room(disk) > 6 * MB
+            assert not os.listdir(tmp_path / "staging")
+            assert shell(path, "PRAGMA wal_checkpoint(TRUNCATE)") == "0|0|0\n"

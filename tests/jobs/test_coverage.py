@@ -17,10 +17,10 @@ from dbguardd.flow import Images, Segment
 from dbguardd.jobs.base import instant
 from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
-from dbguardd.rules.coverage import Stretch
+from dbguardd.rules.coverage import TimeRange
 from dbguardd.rules.coverage import coverage as covered
-from dbguardd.storage.layers import Recording
 from tests.jobs.world import World
+from tests.storage.layers import Recording
 
 HOUR = 3600.0
 
@@ -73,11 +73,11 @@ class Living(World):
         self.engine.rights = {"log_place": self.here()}
         self.backup(users=[self.position])
 
-    def says(self) -> list[Stretch]:
+    def says(self) -> list[TimeRange]:
         """Return what is covered, as the living catalog knows it."""
         return says(self.catalog)
 
-    def scanned(self) -> list[Stretch]:
+    def scanned(self) -> list[TimeRange]:
         """Return what is covered, as an empty catalog learns it from the repository."""
         before = len(self.events)
         super().do("scan")
@@ -90,7 +90,7 @@ class Living(World):
         return found
 
 
-def says(catalog: Catalog) -> list[Stretch]:
+def says(catalog: Catalog) -> list[TimeRange]:
     rows = coverage.read(catalog.settings, "app")
     return covered([row.logged() for row in rows], states_of(catalog.backups.of("app")))
 
@@ -142,7 +142,7 @@ def test_a_log_is_covered_from_the_backup_on_that_its_beginning_was_forgotten_up
     first = log.chains()[0].pieces[0]
     assert 0 < first.first < 40 < first.last
     assert instant(begins) < instant(first.until)
-    assert world.says() == world.scanned() == [Stretch(begins, world.says()[0].until)]
+    assert world.says() == world.scanned() == [TimeRange(begins, world.says()[0].until)]
     world.catalog.close()
 
 

@@ -7,8 +7,8 @@ from dbguardd.errors import SourceReplaced, TargetInUse
 from dbguardd.jobs.verify import lost_content
 from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
-from dbguardd.storage.layers import Recording
 from tests.jobs.world import World
+from tests.storage.layers import Recording
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dbguardd.errors import GuardError, NoSpace, SourceReplaced
+from dbguardd.errors import GuardError, NoSpace, SourceReplaced, TargetExists, Usage
 from dbguardd.flow import Segment
 from dbguardd.jobs.base import instant
 from tests.jobs.world import ToyDeltaRestore, World
@@ -162,3 +162,64 @@ def test_a_named_successor_is_backed_up_from_then_on_also_if_no_log_is_followed(
     base(world, 10)
     (said,) = [row for row in world.do("check", database="app")["findings"] if row["name"] == "the server"]
     assert said["outcome"] == "ok"
+
+
+def test_each_tablespace_gets_a_new_directory_of_its_own_or_nothing_is_promised(world: World) -> None:
+    spaces = {"5": ["far", "/mnt/far"], "6": ["near", "/mnt/near"]}
+    world.engine.rights |= {"tablespaces": spaces, "directory": "/var/lib/pg", "method": "pages"}
+    world.backup(users=[1])
+    to, free = world.place / "data", world.place / "free"
+
+    def plan_of(told: str, to: Path) -> Any:
+        told = told.replace("@", str(free))
+        return world.do("restore", database="app", dry_run=True, to=str(to), tablespace=told)["plan"]
+
+    def planned(told: str, to: Path = to) -> dict[str, str]:
+        return {one["name"]: one["to"] for one in plan_of(told, to)["tablespaces"]}
+
+    assert planned("far=@/a,/mnt/near=@/b") == {"far": f"{free}/a", "near": f"{free}/b"}
+    assert planned("far=@/a") == {"far": f"{free}/a", "near": f"{to}/tablespaces/6"}
+    wrong = (
+        "far=@/a,near=@/a",
+        "far=@/a,near=@/./a",
+        "far=@/a,near=@/a/b",
+        f"far={to}",
+        f"far={to}/x",
+        f"near={to.parent}",
+    )
+    for told in wrong:
+        with pytest.raises(Usage, match="cannot take a tablespace"):
+            planned(told)
+    for told in ("far=@/a,far=@/b", "far=@/a,/mnt/far=@/b"):
+        with pytest.raises(Usage, match="says twice where far goes"):
+            planned(told)
+    with pytest.raises(TargetExists):
+        planned(f"far={world.path.parent}")
+    with pytest.raises(Usage, match="lies below /var/lib/pg"):
+        planned("far=/var/lib/pg/x")
+    with pytest.raises(Usage, match="lies below /var/lib/pg"):
+        planned("", Path("/var/lib/pg/back"))
+    full = Path("/proc/data")  # on a disk without room
+    assert plan_of("", full)["free_bytes"] == 0 < plan_of(f"far={world.place}/far", full)["free_bytes"]
+
+
+def test_a_plan_has_the_very_moment_that_was_asked_for(world: World) -> None:
+    """Its command asks for the time that it shows: a commit may lie between that and the next millisecond."""
+    follow(world, *map(place, (0, 1, 2, 3)))
+    base(world, 3)
+    follow(world, *map(place, (3, 4, 5, 6)))
+    at = world.now - timedelta(seconds=1.000123)
+    for asked in (at, at.replace(microsecond=5000)):
+        found = world.do("restore", database="app", dry_run=True, at=asked.isoformat(), to=str(world.place / "copy"))
+        assert datetime.fromisoformat(found["plan"]["created_at"]) == asked
+
+
+def test_a_position_is_written_as_postgresql_does_and_told_as_such(world: World) -> None:
+    follow(world, *map(place, (0, 1, 2, 3)))
+    base(world, 3)
+    follow(world, *map(place, (3, 4, 5, 6)))
+    for told in ("0/", "5", "0/+5", "0/1_0", "0x0/5", "0/100000000", "-1/5"):
+        with pytest.raises(Usage, match="not a log position"):
+            world.do("restore", database="app", dry_run=True, lsn=told)
+    world.do("restore", database="app", lsn="0/5", to=str(world.place / "copy"))
+    assert world.said("restore.done")[-1].keys() == {"backup", "lsn", "target", "seconds"}

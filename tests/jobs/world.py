@@ -15,7 +15,7 @@ from dbguardd.jobs import job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
-from dbguardd.storage.memory import Memory
+from tests.storage.memory import Memory
 
 
 class ToyEngine:

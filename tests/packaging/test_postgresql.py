@@ -128,7 +128,7 @@ def test_a_table_that_was_dropped_comes_back_by_what_the_restore_printed(machine
     """From a whole cluster, which Debian configures from elsewhere, and which starts beside the one that runs."""
     sql(machine, "DROP TABLE purchase", "shop")
     text = manual(machine, "postgresql", "--to", "/var/lib/postgresql/back")
-    beside, _head, _instead = text.partition("# When it is to take the place")
+    beside, _head, _instead = text.partition("# To replace the original")
     typed = [line for line in beside.splitlines() if not line.startswith("#")]
     typed = [line.replace("SCHEMA.TABLE", "public.purchase").replace("DATABASE", "shop") for line in typed]
     machine.run("su", "-", "postgres", stdin="\n".join(["set -e", *typed, ""]))
@@ -139,7 +139,7 @@ def test_a_whole_server_comes_back_by_what_the_restore_printed(machine, shop):
     """All that came since is gone, the unit of the distribution runs what was restored, and the original is kept."""
     sql(machine, "CREATE TABLE since (n int)", "shop")
     text = manual(machine, "postgresql", "--to", "/var/lib/postgresql/instead")
-    _beside, _head, instead = text.partition("# When it is to take the place")
+    _beside, _head, instead = text.partition("# To replace the original")
     typed = [line for line in instead.splitlines()[1:] if not line.startswith("#")]
     machine.run("sh", "-e", stdin="\n".join([*typed, ""]))
     until(lambda: machine.run("pg_isready", check=False).status == 0, machine.why)

@@ -3,8 +3,8 @@
 import pytest
 
 from dbguardd.kinds import KINDS, engine_of
-from dbguardd.policy import check_text
 from dbguardd.policy.addresses import named_in, socket_of, sockets_of, whole, wrong_with
+from tests.policy.texts import check_text
 
 HERE = "/run/postgresql/.s.PGSQL.5432"
 

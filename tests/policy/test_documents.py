@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dbguardd.policy import Host, Policy, check_text
+from dbguardd.policy import Host, Policy
 from dbguardd.policy.reference import documented, effective, explain, json_schema
+from tests.policy.texts import check_text
 
 ROOT = Path(__file__).parents[2]
 MAN = ROOT / "man/dbguard.toml.5"

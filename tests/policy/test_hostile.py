@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbguardd.policy import check_text
 from dbguardd.policy.scan import MAX_BYTES, scan_text
+from tests.policy.texts import check_text
 
 HEAD = "version = 1\n"
 DATABASE = HEAD + '[database.app]\nengine = "sqlite"\npath = "/srv/app.db"\n'

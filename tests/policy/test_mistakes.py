@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dbguardd.errors import PolicyInvalid
-from dbguardd.policy import Host, check_text
+from dbguardd.policy import Host
 from dbguardd.policy.mistakes import MAX_SHOWN, Mistake, dotted, refusal, report, summary
+from tests.policy.texts import check_text
 
 GOLDEN = Path(__file__).parent / "golden"
 FILE = "/etc/dbguard/policy.toml"

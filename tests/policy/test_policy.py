@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from dbguardd.errors import NotFound, PolicyInvalid
-from dbguardd.policy import Policy, check_text
+from dbguardd.policy import Policy
 from dbguardd.policy.model import Access
 from dbguardd.policy.reference import diff, effective, explain, json_schema
 from dbguardd.policy.render import render_database
 from dbguardd.rules.retention import Keep
 from dbguardd.states import Role
+from tests.policy.texts import check_text
 
 NOW = datetime(2026, 9, 12, 9, 14, tzinfo=UTC)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import dbguardd
 from dbguardd.keys import new_identity
 from tests.process.house import House
 
@@ -30,7 +34,7 @@ def test_a_proof_and_a_job_are_shown_in_words(house: House) -> None:
     assert "findings" not in shown
     jobs = house.does("job", "list")["jobs"]
     said = {job["verb"]: house.ctl("job", "show", job["id"]).out for job in jobs}
-    assert f"backup {id} is stored" in said["backup"]
+    assert f"backup {id} of app is stored" in said["backup"]
     assert "app can be restored in" in said["verify"]
     assert "VERDICT" in said["expire"]
 
@@ -50,6 +54,24 @@ def test_what_was_not_paused_is_not_said_to_go_on_again(house: House) -> None:
     assert "was not paused" in house.ctl("resume", "app").out
     house.does("pause", "app")
     assert "is no longer paused" in house.ctl("resume", "app").out
+
+
+def test_a_daemon_that_was_not_restarted_after_an_upgrade_says_so_and_starts_no_job(house: House) -> None:
+    code = house.place / "code"
+    shutil.copytree(Path(dbguardd.__file__).parent, code / "dbguardd")
+    file, new = code / "dbguardd" / "__init__.py", dbguardd.__version__
+    text = file.read_text()
+    file.write_text(text.replace(new, "0.0.9"))
+    house.database("app")
+    house.protects(house.table("app"))
+    house.start(PYTHONPATH=str(code))
+    assert not house.does("status")["attention"]
+    file.write_text(text)  # workers load the code that these tests run
+    said = f"dbguardd 0.0.9 is running, but {new} is installed"
+    assert house.does("status")["attention"] == [f"{said}: no job starts before a restart"]
+    problem = house.fails("DBG-8004", 1, "backup", "app")
+    assert (problem["message"], problem["hints"]) == (said, ["systemctl restart dbguardd"])
+    assert not house.store.exists()
 
 
 def test_a_text_is_called_a_text(house: House) -> None:

@@ -250,7 +250,7 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
             assert "no key of this machine opens" in seen and "dbguardctl key recover main" in seen
             wrong = new.ctl("--json", "key", "recover", stdin=stranger)
             assert (wrong.status, wrong.problem()["code"]) == (11, "DBG-5001")
-            assert wrong.problem()["detail"].startswith("What is at hand (age) fits none of the 2 recipients: ")
+            assert wrong.problem()["detail"].startswith("The available keys (age) match none of the 2 recipients: ")
             assert new.ctl("key", "recovery-test", "main", stdin=identity).status == 0  # by the sheet alone
             unread = new.fails("DBG-5002", 11, "protect", str(path))  # its name may be that of one of those backups
             assert unread["hints"] == ["dbguardctl key recover main"]

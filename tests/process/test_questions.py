@@ -248,7 +248,8 @@ def test_a_half_that_is_killed_fails_the_question_and_nothing_else(house: House,
     job = house.submit("query", "app", sql=ENDLESS, seconds=600)
     until(lambda: half in house.workers() and house.job(job)["step"] == "answer", lambda: house.job(job))
     os.kill(house.workers()[half], signal.SIGKILL)
-    assert house.ended(job)["problem"]["code"] == "DBG-8001"
+    row = house.ended(job)
+    assert row["problem"]["code"] == "DBG-8001" and f"The {half} half ended with signal SIGKILL." in row["stderr_tail"]
     until(lambda: not house.workers(), house.workers)
     assert house.does("query", "app", "select 1")["rows"] == [[1]]
 

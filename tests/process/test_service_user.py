@@ -80,7 +80,7 @@ def test_it_protects_what_it_cannot_even_see(served: House, users: list[int]) ->
     linked = served.fails("DBG-2007", 1, "protect", str(link))
     assert f"is a link to {path}" in linked["message"] and linked["hints"] == [f"dbguardctl protect {path}"]
     done = served.does("protect", str(path))
-    assert (done["database"], done["found"]) == ("shop", f"SQLite database, 8.00 KiB, owned by uid {owner}")
+    assert (done["database"], done["found"]) == ("shop", f"SQLite database, 8 KiB, owned by uid {owner}")
     assert (done["proof"]["grade"], done["job"]["state"]) == ("proven", "done")
     served.idle()
     served.is_sound()

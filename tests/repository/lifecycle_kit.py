@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from dbguardd.errors import KeyMissing, KeyRefused
 from dbguardd.repository import Backup, Repository
 from dbguardd.repository.clock import Pulse
-from dbguardd.storage.memory import Memory
+from tests.storage.memory import Memory
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 GRACE = timedelta(hours=24)

@@ -20,10 +20,10 @@ import pytest
 from dbguardd.keys import AgeRecipient, Cost, MachineKey, Passphrase, Secret
 from dbguardd.repository import Proof, Repository, recover
 from dbguardd.storage.directory import Directory
-from dbguardd.storage.layers import ReadOnly
-from dbguardd.storage.memory import Memory
 from tests.repository.lifecycle_kit import START
 from tests.repository.test_recover import spill
+from tests.storage.layers import ReadOnly
+from tests.storage.memory import Memory
 
 GOLDEN = Path(__file__).with_name("golden")
 FORMATS = ["format1"]

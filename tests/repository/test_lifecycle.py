@@ -458,7 +458,7 @@ def test_a_leap_after_a_reboot_is_seen_by_the_silence(world):
     world.clock.boot, world.clock.uptime = "boot-2", 60
     world.clock.storage += timedelta(days=4000)
     world.clock.host += timedelta(days=4000)
-    assert "leapt" in doubts(world, repository).message
+    assert "jumped" in doubts(world, repository).message
     world.clock.forward(hours=1)
     doubts(world, repository)
     world.clock.forward(hours=24)

@@ -23,9 +23,9 @@ from dbguardd.repository.moment import MomentTree
 from dbguardd.repository.records import Records
 from dbguardd.repository.seal import Domain, Keyring
 from dbguardd.repository.tree import Tree
-from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN, NOW, save
 from tests.repository.lifecycle_kit import Killed, Mortal
+from tests.storage.memory import Memory
 
 ROOT = Domain(DOMAIN.repo_id, bytes(16), "", bytes(32))
 OTHER = Domain(DOMAIN.repo_id, b"o" * 16, "bank", bytes(range(1, 33)))

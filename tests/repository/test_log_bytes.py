@@ -15,9 +15,9 @@ from dbguardd.repository import LogRange
 from dbguardd.repository.moment import LogTree
 from dbguardd.repository.tree import Tree
 from dbguardd.rules.chains import BYTES
-from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN, NOW, save
 from tests.repository.test_log import PLACE, checked, open_log, segment
+from tests.storage.memory import Memory
 
 
 def piece(number: int, data: bytes) -> Segment:

@@ -15,8 +15,8 @@ import pytest
 
 from dbguardd.keys import AgeRecipient, new_identity, recovery_sheet
 from dbguardd.repository import Repository, recover
-from dbguardd.storage.memory import Memory
 from tests.repository.lifecycle_kit import World
+from tests.storage.memory import Memory
 
 READER = Path(recover.__file__)
 
@@ -120,7 +120,7 @@ def test_with_a_key_scrub_sees_what_a_copy_made_meanwhile_lacks(tmp_path, capsys
     assert (old.id not in said) is root_too
     assert "DAMAGED" in said and said.endswith(f"backups that cannot be restored: {1 if root_too else 2}\n")
     assert recover.main(scrub) == 0
-    assert capsys.readouterr().out.endswith("; what is missing was not looked for, that needs a key\n")
+    assert capsys.readouterr().out.endswith("; missing packs were not looked for: that needs a key\n")
 
 
 def test_a_copy_that_takes_the_records_first_lacks_nothing(tmp_path):
@@ -165,12 +165,12 @@ def test_another_key_and_a_newer_format_are_refused(tmp_path, capsys):
     place = spill(world.storage, tmp_path / "storage")
     (tmp_path / "key").write_bytes(b"?" * 32)
     assert recover.main(["--root-key", str(tmp_path / "key"), str(place), "list"]) == 1
-    assert "another repository's key" in capsys.readouterr().err
+    assert "the key of another repository" in capsys.readouterr().err
     assert recover.main([str(place), "list"]) == 1
     text = (place / "repo.json").read_text()
     (place / "repo.json").write_text(text.replace('"min_reader":1', '"min_reader":2'))
     assert recover.main(["--root-key", str(tmp_path / "key"), str(place), "list"]) == 1
-    assert "newer reader" in capsys.readouterr().err
+    assert "this program reads format 1; the repository needs " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", "a//b", "."])
@@ -259,7 +259,7 @@ def test_a_damaged_wrapped_key_does_not_hide_one_that_is_whole(tmp_path, capsys)
 
 def test_errors_of_the_system_are_told_in_words(tmp_path, capsys):
     assert recover.main(["--identity", "x", str(tmp_path), "list"]) == 1
-    assert "no repo.json in it" in capsys.readouterr().err
+    assert "contains no repo.json" in capsys.readouterr().err
     world = World()
     repository = world.create()
     world.save(repository, "orders")

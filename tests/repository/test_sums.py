@@ -16,10 +16,10 @@ from dbguardd.repository import LogRange, recover
 from dbguardd.repository import log as logs
 from dbguardd.repository.moment import MomentTree
 from dbguardd.repository.tree import Tree
-from dbguardd.storage.memory import Memory
 from dbguardd.sums import as_text, file_sum
 from tests.repository.data_path import DOMAIN, NOW, save
 from tests.repository.test_log import PAGE, PLACE, open_log, segment
+from tests.storage.memory import Memory
 
 PAGES = {2: b"2" * PAGE, 5: b"5" * PAGE}
 
@@ -71,7 +71,7 @@ def test_what_does_not_is_damage_of_the_log(base: bytes, after: bytes, wrong: st
     pages = {2: PAGES[2]} if wrong == "lost page" else PAGES
     data = base if wrong == "lost page" else base[:-1] + b"?"
     assert delivered(data, "", pages) != after, "nobody else would have noticed"
-    with pytest.raises(Damaged, match="is not what the database was") as caught:
+    with pytest.raises(Damaged, match="differs from what the database was") as caught:
         delivered(data, summed(after), pages)
     assert caught.value.facts[LOG]
 
@@ -91,7 +91,7 @@ def test_it_outlives_folding_and_tells_a_standby(after: bytes) -> None:
     assert len(found.pieces) < logs.FOLD
     links = list(log.links(found, 1, found.last))
     assert {link.sum for link in links} == {summed(after)}
-    assert log.stretch(LogRange(found, 0, 5), links[4]).facts["sum"] == summed(after)
+    assert log.changes(LogRange(found, 0, 5), links[4]).facts["sum"] == summed(after)
 
 
 def test_a_log_of_before_is_read(base: bytes, after: bytes) -> None:
@@ -125,5 +125,5 @@ def test_recover_py_compares_it_too(tmp_path: Path, base: bytes, after: bytes, r
         recover.replay(tmp_path, key, backup, one.at, target)
         assert (target / "main").read_bytes() == after
     else:
-        with pytest.raises(recover.Unusable, match="is not what the database was"):
+        with pytest.raises(recover.Unusable, match="differs from what the database was"):
             recover.replay(tmp_path, key, backup, one.at, target)

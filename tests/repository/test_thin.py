@@ -14,10 +14,10 @@ from dbguardd.repository import recover, thin
 from dbguardd.repository.log import FOLD, Link, StoredLog
 from dbguardd.repository.thin import Due, Grain
 from dbguardd.rules.chains import Chain
-from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN, NOW
 from tests.repository.lifecycle_kit import Killed, Mortal
 from tests.repository.test_log import PAGE, PLACE, checked, filled, open_log, segment
+from tests.storage.memory import Memory
 
 MINUTE, HOUR = 60, 3600
 LATER = NOW + timedelta(days=400)

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dbguardd.policy.schedule import parse_schedule
-from dbguardd.rules.calendar import Timing, Verdict, due, explain, full_due, jitter, next_due, upcoming
+from dbguardd.rules.calendar import Timing, Verdict, due, full_due, jitter, next_due, upcoming
 
 BERLIN, NEW_YORK, LORD_HOWE = (ZoneInfo(n) for n in ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe"))
 SCHEDULES = (
@@ -209,8 +209,8 @@ def test_full_backups_by_age():
 
 
 def test_explain():
-    assert explain("mon..fri 02:30") == "At 02:30 on Monday through Friday"
-    assert explain("every 90min") == "Every 1h30min, counted from midnight UTC"
+    assert parse_schedule("mon..fri 02:30").explain() == "At 02:30 on Monday through Friday"
+    assert parse_schedule("every 90min").explain() == "Every 1h30min, counted from midnight UTC"
 
 
 def test_skip_also_holds_for_rare_schedules():

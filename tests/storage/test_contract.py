@@ -1,7 +1,7 @@
 """One suite for every storage and every layer: what storage/base.py promises, nothing that only one of them does."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,79 +9,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dbguardd.errors import Conflict, Damaged, GuardError, ObjectMissing, TooLarge, Unreachable, Usage
+from dbguardd.errors import Conflict, Damaged, GuardError, ObjectMissing, TooLarge, Usage
 from dbguardd.storage import (
     MAX_OBJECT,
     STORAGES,
     Buffer,
-    Capabilities,
     Directory,
-    Entry,
     Storage,
 )
-from dbguardd.storage.layers import ReadOnly, Recording, Retrying
-from dbguardd.storage.memory import Memory
-
-
-class Flaky:
-    """A storage whose every other call fails: in turn before it did anything, and after it did everything."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._calls = 0
-
-    @property
-    def url(self) -> str:
-        return self._storage.url
-
-    def _break(self, verb: Callable[[], object]) -> None:
-        self._calls += 1
-        if self._calls % 4 == 3:
-            verb()
-        if self._calls % 2:
-            raise Unreachable("flaky: no answer")
-
-    def put(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
-        self._break(lambda: self._storage.put(name, data))
-        self._storage.put(name, data)
-
-    def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        self._break(lambda: None)
-        return self._storage.get(name, start, length)
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        entries = list(self._storage.list(prefix))
-        self._calls += 1
-        if self._calls % 2:
-            yield from entries[: len(entries) // 2]
-            raise Unreachable("flaky: the listing broke off")
-        yield from entries
-
-    def delete(self, name: str) -> None:
-        self._break(lambda: self._storage.delete(name))
-        self._storage.delete(name)
-
-    def stat(self, name: str) -> Entry:
-        self._break(lambda: None)
-        return self._storage.stat(name)
-
-    def probe(self) -> Capabilities:
-        self._break(lambda: None)
-        return self._storage.probe()
-
-
-def no_wait(seconds: float) -> None:
-    assert seconds >= 0
-
+from tests.storage.layers import Recording
+from tests.storage.memory import Memory
 
 MAKERS: dict[str, Callable[[Path], Storage]] = {
     "directory": lambda path: Directory(path / "store", create=True),
     "directory with temporary names": lambda path: Directory(path / "store", create=True, nameless=False),
     "memory": lambda path: Memory(),
-    "retrying directory": lambda path: Retrying(Directory(path / "store", create=True), (0, 1), no_wait),
     "recording memory": lambda path: Recording(Memory()),
-    "retrying flaky memory": lambda path: Retrying(Flaky(Memory()), (0, 1, 2), no_wait),
-    "retrying flaky directory": lambda path: Retrying(Flaky(Directory(path / "s", create=True)), (0, 1, 2), no_wait),
 }
 
 
@@ -289,18 +232,3 @@ def test_any_history_is_that_of_a_dictionary(
             with pytest.raises(ObjectMissing):
                 storage.get(name)
     assert {entry.name: storage.get(entry.name) for entry in storage.list("")} == model
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_read_only_passes_on_what_reads_and_refuses_the_rest(kind: str, tmp_path: Path) -> None:
-    storage = MAKERS[kind](tmp_path)
-    storage.put("a/b", b"0123")
-    reader = ReadOnly(storage)
-    assert reader.url == storage.url
-    assert reader.get("a/b", 1, 2) == b"12"
-    assert list(reader.list("a/")) == [reader.stat("a/b")]
-    for act in (lambda: reader.put("c", b""), lambda: reader.delete("a/b"), reader.probe):
-        with pytest.raises(GuardError) as caught:
-            act()
-        assert caught.value.code == "DBG-2008"
-    assert names(storage) == ["a/b"]

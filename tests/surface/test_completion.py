@@ -32,6 +32,10 @@ def test_completion(ctl: Ctl, daemon: FakeDaemon) -> None:
     ]
     assert _complete(ctl, "dbguardctl key recovery-test ") == ["main"]
     assert "--in-place" in _complete(ctl, "dbguardctl restore --")
+    (path,) = ctl(
+        _DBGUARDCTL_COMPLETE="bash_complete", COMP_WORDS="dbguardctl restore app --to /sr", COMP_CWORD="4"
+    ).stdout.splitlines()
+    assert path == "file,/sr"  # the shell completes it
     daemon.routes.clear()
     assert _complete(ctl, "dbguardctl list a") == []
 

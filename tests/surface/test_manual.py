@@ -14,6 +14,7 @@ import click
 import pytest
 
 from dbguardctl.app import SECTIONS, Command, app, global_options
+from dbguardctl.examples import EXAMPLES
 from dbguardd.errors import EXIT_STATUSES, OUTCOMES
 from dbguardd.requests import REQUESTS
 from tests.surface import errors_page
@@ -154,6 +155,30 @@ def test_examples_of_the_manual_can_be_typed(line: str) -> None:
     parse(line)
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_the_help_can_be_typed(name: str) -> None:
+    assert tuple(name.split()) in EVERY
+    for line in EXAMPLES[name]:
+        assert line.startswith(f"dbguardctl {name.partition(' ')[0]}") or "--json" in line
+        parse(re.split(r" [|>] ", line)[0])
+
+
+def test_the_help_of_every_daily_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    from dbguardctl.__main__ import main
+
+    for name in SECTIONS["Every day"]:
+        main([name, "--help"])
+        assert f"Examples:\n  {EXAMPLES[name][0]}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", [words for words, command in EVERY.items() if isinstance(command, click.Group)])
+def test_the_list_of_commands_cuts_no_sentence(group: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    from dbguardctl.__main__ import main
+
+    main([*group, "--help"])
+    assert "..." not in capsys.readouterr().out.replace("[ARGS]...", "")
+
+
 def hints() -> list[str]:
     """Every command of ours that the client's own source tells people to type, with names for what is filled in."""
     found: set[str] = set()
@@ -233,14 +258,23 @@ def test_the_client_loads_little(words: list[str], daemon: FakeDaemon) -> None:
     assert not [name for name in loaded if name.startswith(FORBIDDEN)]
     assert "rich" not in loaded
     ours = {name for name in loaded if name.startswith("dbguardd")}
-    assert ours <= {
-        "dbguardd",
-        *(f"dbguardd.{name}" for name in ("errors", "humanize", "lean", "places", "requests", "states")),
-    }
+    assert {name.removeprefix("dbguardd.") for name in ours} <= {"dbguardd", *SHARED} - {"events", "kinds", "sentences"}
     assert "status" not in words or "dbguardd.requests" not in ours, "its records cost more than all that status does"
 
 
-SHARED = ("errors", "events", "humanize", "kinds", "lean", "places", "requests", "sentences", "states")
+SHARED = {
+    "errors",
+    "events",
+    "frozen",
+    "humanize",
+    "kinds",
+    "lean",
+    "places",
+    "requests",
+    "sentences",
+    "states",
+    "ulids",
+}
 
 
 def test_the_source_imports_only_what_it_may() -> None:
@@ -252,7 +286,7 @@ def test_the_source_imports_only_what_it_may() -> None:
                 root = name.partition(".")[0]
                 assert root in sys.stdlib_module_names or root in ("click", "rich", "dbguardctl", "dbguardd"), path
                 if root == "dbguardd":
-                    assert name.removeprefix("dbguardd.") in ("dbguardd", *SHARED), path
+                    assert name.removeprefix("dbguardd.") in {"dbguardd", *SHARED}, path
 
 
 def test_every_command_is_in_one_section() -> None:

@@ -63,6 +63,37 @@ def test_a_guess_is_asked_and_not_given_as_the_fix(ctl: Ctl, daemon: FakeDaemon)
     assert (done.returncode, daemon.asked, fixes(done.stderr)) == (2, [], ["dbguardctl --help"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["pause", "app", "--for", "2", "hours"], "dbguardctl pause app --for '2 hours'"),
+        (["restore", "app", "--at", "yesterday", "09:00"], "dbguardctl restore app --at 'yesterday 09:00'"),
+        (["restore", "--at", "3h", "ago", "app", "--dry-run"], "dbguardctl restore --at '3h ago' app --dry-run"),
+        (["log", "--since", "yesterday", "09:00"], "dbguardctl log --since 'yesterday 09:00'"),
+        (["hold", "01K4", "--reason", "tax", "audit"], "dbguardctl hold 01K4 --reason 'tax audit'"),
+        (["undelete", "app", "--table", "t", "--at", "3h", "ago"], "dbguardctl undelete app --table t --at '3h ago'"),
+    ],
+    ids=lambda words: "" if isinstance(words, str) else " ".join(words),
+)
+def test_a_value_of_several_words_is_shown_with_quotes(
+    ctl: Ctl, daemon: FakeDaemon, typed: list[str], meant: str
+) -> None:
+    daemon.routes |= {"GET /events": {"events": []}}
+    done = ctl(*typed)
+    assert done.returncode in (2, 8) and daemon.bodies("POST /jobs/restore") == []
+    assert fixes(done.stderr) == [meant]
+    assert "needs quotes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "ours"), [("--backup", "--id"), ("--target", "--to"), ("--yes", "--confirm"), ("--snapshot=x", "--id")]
+)
+def test_the_name_that_other_tools_have_for_an_option_is_known(ctl: Ctl, typed: str, ours: str) -> None:
+    done = ctl("restore", "app", typed)
+    assert (done.returncode, f"Did you mean {ours}?" in done.stderr) == (2, True)
+    assert "Did you mean --" not in ctl("status", typed).stderr  # it has none of these
+
+
 def test_a_missing_confirmation_is_added_to_what_was_typed(ctl: Ctl) -> None:
     words = ["restore", "app", "--id", "01K4", "--in-place", "--timeout", "2h"]
     (fix,) = fixes(ctl(*words).stderr)

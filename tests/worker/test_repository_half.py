@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dbguardd.errors import NoSpace, NotARepository, Unreachable, WorkerDied
+from dbguardd import __version__
+from dbguardd.errors import NoSpace, NotARepository, Outdated, Unreachable, WorkerDied
 from dbguardd.jobs import JOBS
 from dbguardd.keys import new_identity
 from dbguardd.worker.channel import Channel
@@ -23,7 +24,8 @@ def spec(place: Path, verb: str):
     storage = {"name": "local", "type": "directory", "path": str(place / "store")}
     key = {"name": "main", "type": "machine", "path": str(place / "key")}
     request = {"identity": new_identity()[0].reveal().decode()}  # of those that a person opens with a sheet
-    return {"verb": verb, "state": str(place), "storage": storage, "key": key, "request": request}
+    told = {"verb": verb, "state": str(place), "storage": storage, "key": key, "request": request}
+    return {**told, "version": __version__}
 
 
 @pytest.fixture
@@ -70,6 +72,17 @@ def test_a_log_is_let_go_of_for_good_while_its_storage_is_away(tmp_path, capfd):
     engine.join()
     assert asked == [("unfollow", {"if_short": False})]
     assert json.loads(capfd.readouterr().out) == {"type": "result", "result": {}}
+
+
+def test_a_worker_of_another_version_than_the_daemon_does_nothing(tmp_path, capfd):
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    told = {**spec(tmp_path, "backup"), "version": "0.0.9", "database": {"name": "app"}}
+    with here, there:
+        assert run(Channel(here, lambda: False), told, lambda: False) == 1
+    problem = json.loads(capfd.readouterr().out)["problem"]
+    assert (problem["code"], problem["retryable"], problem["database"]) == (Outdated.code, True, "app")
+    assert problem["message"] == f"dbguardd 0.0.9 is running, but {__version__} is installed"
+    assert not (tmp_path / "store").exists() and not (tmp_path / "key").exists()
 
 
 @pytest.mark.parametrize("short", [False, True])

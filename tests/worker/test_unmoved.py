@@ -14,10 +14,10 @@ from dbguardd.engines.base import Engine
 from dbguardd.errors import Cancelled, WorkerDied
 from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
-from dbguardd.storage.memory import Memory
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.engine_half import EngineHalf
 from dbguardd.worker.remote import RemoteEngine, no_progress
+from tests.storage.memory import Memory
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 ROWS = 3000

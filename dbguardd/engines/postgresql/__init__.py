@@ -127,7 +127,7 @@ class PostgresqlDumps:
         self._staging = Path(str(settings["staging"]))
         self._lock_seconds = float(settings.get("lock_timeout_seconds", 5.0))
         self._exclude = [str(pattern) for pattern in settings.get("exclude", ())]
-        self._taken: _Taking | None = None
+        self._taken: _ServerDump | None = None
 
     def probe(self) -> Probe:
         address, only = self._where()
@@ -156,7 +156,7 @@ class PostgresqlDumps:
         tools = find_tools("pg_dump", major, or_newer=True, need="the backup is made with it")
         roles, passwords = roles_of(address)
         dumper = Dumper(address, tools, sink, progress, self._lock_seconds, plain=plain)
-        taking = _Taking(dumper, self._exclude, progress, compared=compared)
+        taking = _ServerDump(dumper, self._exclude, progress, compared=compared)
         for database in databases:
             try:
                 with holding(address, database, self._lock_seconds, lambda: progress("connect", 0, None)) as held:
@@ -198,7 +198,7 @@ class PostgresqlDumps:
         raise _no_way_in()
 
 
-class _Taking:
+class _ServerDump:
     """The progress of a backup being made."""
 
     def __init__(self, dumper: Dumper, exclude: Sequence[str], progress: Progress, *, compared: bool) -> None:

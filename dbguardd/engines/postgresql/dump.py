@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,6 +20,7 @@ from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.child import tool
 from dbguardd.engines.postgresql.connect import READ_ALL, Address, place_of, told
 from dbguardd.engines.postgresql.content import Stored
+from dbguardd.engines.postgresql.meaning import TOO_LONG
 from dbguardd.engines.postgresql.snapshot import Database, Extension, Held
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import (
@@ -30,8 +31,10 @@ from dbguardd.errors import (
     SourceDamaged,
     SourceDenied,
     SourceLocked,
+    Unsupported,
 )
 from dbguardd.flow import Sink
+from dbguardd.frozen import frozen
 
 CONTENTS, ROLES, TABLESPACES = "contents.json", "roles.sql", "tablespaces.sql"
 _VERSION = 1
@@ -50,7 +53,7 @@ _WORDS: Sequence[tuple[str, type[GuardError]]] = (
 """What pg_dump says, in English, and what it means; anything else is a change that it could not follow."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """One database in a backup: its stream, how it was created, and what is missing from it."""
 
@@ -61,7 +64,7 @@ class Part:
     large: bool  # large objects are included, and in the fingerprint
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contents:
     """The contents of a backup of the method dump."""
 
@@ -96,7 +99,7 @@ def decode(data: bytes) -> Contents:
             Part(
                 str(part["stream"]),
                 Database(**part["database"]),
-                tuple(Extension(**extension) for extension in part["extensions"]),
+                tuple(Extension(**{**one, "filled": tuple(one.get("filled", ()))}) for one in part["extensions"]),
                 tuple(part["excluded"]),
                 bool(part["large"]),
             )
@@ -190,8 +193,16 @@ class Dumper:
                 raise self._refusal(what, words[0], child.last_words())
 
     def _refusal(self, what: str, program: str, said: str) -> GuardError:
-        kind = next((kind for words, kind in _WORDS if words in said), SourceChanged)
-        hints = [READ_ALL] if "permission denied" in said else []
+        words = re.sub('"[^"]*"', '""', said)  # names are chosen by users
+        kind = next((kind for sign, kind in _WORDS if sign in words), SourceChanged)
+        if kind is SourceChanged and TOO_LONG.search(words):
+            return Unsupported(
+                f"{place_of(self._address)}: {what} has a row that is too large for a dump",
+                detail=f"{said}\nThe text of a row has at most 1 GiB; that of a bytea is twice as long as its value. "
+                "If no value is that large, the row is damaged. A backup by pages has it as it is.",
+                hints=['set method = "pages"', 'set exclude = ["SCHEMA.TABLE"]  # leaves out the rows of that table'],
+            )
+        hints = [READ_ALL] if "permission denied" in words else []
         return kind(f"{place_of(self._address)}: {program} could not dump {what}", detail=said, hints=hints)
 
 

@@ -1,4 +1,4 @@
-"""Restores a backup of the method dump: a directory of plain files, with a text that says what to do.
+"""Restores a backup of the method dump: a directory of plain files, with instructions in RESTORE.txt.
 
 All or nothing, durable, never over anything: the directory gets its name when it is complete.
 """
@@ -38,7 +38,7 @@ def write_files(tree: Tree, target: Path, progress: Progress, address: Mapping[s
         done = 0
         for name in tree.names():
             if name not in (CONTENTS, ROLES, TABLESPACES) and not _STREAM.fullmatch(name):
-                raise Damaged(f"{name}: is no stream of a dump")
+                raise Damaged(f"{name}: not a stream of a dump")
             with tree.read(name) as source, (work / name).open("xb") as out:
                 while piece := source.read(_PIECE_BYTES):
                     out.write(piece)
@@ -76,10 +76,10 @@ def _reached(address: Mapping[str, str]) -> list[str]:
     """Return the lines by which the commands below reach the server that was backed up."""
     words = [f"{name}={shlex.quote(address[key])}" for key, name in _VARIABLES.items() if key in address]
     if not words or address == address_of(""):
-        return ["# For another server than the one that psql finds by itself, first: export PGHOST=... PGPORT=..."]
+        return ["# If psql does not find the right server by itself, first: export PGHOST=... PGPORT=..."]
     words += ["PGTARGETSESSIONATTRS=read-write"] * ("," in address.get("host", ""))
     return [
-        "# The server that was backed up (for another one, its own host and port):",
+        "# The server that was backed up (for another server, change host and port):",
         safe(f"export {' '.join(words)}"),
     ]
 
@@ -88,18 +88,18 @@ def manual(contents: Contents, target: Path, address: Mapping[str, str]) -> str:
     """Return the instructions beside the dumps: how to restore each database, in commands that can be pasted."""
     place = shlex.quote(str(target))
     lines = [
-        f"A backup of PostgreSQL {contents.server}, as pg_dump writes it. Nothing here has touched a server.",
-        f"Run what follows as the superuser of a server {contents.restored_by} or newer; as root, first: su - postgres",
-        "A dump is run by whoever restores it: bring it back into a server where its owners may do no more than here.",
+        f"A backup of PostgreSQL {contents.server}, as pg_dump writes it. This restore has not changed any server.",
+        f"Run these commands as superuser of a server {contents.restored_by} or newer; as root, first: su - postgres",
+        "A dump contains SQL of its owners, which runs with your rights: use a server on which they need no others.",
         "",
         *_reached(address),
         f"cd {place}",
-        "# Roles, if the server does not have them (those that are there already are said to be, which does no harm):",
+        '# Roles, if the server lacks some (the error "already exists" for the others does no harm):',
         f"psql -X -d postgres -f {ROLES}",
-        f"# Tablespaces: look at {TABLESPACES} first, it names directories that must be there.",
+        f"# Tablespaces: look at {TABLESPACES} first; it names directories that must exist.",
     ]
     if not contents.passwords:
-        lines.insert(-1, "# They have no passwords: the role that made the backup may not read them. Set them anew.")
+        lines.insert(-1, "# They have no passwords: the role that made the backup may not read them. Set new ones.")
     for part in contents.parts:
         name = part.database.name
         new = f"{name}_restored"
@@ -108,12 +108,12 @@ def manual(contents: Contents, target: Path, address: Mapping[str, str]) -> str:
         lines += [
             "",
             safe(f"# Database {name!r}" + (f"; without the rows of {', '.join(part.excluded)}" * bool(part.excluded))),
-            "# Beside the one that is there (nothing of it changes):",
+            "# Under a new name, beside the existing database, which does not change:",
             f"createdb {shlex.join(how_made(part.database))} -- {beside}",
             f"pg_restore -d {into} {part.stream}",
-            "# Or under its own name, on a server that does not have it:",
+            "# Or under its own name, on a server that does not have this database:",
             f"pg_restore -C -d postgres {part.stream}",
-            "# From beside, one table that is gone, with its indexes and constraints (but no other table's to it):",
+            "# One lost table from the new name, with its indexes and its own constraints (not those of other tables):",
             f"pg_dump -d {into} -t SCHEMA.TABLE | psql -X -1 -v ON_ERROR_STOP=1 -d {live}",
         ]
     return "\n".join([*lines, ""])

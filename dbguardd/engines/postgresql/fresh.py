@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dbguardd.durable import sync_directory
@@ -36,6 +36,26 @@ def fresh(target: Path) -> Iterator[Path]:
                 sync_directory(target.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def together(targets: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    """Yield a new directory for each of several places, as fresh() does; all of them appear, the first one last.
+
+    If one cannot appear, those that have appeared before are deleted again.
+    """
+    made = list[tuple[Path, os.stat_result]]()
+    try:
+        with ExitStack() as stack:
+            works = [stack.enter_context(fresh(target)) for target in targets]
+            made = [(target, os.stat(work)) for target, work in zip(targets, works, strict=True)]
+            yield works
+    except BaseException:
+        for target, work in made:
+            with suppress(OSError):
+                if os.path.samestat(os.lstat(target), work):
+                    shutil.rmtree(target)
+        raise
 
 
 @contextmanager

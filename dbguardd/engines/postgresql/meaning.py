@@ -27,6 +27,9 @@ _DAMAGE = re.compile(
     "catalog is missing|missing chunk|unexpected (?:chunk|data beyond|page|timeline)|found xm(?:in|ax)|"
     "could not (?:find redo|locate)|recovery ended before|WAL ends before|requested (?:timeline|recovery stop)"
 )
+TOO_LONG = re.compile("invalid memory alloc request size|string buffer")
+"""Errors of a server for a row whose text would exceed 1 GiB: the text of bytea is twice its size, but its binary form
+is not. A damaged row may give the same errors, but also in binary."""
 _LINE = re.compile(r"^.*?\b(?:ERROR|FATAL|PANIC|DETAIL|HINT):  .*$", re.MULTILINE)
 
 

@@ -37,7 +37,7 @@ from dbguardd.engines.postgresql.sandbox import (
 )
 from dbguardd.engines.postgresql.server import USER, make_cluster, roomy, throwaway
 from dbguardd.errors import GuardError, TooCostly
-from dbguardd.humanize import count
+from dbguardd.humanize import count, some
 
 _QUERY_SECONDS = 60.0
 _BEYOND = re.compile('(?i)superuser|permission denied|(language|foreign-data wrapper) ".*" does not exist')
@@ -107,10 +107,10 @@ def _content(contents: Contents, found: Fingerprint | None) -> Finding:
         return Finding("content", "inconclusive", "not all of it could be restored, so it is not compared")
     excluded = sum(len(part.excluded) for part in contents.parts)
     counted = (count(len(contents.parts), "database"), count(len(found.tables), "table"), count(found.rows, "row"))
-    said = ", ".join(counted)
-    return Finding(
-        "content", "ok", said + (f"; the rows of {excluded} more were left out by the policy" * bool(excluded))
-    )
+    said = ", ".join(counted) + f"; the rows of {excluded} more were left out by the policy" * bool(excluded)
+    if filled := [name for part in contents.parts for extension in part.extensions for name in extension.filled]:
+        said += f"; the rows that users added to tables of extensions are not compared: {some(filled, most=_SHOWN)}"
+    return Finding("content", "ok", said)
 
 
 # ------------------------------------------------------------------------------------------------ restoring

@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dbguardd.engines.postgresql.child import Alive, command, end, environment, run
@@ -22,6 +21,7 @@ from dbguardd.engines.postgresql.connect import Address
 from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, Unsupported, of_file
+from dbguardd.frozen import frozen
 
 USER = "dbguard"
 """The superuser of a throw-away server that initdb creates here."""
@@ -70,7 +70,7 @@ _SINCE = {"event_triggers": 17, "client_connection_check_interval": 14}
 """Settings that older versions do not know, with the first version that does."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Server:
     """A throw-away server that accepts connections."""
 
@@ -136,6 +136,8 @@ def throwaway(
         process = _start(data, told, tools, command(kind, signal.SIGQUIT, [], [str(place) for place in writes]))
         _await(data, told / _LOG, process, tools, alive)
         yield Server(tools, data, told, place, user)
+        if keep:
+            _shut_down(process, alive)
     except ServerUnreachable as error:
         if process is None or not _has_ended(process):
             raise
@@ -234,6 +236,14 @@ def _await(data: Path, log: Path, process: subprocess.Popen[bytes], tools: Tools
             said = _tail(log)
             kind = trouble(said) or Degraded
             raise kind(f"{data}: a throw-away server of PostgreSQL {tools.version} did not start", detail=said)
+        alive()
+        time.sleep(_LOOK_SECONDS)
+
+
+def _shut_down(process: subprocess.Popen[bytes], alive: Alive) -> None:
+    """Wait until a server has written all that it changed: a slow disk takes long, and if killed it has to recover."""
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None:
         alive()
         time.sleep(_LOOK_SECONDS)
 

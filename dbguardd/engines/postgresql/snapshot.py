@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
@@ -30,21 +29,23 @@ from dbguardd.engines.postgresql.connect import (
 from dbguardd.engines.postgresql.content import Stored, has_large, schema_lines, stored_tables
 from dbguardd.engines.postgresql.typed import in_one_line
 from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
+from dbguardd.frozen import frozen
 
 _PAUSE_SECONDS = 0.1
 _PER_STATEMENT = 500  # tables that one statement locks
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Extension:
-    """An extension of a database; names as text."""
+    """An extension of a database; names as text. `filled`: its tables that users may add rows to, which a dump has."""
 
     name: str
     schema: str
     version: str
+    filled: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Database:
     """One database of a server: how it was created."""
 
@@ -57,7 +58,7 @@ class Database:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Held:
     """A database whose snapshot and locks are held."""
 
@@ -169,12 +170,17 @@ def lock(connection: Connection, tables: Sequence[Stored]) -> None:
 def extensions_of(connection: Connection) -> list[Extension]:
     """Return the extensions of a database."""
     asked = (
-        b"SELECT e.extname, n.nspname, e.extversion FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace "
+        b"SELECT e.extname, n.nspname, e.extversion, ARRAY(SELECT format('%I.%I', s.nspname, c.relname) "
+        b"FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace "
+        b"WHERE c.oid = ANY (e.extconfig) AND c.relkind IN ('r', 'p') ORDER BY 1) "
+        b"FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace "
         b"ORDER BY e.oid"  # in order of creation: one may need another
     )
-    return [
-        Extension(*(bytes(part).decode(errors="surrogateescape") for part in row)) for row in rows(connection, asked)
-    ]
+    found = []
+    for *row, filled in rows(connection, asked):
+        name, schema, version = (bytes(part).decode(errors="surrogateescape") for part in row)
+        found.append(Extension(name, schema, version, tuple(shown(bytes(one)) for one in filled)))
+    return found
 
 
 def roles_of(address: Address) -> tuple[list[str], bool]:

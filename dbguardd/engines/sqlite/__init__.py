@@ -20,7 +20,7 @@ from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQue
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
-from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
+from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Snapshot
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.copy import NEW, opened
 from dbguardd.engines.sqlite.examine import examine
@@ -148,7 +148,7 @@ class Sqlite:
         If that changes meanwhile: copy it first.
         """
         self._state = None
-        with closing(snapshot.Taking(self._path, self._staging, self._budget, progress)) as taking:
+        with closing(snapshot.FollowedCopy(self._path, self._staging, self._budget, progress)) as taking:
             try:
                 taking.begin()
                 with taking.opened() as file:
@@ -179,7 +179,7 @@ class Sqlite:
         except sqlite3.Error as error:
             raise refusal(self._path, str(error), _code(error)) from error
 
-    def _facts(self, taken: Taken, header: Header, size: int) -> dict[str, Any]:
+    def _facts(self, taken: Snapshot, header: Header, size: int) -> dict[str, Any]:
         return {
             **_header_facts(header),
             "method": self._method,

@@ -10,13 +10,14 @@ from pathlib import Path
 from dbguardd.engines.base import Progress
 from dbguardd.engines.sqlite.live import Live, State
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 NAME = "snapshot.db"
 SUFFIXES = ("", "-wal", "-shm", "-journal")
 TICK_SECONDS = 0.01  # file times have the granularity of a timer tick (at most 10 ms)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Budget:
     """How long the application may be blocked, how long to wait for a quiet moment, how often to report life."""
 
@@ -27,8 +28,8 @@ class Budget:
     step_bytes: int = 8 << 20  # copying in steps of 1 MiB takes two to four times the processor time (measured)
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+@frozen
+class Snapshot:
     """How the copy was made. `way` is unmoved (no copy was made), wal, idle, rollback, split or hot-journal."""
 
     way: str
@@ -62,9 +63,13 @@ class Attempt:
     done: int = 0
     seconds: float = 0.0
     slowest: float = 0.0
+    step_bytes: int = 0
     cloned: bool = False
     shown: bool = False  # some of the copy was handed out as final
     in_place: bool = False  # no copy is made: the live file is read itself
+
+    def __post_init__(self) -> None:
+        self.step_bytes = self.budget.step_bytes
 
     def staged(self, suffix: str = "") -> Path:
         """Return the path of the copied database, or of one of its side files."""

@@ -205,7 +205,7 @@ class Follower:
         if behind > self._pace.behind_bytes:
             raise self._outrun(f"{behind} bytes of its WAL are waiting, the limit is {self._pace.behind_bytes}.")
         while self._place.frames < index.frames:
-            self._ship.ship(self._stretch(index, at))
+            self._ship.ship(self._next_segment(index, at))
         self._read = True
         if not there:
             self._removed(at)
@@ -236,12 +236,12 @@ class Follower:
         self._watch.new_round()
         self._place = WalPosition(index.salts, 0, b"", self._file)
 
-    def _stretch(self, index: locks.Index, at: datetime) -> Segment:
+    def _next_segment(self, index: locks.Index, at: datetime) -> Segment:
         """Read the next segment.
 
         Only the last one of a look contains everything committed before `at`, so only that one is a moment (`size`).
         """
-        found = self._frames.stretch(self._place, index, self._pace.segment_bytes)
+        found = self._frames.part(self._place, index, self._pace.segment_bytes)
         since, self._place, self._shipped = self._shipped, found.until, found.until
         self._watch.took(found.images, found.sizes)
         self._expected = ""
@@ -307,9 +307,14 @@ class Follower:
         return True
 
     def _check_length(self) -> None:
-        """Raise LogBroken if the WAL is far too long, only we hold it, and its end was out of reach just now."""
+        """Raise LogBroken if the WAL is far too long, only we hold it, and its end was out of reach just now.
+
+        It is too long also if it has taken half of its file system's free space: the application needs the rest.
+        """
         length = log_bytes(self._place.frames, self._frames.index().page_size)
-        if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
+        room = os.statvfs(os.path.dirname(self._live.path))
+        free = max(self._pace.least_room_bytes, room.f_bavail * room.f_frsize)
+        if length > min(_LONGEST * self._pace.behind_bytes, free) and not readers(self._shm, (self._marks.pid,)):
             raise self._outrun(f"Its WAL has {length} bytes, and its end is not reached.")
 
     def _outrun(self, why: str) -> LogBroken:
@@ -351,7 +356,7 @@ class Follower:
         if not self._is_little(index, rest):
             return False
         while self._place.frames < index.frames:
-            rest.append(self._stretch(index, at))
+            rest.append(self._next_segment(index, at))
         return True
 
     def _name_holders(self, *, done: bool) -> None:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from struct import Struct
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.live import Live, Mark
 from dbguardd.errors import LogBroken, SourceChanged
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 _FRAME = Struct(">II8s8s")  # page number, database size in pages after a commit (else 0), salts, checksum
 _PAUSE_SECONDS = 0.001
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WalPosition:
     """A place between two commits: after `frames` frames of the round with `salts`; `checksum` is that of the last."""
 
@@ -44,8 +45,8 @@ class WalPosition:
             return None
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+@frozen
+class WalPart:
     """The content between two places: the newest image of each page, in ascending order, and the place where it ends.
 
     `sizes` are the sizes of the database, in pages, after each commit in it; none in the middle of a transaction.
@@ -114,7 +115,7 @@ class Frames:
         raw = os.pread(self._log, _FRAME.size, _start(number, page_size))
         return int(_FRAME.unpack(raw)[1]) if len(raw) == _FRAME.size else 0
 
-    def stretch(self, since: WalPosition, index: locks.Index, most_bytes: int) -> Stretch:
+    def part(self, since: WalPosition, index: locks.Index, most_bytes: int) -> WalPart:
         """Read frames up to the last commit that fits into `most_bytes`; if none does, a part of a transaction.
 
         Raises LogBroken if they were overwritten meanwhile.
@@ -136,7 +137,7 @@ class Frames:
             raise LogBroken(f"{self._live.path}: the last frame of its WAL is not the one that the WAL index names")
         numbers, view = sorted(page for page in pages if not size or page <= size), memoryview(raw)
         images = {page: view[pages[page] : pages[page] + index.page_size] for page in numbers}
-        return Stretch(until, images, [head[1] for head in heads[:taken] if head[1]] if size else (), last)
+        return WalPart(until, images, [head[1] for head in heads[:taken] if head[1]] if size else (), last)
 
 
 def log_bytes(frames: int, page_size: int) -> int:

@@ -1,8 +1,9 @@
 """Keeps the WAL of a live database from restarting before it was read. Runs as a script, in its own process.
 
 Arguments: the file: URI (up to its question mark) and the path of the database, the time to wait for locks and the time
-to wait for writers, in seconds. Answers with JSON lines: {"held": version} once the first read mark is set, or
-{"error": text, "code": SQLite result code}. Commands on standard input:
+to wait for writers, in seconds (but at most one second: meanwhile nobody reads what they commit). Answers with JSON
+lines: {"held": version} once the first read mark is set, or {"error": text, "code": SQLite result code}. Commands on
+standard input:
 
 ``ping``
     Answer {"here": true}: all marks have been held until now.
@@ -46,6 +47,7 @@ from struct import unpack
 from threading import Thread
 
 _PAUSE_SECONDS = 0.002
+_WAIT_SECONDS = 1.0  # longest wait for a writer, or for a checkpoint of the application
 _FRAMES, _MOVED = 16, 96  # offsets in the WAL index: the number of frames, and of those in the main file
 
 
@@ -77,9 +79,9 @@ class Keeper:
     """The connections: two that alternate in holding a mark, one that checkpoints, one that blocks writers."""
 
     def __init__(self, uri: str, path: str, timeout_seconds: float, block_seconds: float, asked: Requests) -> None:
-        self._block_seconds, self._asked = block_seconds, asked
+        self._block_seconds, self._asked = min(block_seconds, _WAIT_SECONDS), asked
         self._checkpointer = self._open(f"{uri}mode=rw", timeout_seconds)
-        self._barrier = self._open(f"{uri}mode=rw", block_seconds)
+        self._barrier = self._open(f"{uri}mode=rw", self._block_seconds)
         self._checkpointer.execute("PRAGMA user_version").fetchall()  # creates -wal and -shm if there are none
         self._mark, self._spare = (self._open(f"{uri}mode=ro", timeout_seconds) for _ in range(2))
         self._begin(self._mark)

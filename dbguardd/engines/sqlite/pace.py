@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dbguardd.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pace:
     """How often the WAL is read, how large a segment becomes, when the WAL is to be restarted."""
 
@@ -14,6 +14,7 @@ class Pace:
     segment_bytes: int = 4 << 20
     turn_frames: int = 1000  # like SQLite's automatic checkpoint; from this length on we checkpoint
     behind_bytes: int = 1 << 30  # of the WAL that may wait to be read: until it is, the WAL cannot restart
+    least_room_bytes: int = 256 << 20  # a WAL shorter than this is kept, however full its file system is
     max_block_seconds: float = 0.1
     lock_timeout_seconds: float = 10.0
     staging: str = ""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.sqlite import locks
-from dbguardd.engines.sqlite.attempt import NAME, SUFFIXES, Attempt, Budget, Moved, Taken
+from dbguardd.engines.sqlite.attempt import NAME, SUFFIXES, Attempt, Budget, Moved, Snapshot
 from dbguardd.engines.sqlite.copy import opened
 from dbguardd.engines.sqlite.live import State, open_live, read_header
 from dbguardd.engines.sqlite.rollback import hot_journal, in_slices
@@ -30,7 +30,7 @@ def wipe(staging: Path) -> None:
         (staging / f"{NAME}{suffix}").unlink(missing_ok=True)
 
 
-def take(path: str, staging: Path, budget: Budget, progress: Progress, *, tries: int = 0) -> Taken:
+def take(path: str, staging: Path, budget: Budget, progress: Progress, *, tries: int = 0) -> Snapshot:
     """Copy the database to staging/NAME: one plain file, consistent, without side files. `tries` have failed already.
 
     Raises SourceLocked, SourceChanged, SourceDamaged, SourceDenied, SourceInvalid, WouldBlock, NoSpace. After any error
@@ -45,11 +45,11 @@ def take(path: str, staging: Path, budget: Budget, progress: Progress, *, tries:
                 try:
                     next(steps)
                 except StopIteration as end:
-                    taken: Taken = end.value
+                    taken: Snapshot = end.value
                     return taken
 
 
-class Taking:
+class FollowedCopy:
     """A copy that its reader follows. Iterating continues it and yields how many bytes, from the start, are final.
 
     Or the live file itself (see `unmoved`); then each step must be taken when its bytes are needed, and the last one
@@ -60,7 +60,7 @@ class Taking:
         deadline = time.monotonic() + budget.lock_timeout_seconds
         self._runs: list[Attempt] = []
         self._steps = _try(path, staging, budget, progress, deadline=deadline, tries=1, reader=self._runs)
-        self._taken: Taken | None = None
+        self._taken: Snapshot | None = None
 
     def begin(self) -> None:
         """Wait until there is a file to be read, with its final size: see opened()."""
@@ -85,7 +85,7 @@ class Taking:
         self._taken = yield from self._steps
 
     @property
-    def taken(self) -> Taken:
+    def taken(self) -> Snapshot:
         """How the copy was made, once it is finished."""
         if self._taken is None:
             raise Internal("a copy was not followed to its end")
@@ -115,7 +115,7 @@ def _try(
     deadline: float,
     tries: int,
     reader: list[Attempt] | None = None,
-) -> Generator[int, None, Taken]:
+) -> Generator[int, None, Snapshot]:
     """Make one attempt. A `reader` gets it, and may be given the live file itself."""
     try:
         wipe(staging)
@@ -126,7 +126,8 @@ def _try(
             try:
                 taken = yield from _attempt(run, may_stay=reader is not None)
             except Moved as event:
-                if time.monotonic() >= deadline and not run.in_place:
+                begun = reader is not None and (run.in_place or run.shown)  # then there is one more try in any case
+                if time.monotonic() >= deadline and not begun:
                     raise _give_up(run) from event
                 raise
             live.check_same()
@@ -139,7 +140,7 @@ def _try(
         raise
 
 
-def _attempt(run: Attempt, *, may_stay: bool) -> Generator[int, None, Taken]:
+def _attempt(run: Attempt, *, may_stay: bool) -> Generator[int, None, Snapshot]:
     live = run.live
     run.alive()
     locks.wait_shared(live, run.deadline, run.alive)

@@ -15,7 +15,7 @@ import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -30,6 +30,7 @@ from dbguardd.engines.sqlite.publish import SIDES, fresh, only_name
 from dbguardd.engines.sqlite.rights import give
 from dbguardd.errors import (
     Damaged,
+    GuardError,
     NotFound,
     ProofFailed,
     SourceInvalid,
@@ -39,6 +40,7 @@ from dbguardd.errors import (
     Unsupported,
 )
 from dbguardd.flow import Facts, Tree
+from dbguardd.frozen import frozen
 from dbguardd.sums import added, as_text, file_sum, page_hash
 
 SUFFIX = ".standby"
@@ -46,7 +48,7 @@ _HEAD = 100
 _NUMBER_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class State:
     """The state of a copy: `mark` is what its maker recorded about it, `head` the start of its first page in the log.
 
@@ -88,6 +90,7 @@ class SqliteStandby:
         self._staging, self._stream, self._wait_seconds = staging, stream, wait_seconds
         self._file = -1
         self._state: State | None = None
+        self._half = False  # a change of the copy failed in the middle: its journal is hot
 
     # ------------------------------------------------------------------------------------------ what is there
 
@@ -201,6 +204,10 @@ class SqliteStandby:
 
     def _there(self, target: Path) -> State:
         """Return the state of the copy. Raises StandbyChanged if another process wrote to it since."""
+        if self._half:
+            self.close()
+            self.found(target, lambda *_: None)  # rolls back
+            self._half = False
         if self._state is None:
             raise NotFound(f"{target}: no standby is open")
         _only_ours(target, _note(target))
@@ -231,7 +238,11 @@ class SqliteStandby:
         new = replace(_state(mark, first[:_HEAD], after * page_size, total), counter=old.counter + 1, plain=plain)
         change = replace(change, patched={1: new.dressed() + first[_HEAD:]})
         inode = os.fstat(self._file).st_ino
-        overwrite(target, self._file, change, lambda: _write(target, inode, [old, new]), self._wait_seconds)
+        try:
+            overwrite(target, self._file, change, lambda: _write(target, inode, [old, new]), self._wait_seconds)
+        except GuardError:
+            self._half = bool(sides(target))
+            raise
         self._state = new
 
     def _sum_after(self, old: State, was: bytes, change: Change) -> int:

@@ -1,7 +1,7 @@
 """Reads the live file itself if nobody changes it meanwhile: nothing is copied, and nobody is blocked.
 
-The reader requests each step (see Taking in `snapshot`). At the last one everything was read, and only then it is known
-whether it was a single commit. If it was not, the database is copied by the method for its journal mode.
+The reader requests each step (see FollowedCopy in `snapshot`). At the last one everything was read, and only then it is
+known whether it was a single commit. If it was not, the database is copied by the method for its journal mode.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator
 
 from dbguardd.engines.sqlite import locks
-from dbguardd.engines.sqlite.attempt import TICK_SECONDS, Attempt, Moved, Taken
+from dbguardd.engines.sqlite.attempt import TICK_SECONDS, Attempt, Moved, Snapshot
 from dbguardd.engines.sqlite.copy import copying
 from dbguardd.engines.sqlite.live import State
 
@@ -25,7 +25,7 @@ def clones(run: Attempt) -> bool:
     return cloned
 
 
-def read_in_place(run: Attempt) -> Generator[int, None, Taken]:
+def read_in_place(run: Attempt) -> Generator[int, None, Snapshot]:
     """Yield how much may be read, of a database without a WAL or hot journal; call it under SHARED. Raises Moved.
 
     A change of the main file changes its time, size or change counter; a change in progress at the end holds a lock
@@ -46,7 +46,7 @@ def read_in_place(run: Attempt) -> Generator[int, None, Taken]:
         yield there
     yield size
     _check_unmoved(run, before)
-    return Taken("unmoved", 0.0, 0.0, 0, run.tries, False, live.found, time.time(), state=before)
+    return Snapshot("unmoved", 0.0, 0.0, 0, run.tries, False, live.found, time.time(), state=before)
 
 
 def copy_again(run: Attempt, state: State) -> None:

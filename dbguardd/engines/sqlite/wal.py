@@ -2,27 +2,29 @@
 
 The copied WAL tells which pages it contains. Only those are copied first, and SQLite applies the WAL to them. From then
 on the staged file has its final size, and every byte copied later is final at once, so the copy can be stored while it
-is made (see `Taking` in snapshot).
+is made (see `FollowedCopy` in snapshot).
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
 from struct import unpack_from
 
 from dbguardd.engines.sqlite import locks
-from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Moved, Taken
+from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Moved, Snapshot
 from dbguardd.engines.sqlite.child import Hold, hold, refusal
 from dbguardd.engines.sqlite.copy import Copy, copying, opened
 from dbguardd.engines.sqlite.live import Mark, open_side
-from dbguardd.errors import SourceChanged, SourceDamaged
+from dbguardd.errors import NoSpace, SourceChanged, SourceDamaged
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 _LOG_HEADER, _FRAME_HEADER = 32, 24
 _HEAD = 65536  # at least one page
@@ -31,7 +33,7 @@ _ENDLESS = 1 << 62
 Span = tuple[int, int]
 
 
-def beside_users(run: Attempt) -> Generator[int, None, Taken]:
+def beside_users(run: Attempt) -> Generator[int, None, Snapshot]:
     """Copy the WAL, then the main file, while a child holds a read mark. Applications continue to read and write.
 
     Let M be the last frame committed when the mark was taken (sqlite.org/walformat.html, wal.c), and E the last one
@@ -64,10 +66,10 @@ def beside_users(run: Attempt) -> Generator[int, None, Taken]:
                 raise Moved
             yield final
         seconds = time.monotonic() - began
-    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, run.live.found, at, place)
+    return Snapshot("wal", child.longest, seconds, end, run.tries, run.cloned, run.live.found, at, place)
 
 
-def beside_writers(run: Attempt) -> Taken:
+def beside_writers(run: Attempt) -> Snapshot:
     """Copy the main file, then the WAL, beside a busy writer: the mark is renewed whenever the WAL has grown.
 
     So checkpoints continue meanwhile, each as small as usual, and none has to make up for the whole copy. A new mark is
@@ -83,6 +85,7 @@ def beside_writers(run: Attempt) -> Taken:
     live = run.live
     with _marked(run) as (child, log):
         at, header, renewed, began = time.time(), _header(log), False, time.monotonic()
+        before = os.fstat(log).st_size
 
         def both_stand() -> None:
             nonlocal header
@@ -98,6 +101,7 @@ def beside_writers(run: Attempt) -> Taken:
                 for _ in _span(run, copy, (0, _ENDLESS), 0):
                     if _grown(run, log, marked) and child.renew(both_stand):
                         renewed, marked = True, locks.log_end(live.path, os.fstat(log).st_size)
+                    _check_growth(run, log, before)
         end, place = _end(run, log)
         ended_at = time.time()
         _copy_log(run, log, end)
@@ -109,7 +113,7 @@ def beside_writers(run: Attempt) -> Taken:
             run.staged("-wal").unlink()
             end = 0  # the place stays: it was read after the mark was taken, so it is not before the snapshot
         seconds = time.monotonic() - began
-    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at, place)
+    return Snapshot("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at, place)
 
 
 @contextmanager
@@ -149,7 +153,24 @@ def _grown(run: Attempt, log: int, marked: int) -> bool:
     return end < marked or end - marked >= run.budget.growth_bytes
 
 
-def while_idle(run: Attempt) -> Generator[int, None, Taken]:
+def _check_growth(run: Attempt, log: int, before: int) -> None:
+    """Raise NoSpace if the WAL, which cannot restart meanwhile, has taken half of what was free on its file system.
+
+    `before` is its size in bytes when the copy began. The application needs the other half.
+    """
+    room, grown = os.fstatvfs(log), os.fstat(log).st_size - before
+    free = room.f_bavail * room.f_frsize
+    if grown > free:
+        raise NoSpace(
+            f"{run.live.path}: its WAL grew too much while it was copied",
+            detail=f"The WAL cannot be reset during the copy. It grew by {grown} bytes, "
+            f"and {free} bytes are free on its file system. Of {run.total} bytes, {run.done} were copied.",
+            hints=[f"df -h {shlex.quote(os.path.dirname(run.live.path))}"],
+            facts={"grown_bytes": grown, "free_bytes": free},
+        )
+
+
+def while_idle(run: Attempt) -> Generator[int, None, Snapshot]:
     """Copy a WAL database that nobody has open: after a clean close (no WAL) or a crash (WAL left).
 
     Even a read-only SQLite connection would create -wal and -shm here and leave them, or fail in a directory where it
@@ -172,7 +193,7 @@ def while_idle(run: Attempt) -> Generator[int, None, Taken]:
         raise Moved
     log_mark = before[1]
     log_bytes = log_mark.size if log_mark else 0
-    return Taken("idle", 0.0, seconds, log_bytes, run.tries, run.cloned, live.found, time.time())
+    return Snapshot("idle", 0.0, seconds, log_bytes, run.tries, run.cloned, live.found, time.time())
 
 
 def _marks(run: Attempt) -> tuple[Mark, Mark | None, Mark | None]:
@@ -222,7 +243,7 @@ def _span(run: Attempt, copy: Copy, span: Span, base: int) -> Iterator[int]:
         yield copy.position
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Logged:
     """The pages that frames of a WAL name, valid or not: a bit for each page of the main file, and those beyond it.
 

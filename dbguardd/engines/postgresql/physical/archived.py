@@ -75,21 +75,21 @@ class ArchivedLog:
                 raise _elsewhere(self._about, way.why)
             slot = Slot(keeper, name_of(self._staging))
             server = Server(address, self._about, keeper, cluster, slot, way.directory, others)
-            taking = Taking(server, way.directory, ship, self._pace)
+            follower = ArchiveFollower(server, way.directory, ship, self._pace)
             if resume is not None:
                 server.check_not_left_behind(WalPosition.read(resume))
-            because = "the log was not followed before" if resume is None else taking.lacks(resume)
-            taking.begin(resume if not because else None, because)
-            taking.look()
+            because = "the log was not followed before" if resume is None else follower.lacks(resume)
+            follower.begin(resume if not because else None, because)
+            follower.look()
             slot.drop()  # left from when the log was streamed
             with listening(Path(self._staging)) as door:
-                taking.run(door)
+                follower.run(door)
 
     def unfollow(self, *, if_short: bool = False) -> None:
         PagesLog(self._address, self._staging, self._pace).unfollow(if_short=if_short)
 
 
-class Taking:
+class ArchiveFollower:
     """The WAL files of one server on their way into the repository."""
 
     def __init__(self, server: Server, directory: DataDirectory, ship: LogSink, pace: Pace) -> None:

@@ -19,9 +19,7 @@ and what statements change in the catalogs non-transactionally (`_NOT_OF_A_SNAPS
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from psycopg import errors
 
@@ -29,9 +27,11 @@ from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
 from dbguardd.engines.postgresql.content import print_of
+from dbguardd.engines.postgresql.meaning import TOO_LONG
 from dbguardd.engines.postgresql.physical.cluster import waited
 from dbguardd.engines.postgresql.physical.names import binary_rows, naming
 from dbguardd.errors import SourceChanged
+from dbguardd.frozen import frozen
 
 FORM = 2
 """The version of this fingerprint. Fingerprints of different forms differ even for the same content."""
@@ -48,9 +48,6 @@ _LARGE = b"pg_largeobject"
 _USERS_OWN = (_LARGE, b"pg_largeobject_metadata")
 """Catalogs that hold users' data: compared like tables."""
 _LOCK_MILLISECONDS = 3000
-_TOO_LONG = re.compile("invalid memory alloc request size|string buffer")
-"""Errors of the server for a row whose text would exceed 1 GiB: the text of bytea is twice its size, but its binary
-form is not. A damaged row may give the same errors, but also in binary."""
 
 _TABLES = b"""
 SELECT c.oid::int8, n.nspname, c.relname, c.relfilenode::int8, format('%I.%I', n.nspname, c.relname)
@@ -81,7 +78,7 @@ FROM pg_attribute WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdro
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Table:
     """A table with rows, as the snapshot knows it."""
 
@@ -143,7 +140,7 @@ def _of_users(connection: Connection, table: Table, binary: bool, alive: Alive) 
     except (errors.UndefinedTable, errors.InvalidSchemaName, errors.WrongObjectType, errors.LockNotAvailable) as error:
         raise _changed(table) from error
     except (errors.InternalError_, errors.ProgramLimitExceeded) as error:
-        if binary or not _TOO_LONG.search(str(error)):
+        if binary or not TOO_LONG.search(str(error)):
             raise
         connection.execute(b"ROLLBACK TO SAVEPOINT one", prepare=False)
         return _of_users(connection, table, binary=True, alive=alive)

@@ -16,7 +16,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, WAL, DataDirectory, Member
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
+from dbguardd.engines.postgresql.physical.mode import BackupMode, BackupStop
 from dbguardd.engines.postgresql.physical.segments import open_segment, recycled
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, writing
 from dbguardd.flow import Sink
@@ -48,7 +48,7 @@ class Copy:
         self.done = 0
         self.reused = 0
 
-    def all(self, mode: BackupMode, alive: Alive) -> Ended:
+    def all(self, mode: BackupMode, alive: Alive) -> BackupStop:
         """Copy everything except the WAL, in backup mode."""
         mode.begin(alive)
         self.relations()
@@ -119,7 +119,7 @@ class Copy:
         self.directory.left_out += unread.values()
 
     @contextmanager
-    def log(self, ended: Ended) -> Iterator[Callable[[int, int], None]]:
+    def log(self, ended: BackupStop) -> Iterator[Callable[[int, int], None]]:
         """Write pg_control, the label, and the WAL up to the end of the file in which backup mode ended.
 
         Yields a function that writes more WAL from there, up to a position that the caller finds; zeros fill the rest.

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import TURNS, Facts
+from dbguardd.frozen import frozen
 
 MOST_TURNS = 20
 """A place has a size limit (see worker.remote). A log with more turns begins anew."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WalPosition:
     """A place in the log of a cluster (`round`: see round_of), a digest of the bytes before it, and its turns."""
 
@@ -44,8 +44,8 @@ class WalPosition:
         return cls(str(facts["round"]), int(facts["position"]), str(facts.get("check")), turns_in(facts))
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+@frozen
+class TimelineRange:
     """A part of a log on one timeline, between two places. `stored` is where its stored bytes end."""
 
     timeline: int
@@ -83,14 +83,14 @@ def across(round: str) -> tuple[str, str]:
     return system, rest.partition("/")[2]
 
 
-def stretches(since: WalPosition, until: WalPosition) -> Sequence[Stretch]:
+def timeline_ranges(since: WalPosition, until: WalPosition) -> Sequence[TimelineRange]:
     """Return the parts of the log between two places, in the order in which their bytes are stored."""
-    return tuple(_stretches(since, until))
+    return tuple(_timeline_ranges(since, until))
 
 
-def _stretches(since: WalPosition, until: WalPosition) -> Iterator[Stretch]:
+def _timeline_ranges(since: WalPosition, until: WalPosition) -> Iterator[TimelineRange]:
     at = since.position
     for turn in until.turns[len(since.turns) :]:
-        yield Stretch(timeline_in(turn.round), at, turn.left, turn.stored)
+        yield TimelineRange(timeline_in(turn.round), at, turn.left, turn.stored)
         at = turn.left
-    yield Stretch(until.timeline, at, until.position, until.position)
+    yield TimelineRange(until.timeline, at, until.position, until.position)

@@ -37,13 +37,13 @@ def is_lowered(at: int, pieces: Pieces, segment: int) -> bool:
 
 
 def was_lowered(
-    address: Address, about: str, segment: int, stretches: Iterable[tuple[int, int, int]], alive: Alive
+    address: Address, about: str, segment: int, ranges: Iterable[tuple[int, int, int]], alive: Alive
 ) -> bool:
     """Return whether these parts of a server's log (timeline, start, end) contain such a record.
 
     False if the server has removed some of them: the follower finds that out itself.
     """
-    for timeline, at, end in stretches:
+    for timeline, at, end in ranges:
         with streaming(address, about) as stream, suppress(errors.UndefinedFile):
             stream.start("", timeline, at)
             if is_lowered(at, _sent(stream, end, alive), segment):

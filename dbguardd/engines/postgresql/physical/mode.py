@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
@@ -23,6 +22,7 @@ from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, label_start, let_go, parse_lsn
 from dbguardd.engines.postgresql.physical.slot import Slot, check_room
 from dbguardd.errors import GuardError, ServerUnreachable, SourceChanged
+from dbguardd.frozen import frozen
 
 _LOOK_SECONDS, _ASK_EACH = 1.0, 10
 _NAME = re.compile(rb"[a-z0-9_]{1,63}")
@@ -144,8 +144,8 @@ def hang_up(connection: Connection) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+@frozen
+class BackupStop:
     """The server's answer at the end of backup mode: where a recovery is consistent, and which files it needs.
 
     Everything committed at the time `at` lies before the end. The log continues at `next`, in a new file; on a standby,
@@ -185,7 +185,7 @@ class BackupMode:
         """Begin backup mode: the server makes an immediate checkpoint, and writes full pages from then on."""
         waited(self._keeper, alive, b"SELECT pg_backup_start('dbguard', fast => true)")
 
-    def end(self, alive: Alive) -> Ended:
+    def end(self, alive: Alive) -> BackupStop:
         """End backup mode. Raises SourceChanged if it had ended already because the server was restarted."""
         at = replayed_at(self._keeper) if self._standby else clock(self._keeper)
         ((stop, label, spaces),) = waited(
@@ -197,7 +197,7 @@ class BackupMode:
             raise SourceChanged("PostgreSQL: backup mode has ended by itself")
         return self.ended(at, text(stop), bytes(label), bytes(spaces or b""))
 
-    def ended(self, at: datetime, stop: str, label: bytes, spaces: bytes) -> Ended:
+    def ended(self, at: datetime, stop: str, label: bytes, spaces: bytes) -> BackupStop:
         """Return the parsed end of backup mode, whether it was ended here or by a base backup."""
         start, timeline = label_start(label)
         if timeline != self._log.timeline:
@@ -208,7 +208,7 @@ class BackupMode:
         end, size = parse_lsn(stop), self._log.segment
         if end < start:
             raise no_answer((label, stop))
-        return Ended(
+        return BackupStop(
             start,
             end,
             end // size * size if self._standby else -(-end // size) * size,

@@ -35,7 +35,7 @@ from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.history import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, lagging, left_over
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
+from dbguardd.engines.postgresql.physical.mode import BackupMode, BackupStop, bounded
 from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import Restored, rebuild
@@ -96,7 +96,7 @@ class Pages:
         self._follows = str(settings.get("follows") or "")
         self._patience = float(settings.get("patience_seconds", 120.0))
         self._staging = Path(str(settings.get("staging") or "/nonexistent"))
-        self._held: tuple[snapshot_place.Placed, Cluster] | None = None
+        self._held: tuple[snapshot_place.HeldSnapshots, Cluster] | None = None
         self._untold = ""
         self.restored: dict[Path, Restored] = {}
 
@@ -171,7 +171,9 @@ class Pages:
         keeper = stack.enter_context(connected(self._server, about=self._about))
         return keeper, look(keeper, self._about, standby=self._server.get(ROLE) in STANDBYS)
 
-    def _place(self, source: Source, records: Records, ended: Ended, stack: ExitStack) -> snapshot_place.Placed | None:
+    def _place(
+        self, source: Source, records: Records, ended: BackupStop, stack: ExitStack
+    ) -> snapshot_place.HeldSnapshots | None:
         """Hold a snapshot of all databases whose place in the log is known; None, noting the reason, if that fails.
 
         A failure does not affect the copy, which is whole: a database's owner may let nobody in, no connection may be
@@ -192,8 +194,8 @@ class Pages:
             return placed
 
     def _snapshots(
-        self, source: Source, records: Records, ended: Ended, opened: ExitStack
-    ) -> snapshot_place.Placed | None:
+        self, source: Source, records: Records, ended: BackupStop, opened: ExitStack
+    ) -> snapshot_place.HeldSnapshots | None:
         keeper, cluster = source.keeper, source.cluster
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
         (free,) = row(keeper, (int,), _FREE)
@@ -243,7 +245,12 @@ class Pages:
             )
 
     def _facts(
-        self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: snapshot_place.Placed | None
+        self,
+        keeper: Connection,
+        cluster: Cluster,
+        copy: Copy,
+        ended: BackupStop,
+        placed: snapshot_place.HeldSnapshots | None,
     ) -> ClusterFacts:
         """Return what the restore and its proof need to know."""
         (superuser,) = row(keeper, (bytes,), _SUPERUSER)
@@ -270,7 +277,7 @@ class Pages:
             size_bytes=copy.done,
         )
 
-    def _for_others(self, cluster: Cluster, copy: Copy, placed: snapshot_place.Placed | None) -> Facts:
+    def _for_others(self, cluster: Cluster, copy: Copy, placed: snapshot_place.HeldSnapshots | None) -> Facts:
         """Return the facts that jobs and people read, but no restore."""
         return {
             "standby": cluster.standby,
@@ -291,7 +298,7 @@ class Pages:
         except GuardError as error:
             return NoFingerprint(f"{error.message}. {error.detail}")
 
-    def _in_turn(self, held: snapshot_place.Placed, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
+    def _in_turn(self, held: snapshot_place.HeldSnapshots, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
         """Yield each database with its snapshot, and release it once it is read, because open snapshots hamper others.
 
         The template comes first: nobody can create a database while a session is connected to it.

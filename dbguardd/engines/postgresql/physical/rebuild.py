@@ -11,13 +11,12 @@ import os
 import pwd
 import shlex
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from dbguardd.engines.base import Progress
-from dbguardd.engines.postgresql.fresh import fresh
+from dbguardd.engines.postgresql.fresh import together
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
@@ -28,6 +27,7 @@ from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.tarred import clear, unpack
 from dbguardd.errors import Damaged
 from dbguardd.flow import Tree
+from dbguardd.frozen import frozen
 
 AUTO = "postgresql.auto.conf"
 MANUAL = "RESTORE.txt"
@@ -41,7 +41,7 @@ _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it 
 _END = "# dbguard: end\n"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Restored:
     """A cluster that was restored but not recovered yet, for its proof."""
 
@@ -57,9 +57,8 @@ def rebuild(tree: Tree, target: Path, places: Mapping[str, str], progress: Progr
     needs.
     """
     spaces = where_to(ClusterFacts.read(tree.facts), places)
-    with fresh(target) as work, ExitStack() as made:
-        meanwhile = {number: made.enter_context(fresh(place)) for number, place in spaces.items()}
-        restored = fill(tree, work, target, progress, spaces=meanwhile)
+    with together([target, *spaces.values()]) as (work, *others):
+        restored = fill(tree, work, target, progress, spaces=dict(zip(spaces, others, strict=True)))
         for number, place in spaces.items():
             lead(work, number, place)
     return _lost(restored.facts), replace(restored, elsewhere=tuple(map(str, spaces.values())))
@@ -92,7 +91,7 @@ def fill(
     archives = (FILES, LOG)
     relations = [name for name in names if name not in archives and not (moment and name == moment.stream)]
     if len({*names}.intersection(archives)) != len(archives):
-        raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
+        raise Damaged("the backup lacks the archive of its small files or of its log", detail=", ".join(names[:5]))
     links = led_elsewhere(work, facts, spaces)
     kept = {CONTROL, *relations, *links}
     for name in (FILES, *relations, LOG):
@@ -113,7 +112,7 @@ def fill(
 
 def _relation(tree: Tree, name: str, work: Path, *, over: bool) -> int:
     if not is_relation(name):
-        raise Damaged(f"{name!r}: a backup has a stream that is no relation")
+        raise Damaged(f"{name!r}: this stream of a backup is not a relation")
     (work / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # of a database dropped during the backup
     if over:
         clear(work / name, directory=False)
@@ -169,31 +168,30 @@ def manual(
     control = f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place}"
     lines = [
         f"# A PostgreSQL {facts.server_version} cluster, as it was at {facts.snapshot_at}.",
-        f"# A restore recovers it up to there and shuts it down, where a server {major} is installed. If none is,",
-        "# or that was cut short, its first start does it.",
-        "# These commands are for the owner of this directory; as root, first: su - postgres",
-        "# For another server than the one that psql finds by itself, first: export PGHOST=... PGPORT=...",
+        f"# Where PostgreSQL {major} is installed, the restore has recovered it to that moment and shut it down. If",
+        "# it is not installed, or the restore was interrupted, the first start recovers it.",
+        "# Run these commands as the owner of this directory; as root, first: su - postgres",
+        "# If psql does not find the right server by itself, first: export PGHOST=... PGPORT=...",
         *(_configured(place) if bare else ()),
-        "# Beside the server that runs:",
+        "# Start it beside the running server:",
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
-        "# (What shared_preload_libraries starts, such as pg_cron, works there too. If it must not, add to the above:",
-        "# -c shared_preload_libraries=)",
-        "# A table that was lost, with its rights and indexes:",
+        "# (Libraries in shared_preload_libraries, such as pg_cron, run there too. To prevent that, add this to the",
+        "# options above: -c shared_preload_libraries=)",
+        "# Copy a lost table to the running server, with its privileges and indexes:",
         "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
-        "# And the end of it:",
+        "# Stop it again:",
         f"{control} -m fast stop",
         *_in_its_place(target, facts, placed),
     ]
     if settings:
-        said = f"# The files that configured it lay elsewhere. As they were, they are in {DIRECTORY} beside this text."
-        lines.append(said)
+        lines.append(f"# Its configuration files were in another directory. {DIRECTORY}, beside this text, has copies.")
     return "\n".join([*lines, ""])
 
 
 def _configured(place: str) -> list[str]:
     return [
-        "# The files that configured it lay elsewhere, and could not be read: they are in no backup. No server starts",
-        "# without them. With these its owner comes in, by the role of his name:",
+        "# Its configuration files were in another directory and could not be read, so the backup lacks them. No",
+        "# server starts without them. With these, the owner of the directory can log in as the role of the same name:",
         f"touch {place}/postgresql.conf {place}/pg_ident.conf",
         f"echo 'local all all peer' > {place}/pg_hba.conf",
     ]
@@ -203,16 +201,16 @@ def _in_its_place(target: Path, facts: ClusterFacts, placed: Collection[str]) ->
     """Return how this directory replaces the original, which is kept beside it."""
     original, service = facts.directory, facts.service
     if not original:
-        return ["# When it is to take the place of the original: stop that, and move this directory to where that was."]
+        return ["# To replace the original: stop its server, and move this directory to the original's place."]
     new, old = shlex.quote(original), shlex.quote(f"{original}.before")
     lines = [
-        "# When it is to take the place of the original, as root; that is kept, with another name.",
-        f"# It goes on with timeline {facts.timeline + 1}: standbys are made anew, and what an archive of",
-        "# its log has of that timeline already, by an earlier restore, is moved away first:",
+        "# To replace the original, which is kept under another name (as root).",
+        f"# It continues on timeline {facts.timeline + 1}: set up its standbys again. If its WAL archive already has",
+        "# files of that timeline, from an earlier restore, first move them away:",
         f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
     ]
     steps = [  # one chain: if a step fails, none after it may run
-        f"if test -e {old}; then echo {old}: is there already, give it another name first; false; fi",
+        f"if test -e {old}; then echo {old}: already exists, rename it first; false; fi",
         f"if test -e {new}; then mv -T {new} {old}; fi",
         f"mv -T {shlex.quote(str(target))} {new}",
     ]
@@ -228,11 +226,11 @@ def starting(restored: Restored) -> str:
     control = ["-D", live, "-l", f"{live}.log", "-w", "start"]
     program = f"/usr/lib/postgresql/{restored.facts.major}/bin/pg_ctl"
     words = shlex.join(["runuser", "-u", owner, "--", program, *control])
-    return f"systemctl start {shlex.quote(service)}" if service else f"start its server, such as by: {words}"
+    return f"systemctl start {shlex.quote(service)}" if service else f"start its server, for example with: {words}"
 
 
 def without_recovery(settings: bytes) -> bytes:
-    """Return the content of postgresql.auto.conf without what a restore has added to it."""
+    """Return the content of postgresql.auto.conf without the lines that a restore has added."""
     start, end = settings.find(_BEGIN.encode()), settings.find(_END.encode())
     return settings if start < 0 or end < start else settings[:start] + settings[end + len(_END) :]
 

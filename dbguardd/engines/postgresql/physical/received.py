@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -35,14 +34,15 @@ from dbguardd.engines.postgresql.physical.datadir import (
     is_control,
     is_relation,
 )
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
+from dbguardd.engines.postgresql.physical.mode import BackupMode, BackupStop
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline
-from dbguardd.engines.postgresql.physical.sent import Entry, Sent
+from dbguardd.engines.postgresql.physical.sent import BaseBackupStream, Entry
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, written
 from dbguardd.errors import NoSpace, SourceChanged, SourceInvalid, of_file
 from dbguardd.flow import Sink
+from dbguardd.frozen import frozen
 
 _PIECE, _KEPT_BYTES = 1 << 20, 1 << 20
 _WAIT_SECONDS = 0.25
@@ -50,7 +50,7 @@ _HANGS = 3  # patience is multiplied by this: a server that still answers may ha
 _QUOTED = re.compile(r"""["'`«»„“] ?(?:\./)?(.+?) ?["'«»“”]""")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """A cluster to copy: how to reach its server, our room for what it sends, and how long it may stay silent.
 
@@ -82,7 +82,7 @@ class Source:
         return session
 
 
-class Received(Copy):
+class StreamedCopy(Copy):
     """A copy that is being received; see receiving()."""
 
     def __init__(self, source: Source, directory: DataDirectory, sink: Sink, begun: float, tell: Tell) -> None:
@@ -92,7 +92,7 @@ class Received(Copy):
         self._skipped = list[str]()
         self._log_at = 0  # where the received WAL ends
 
-    def all(self, mode: BackupMode, alive: Alive) -> Ended:
+    def all(self, mode: BackupMode, alive: Alive) -> BackupStop:
         source, spaces = self._source, {oid: place for oid, (_, place) in self._cluster.tablespaces.items()}
         at = replayed_at(source.keeper) if self._cluster.standby else clock(source.keeper)
         with self._spool() as small, replicating(source.address, source.about, source.slot) as connection:
@@ -100,7 +100,7 @@ class Received(Copy):
             archive = TarWriter(small)
             archive.directory(TABLESPACES)
             life = partial(self._alive, alive)
-            sent = Sent(connection, source.about, spaces, life, source.patience * _HANGS)
+            sent = BaseBackupStream(connection, source.about, spaces, life, source.patience * _HANGS)
             for entry in sent.entries():
                 self._take(entry, archive)
             for path in self._skipped:
@@ -219,7 +219,7 @@ class Received(Copy):
 
 
 @contextmanager
-def receiving(source: Source, sink: Sink, begun: float, tell: Tell) -> Iterator[Received]:
+def receiving(source: Source, sink: Sink, begun: float, tell: Tell) -> Iterator[StreamedCopy]:
     """Make a copy of what a server sends, for the length of a block: the WAL stays here that long."""
     with _in_room(source.room):
         made = tempfile.mkdtemp(dir=source.room)
@@ -227,7 +227,7 @@ def receiving(source: Source, sink: Sink, begun: float, tell: Tell) -> Iterator[
     spaces = {oid: place for oid, (_, place) in source.cluster.tablespaces.items()}
     directory = DataDirectory(made, spaces, source.cluster.version_directory)
     try:
-        yield Received(source, directory, sink, begun, tell)
+        yield StreamedCopy(source, directory, sink, begun, tell)
     finally:
         directory.close()
         shutil.rmtree(made, ignore_errors=True)

@@ -21,7 +21,13 @@ from typing import BinaryIO
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
-from dbguardd.engines.postgresql.physical.history import Stretch, WalPosition, across, stretches, timeline_in
+from dbguardd.engines.postgresql.physical.history import (
+    TimelineRange,
+    WalPosition,
+    across,
+    timeline_in,
+    timeline_ranges,
+)
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, wrong
 from dbguardd.engines.postgresql.physical.segments import PAGE, WalTimeline, format_lsn
@@ -67,15 +73,17 @@ def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, te
     return replace(ended, timeline=path[reached].timeline)
 
 
-def _path(base: LogPlace | None, since: WalPosition, until: WalPosition) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
+def _path(
+    base: LogPlace | None, since: WalPosition, until: WalPosition
+) -> tuple[Sequence[TimelineRange], Sequence[TimelineRange]]:
     """Return the parts of the log that come before the backup's timeline, and those from it to the moment."""
     if base is None or base.end is None:
-        raise wrong("it does not say where a log goes on from it")
-    parts, timeline = stretches(since, until), timeline_in(base.round)
+        raise wrong("it does not say where a log continues from it")
+    parts, timeline = timeline_ranges(since, until), timeline_in(base.round)
     number = next((n for n, part in enumerate(parts) if part.timeline == timeline), -1)
     same = across(since.round) == across(until.round) == across(base.round)
     if not same or number < 0 or not parts[number].since <= base.end:
-        raise wrong(f"its log does not go on from there: {since} to {until}, and the backup is of {base}")
+        raise wrong(f"its log does not continue from there: {since} to {until}, and the backup is at {base}")
     if number + 1 < len(parts) and parts[number].until < base.position:
         raise wrong(
             f"its log left timeline {timeline} at {format_lsn(parts[number].until)}, before the place of the backup"
@@ -87,18 +95,18 @@ def _skip(source: BinaryIO, count: int, tell: Tell) -> None:
     while count > 0:
         data = source.read(min(count, _PIECE))
         if not data:
-            raise wrong("its log ends before it comes to the timeline of the backup")
+            raise wrong("its log ends before it reaches the timeline of the backup")
         count -= len(data)
         tell(len(data))
 
 
-def _write(source: BinaryIO, files: Files, part: Stretch, tell: Tell) -> None:
+def _write(source: BinaryIO, files: Files, part: TimelineRange, tell: Tell) -> None:
     """Write the bytes of a part up to where its timeline was left; skip those stored after that place."""
     useful = max(0, part.until - part.since)
     while useful:
         data = source.read(min(useful, _PIECE))
         if not data:
-            raise wrong(f"its log ends at {format_lsn(files.at)}, and {format_lsn(part.until)} was told")
+            raise wrong(f"its log ends at {format_lsn(files.at)}, not at {format_lsn(part.until)}")
         files.write(data)
         useful -= len(data)
         tell(len(data))

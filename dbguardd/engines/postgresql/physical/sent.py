@@ -13,7 +13,6 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import psycopg
 from psycopg import pq
@@ -22,6 +21,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, silent
 from dbguardd.engines.postgresql.physical.datadir import TABLESPACES
 from dbguardd.errors import ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
+from dbguardd.frozen import frozen
 
 _ASKED = (
     b"BASE_BACKUP (LABEL 'dbguard', CHECKPOINT 'fast', WAL false, WAIT false, MANIFEST 'no', TABLESPACE_MAP true, "
@@ -38,7 +38,7 @@ _FILE, _DIRECTORY = b"0", b"5"
 _ARCHIVE = re.compile(rb"(base|[0-9]+)\.tar\0[^\0]*\0")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """A directory, or a file of `size` bytes, to be read from `pieces` before the next entry is requested."""
 
@@ -48,7 +48,7 @@ class Entry:
     pieces: Callable[[], Iterator[memoryview]]
 
 
-class Sent:
+class BaseBackupStream:
     """One base backup being received. `alive` is called often; an exception from it ends the backup.
 
     Once data has arrived, a server that then sends nothing for `patience` seconds is given up. Before, it makes a
@@ -216,7 +216,7 @@ class Sent:
 class _File:
     """The content of one entry."""
 
-    def __init__(self, sent: Sent, size: int) -> None:
+    def __init__(self, sent: BaseBackupStream, size: int) -> None:
         self._sent, self._left = sent, size
 
     def pieces(self) -> Iterator[memoryview]:

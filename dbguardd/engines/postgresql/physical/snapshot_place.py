@@ -6,7 +6,7 @@ before those of all it does not see, then at the place between them a recovery h
 is so at most instants: transactions become visible after a flush of the log, in groups. So snapshots are taken, the log
 around them is read, and if there is no such place they are taken again.
 
-Only a limited stretch of the log is read. A commit that has waited longer (for a standby, say) is found by the proof,
+Only a limited part of the log is read. A commit that has waited longer (for a standby, say) is found by the proof,
 which asks the recovered server about the transactions that were running in the snapshot: see prove.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
@@ -22,6 +22,7 @@ from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
+from dbguardd.frozen import frozen
 
 TRIES, _EACH = 40, 25
 _BACK = 1 << 20
@@ -34,7 +35,7 @@ _MARK = (
 _XIDS = 1 << 32
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snapshot:
     """What a snapshot sees: transactions before `top` that are not in `running`."""
 
@@ -55,8 +56,8 @@ class Snapshot:
         return full < top and full not in self.running
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+@frozen
+class HeldSnapshots:
     """Open snapshots, by database, and the one place for all of them; the log is needed up to `end`.
 
     `moment` is a time before the first was taken: everything committed by then is in all of them.
@@ -81,7 +82,7 @@ def find(
     least: int,
     segment: int,
     records: Records,
-) -> Placed | None:
+) -> HeldSnapshots | None:
     """Take a snapshot on each connection until all of them share one place in the log, not before `least`.
 
     Only the last WAL file (of `segment` bytes) is read: a file before may have been ended early, as at the end of
@@ -100,7 +101,7 @@ def find(
             after,
         )
         if found is not None and found >= least and (found == after or _is_commit(records.at(found, end))):
-            return Placed(snapshots, found, end, moment, attempt, connections)
+            return HeldSnapshots(snapshots, found, end, moment, attempt, connections)
         _let_go(connections)
     return None
 
@@ -115,7 +116,7 @@ def find_replayed(
     log: WalTimeline,
     known: tuple[int, int],
     records: Records,
-) -> Placed | None:
+) -> HeldSnapshots | None:
     """Take a snapshot of each database of a standby, as find() does; see replayed.
 
     `known` is where the log of the backup begins, and the least place of the snapshot.
@@ -130,7 +131,7 @@ def find_replayed(
         if worth and before >= known[1]:
             told = commits(records, near(log, known[0], before), there)
             if quiet(told, before, after):
-                return Placed(snapshots, before, before, moment, attempt, connections)
+                return HeldSnapshots(snapshots, before, before, moment, attempt, connections)
         _let_go(connections)
     return None
 

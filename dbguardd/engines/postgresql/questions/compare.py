@@ -8,7 +8,6 @@ in numeric order, everything else as the server's text, independent of a type's 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -19,6 +18,7 @@ from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.engines.postgresql.questions.tables import Column, Table, known, load, load_all, tables, with_large
 from dbguardd.errors import SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 ALL = "true"
 """The condition that all rows meet; given this, names are resolved as for an application."""
@@ -56,7 +56,7 @@ SELECT pg_catalog.textsend(kind || ' ' || name), kind, name, text FROM (
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Side:
     """One of the two databases: a connection for names, and the source of connections for rows."""
 
@@ -104,12 +104,12 @@ class Side:
 
 def difference(older: Side, newer: Side, table: str, meter: Meter) -> Facts:
     """See engines.base.Questions."""
-    before, after = ({name: one for name, one in side.tables.items() if not one.partition} for side in (older, newer))
-    names = sorted({*before, *after})
+    before, after = older.tables, newer.tables
     if table:
-        found = known({**older.tables, **newer.tables}, table, meter.about, newer.reader, newer.past.lacking())
-        before, after, names = dict(older.tables), dict(newer.tables), [found.quoted]
+        found = known({**before, **after}, table, meter.about, newer.reader, newer.past.lacking())
+        names = [found.quoted]
     else:
+        names = sorted({name for side in (before, after) for name, one in side.items() if not one.within})
         for side in (older, newer):
             load_all(side.past, meter)  # all at once: each partial load reads the dump from its start
         for definition in _definitions(older.reader, newer.reader):

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 
 from dbguardd.engines.postgresql.questions.reading import Meter, Reader, said
 from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.errors import Unsupported, Usage
 from dbguardd.flow import NO_TABLE
+from dbguardd.frozen import frozen
 
 _SHOWN = 20
 _OF_USERS = """n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"""
 _TABLES = f"""
+WITH RECURSIVE beyond (number) AS (
+  SELECT i.inhparent FROM pg_inherits i JOIN pg_class f ON f.oid = i.inhrelid
+  WHERE f.relkind = 'f' AND f.relispartition
+  UNION SELECT i.inhparent FROM beyond JOIN pg_inherits i ON i.inhrelid = beyond.number
+)
 SELECT c.oid, n.nspname, c.relname, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind,
-  pg_catalog.pg_get_userbyid(c.relowner), c.relispartition
+  pg_catalog.pg_get_userbyid(c.relowner), c.relispartition AND NOT EXISTS (
+    SELECT FROM pg_inherits i JOIN beyond ON beyond.number = i.inhparent WHERE i.inhrelid = c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {_OF_USERS} ORDER BY n.nspname, c.relname
 """  # noqa: S608 - a constant
@@ -37,7 +44,7 @@ WHERE (c.relkind IN ('v', 'm', 'f', 'S') OR c.relkind IN ('r', 'p') AND c.relper
 """  # noqa: S608 - a constant
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Column:
     """A stored column. `place`: its position in the primary key, or -1."""
 
@@ -50,16 +57,19 @@ class Column:
     number: bool  # of type oid: may be that of a large object
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Table:
-    """A table with rows, or a partitioned one. `quoted` is its name in statements, and for people."""
+    """A table with rows, or a partitioned one. `quoted` is its name in statements, and for people.
+
+    `within`: it is a partition of a table that can be read as a whole. One with a foreign partition cannot.
+    """
 
     schema: str
     name: str
     quoted: str
     whole: bool  # its rows are in its partitions
     owner: str
-    partition: bool
+    within: bool
     columns: tuple[Column, ...]
 
     @property
@@ -131,9 +141,9 @@ def tables(reader: Reader) -> dict[str, Table]:
         column = Column(said(name), said(quoted), int(kind or 0), *kinds)
         columns.setdefault(number or b"", []).append(column)
     found = dict[str, Table]()
-    for number, schema, name, quoted, kind, owner, partition in reader.rows(_TABLES):
+    for number, schema, name, quoted, kind, owner, within in reader.rows(_TABLES):
         mine = tuple(columns.get(number or b"", ()))
-        one = Table(said(schema), said(name), said(quoted), kind == b"p", said(owner), partition == b"t", mine)
+        one = Table(said(schema), said(name), said(quoted), kind == b"p", said(owner), within == b"t", mine)
         found[one.quoted] = one
     return found
 

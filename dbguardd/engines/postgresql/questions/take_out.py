@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,12 @@ from dbguardd.humanize import some
 _ALL = ".*"
 """A name with this suffix means a schema."""
 _SHOWN = 20
+_COPY = b" FROM stdin;"
+_TOKEN = re.compile(rb"--.*|[\"']|(?<![\w$])\$(?:[^\W\d]\w*)?\$| FROM stdin;$")
+"""What changes the state within a line of SQL: a comment, the start of a quotation, or the end of a COPY statement."""
+_ROW_END_BYTES = 16
+"""How much of an unfinished row is kept: enough to tell whether it ends the rows. A row may have 1 GiB."""
+
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname <> 'information_schema' AND nspname !~ '^pg_' ORDER BY 1"
 _PARTITIONS = (
     "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_partition_tree({}) AS t "
@@ -140,20 +147,41 @@ def _restored(past: ScratchServer, dump: Dumped, lines: Sequence[str], meter: Me
 
 
 def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
-    """Write a text that contains rows of tables, one per line; return the number of rows."""
-    rows, rest, within = 0, b"", False
+    """Write a text of pg_dump or pg_restore, which contains rows of tables, one per line; return the number of rows."""
+    rows, rest, state = 0, b"", b""
     for piece in pieces:
+        meter.write(piece)
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
-            if not within:
-                within = line.endswith(b" FROM stdin;")
+            if state != _COPY:
+                state = _state_after(line, state)
             elif line == b"\\.":
-                within = False
+                state = b""
             else:
                 rows += 1
-        meter.write(b"\n".join([*lines, b""]))
-    meter.write(rest)
+        if state == _COPY:
+            rest = rest[-_ROW_END_BYTES:]
     return rows
+
+
+def _state_after(line: bytes, state: bytes) -> bytes:
+    """Return the state after a line of SQL: _COPY if rows follow, what ends the open quotation, or b"" if none is open.
+
+    The body of a function may contain a line that looks like a COPY. The programs write no block comments, and no
+    backslash that changes the meaning of a quote.
+    """
+    at = 0
+    while state != _COPY:
+        if state:
+            end = line.find(state, at)
+            if end < 0:
+                return state
+            at = end + len(state)
+        token = _TOKEN.search(line, at)
+        if token is None or token[0].startswith(b"--"):
+            return b""
+        state, at = token[0], token.end()
+    return state
 
 
 def remark(what: str, table: Table, run: str) -> bytes:

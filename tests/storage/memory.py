@@ -1,4 +1,4 @@
-"""A storage in memory, for tests and rehearsals: nothing survives the process."""
+"""A storage in memory: nothing survives the process."""
 
 from __future__ import annotations
 

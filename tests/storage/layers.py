@@ -1,19 +1,21 @@
-"""Storages around storages: Retrying, Recording, ReadOnly. Each keeps every promise of what it wraps."""
+"""Storages around storages: one notes what is asked of it, one refuses to change anything."""
 
 from __future__ import annotations
 
+<<<<<<< HEAD:dbguardd/storage/layers.py
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 from dbguardd.errors import Unreachable, Unsupported
+from dbguardd.frozen import frozen
 from dbguardd.storage.base import Buffer, Capabilities, Entry, Storage
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Retrying:
     """Retries what failed because the storage did not answer. All six verbs may be repeated safely.
 
@@ -68,8 +70,16 @@ class Retrying:
                 self.sleep(wait)
         return verb()
 
+=======
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-@dataclass(frozen=True, slots=True)
+from dbguardd.errors import Unsupported
+from dbguardd.storage.base import Buffer, Capabilities, Entry, Storage
+
+>>>>>>> 4fa390689f138d5d7f250868b7d59008caab7a4a:tests/storage/layers.py
+
+@frozen
 class Call:
     """One call of a verb; `size` is the number of bytes put or got, 0 for the other verbs."""
 
@@ -78,7 +88,7 @@ class Call:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recording:
     """Notes every call in `calls`, including those that fail (with the size that was to be put)."""
 
@@ -120,9 +130,9 @@ class Recording:
         return self.storage.probe()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadOnly:
-    """Refuses whatever would change the storage: for recovery, checks, and a mirror that another process writes."""
+    """Refuses whatever would change the storage."""
 
     storage: Storage
 

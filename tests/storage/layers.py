@@ -2,84 +2,14 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD:dbguardd/storage/layers.py
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import field
-from typing import TypeVar
-
-from dbguardd.errors import Unreachable, Unsupported
-from dbguardd.frozen import frozen
-from dbguardd.storage.base import Buffer, Capabilities, Entry, Storage
-
-_T = TypeVar("_T")
-
-
-@frozen
-class Retrying:
-    """Retries what failed because the storage did not answer. All six verbs may be repeated safely.
-
-    There is one more try after each of `waits` (seconds). Only Unreachable is retried: a full storage stays full, and
-    after Degraded nothing that this process hears about durability can be trusted. `sleep` may raise to give up early.
-    """
-
-    storage: Storage
-    waits: Sequence[float] = (0.2, 1.0, 5.0)
-    sleep: Callable[[float], object] = time.sleep
-
-    @property
-    def url(self) -> str:
-        return self.storage.url
-
-    def put(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
-        self._try(lambda: self.storage.put(name, data))
-
-    def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        return self._try(lambda: self.storage.get(name, start, length))
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        last = ""
-        waits = iter(self.waits)
-        while True:
-            try:
-                for entry in self.storage.list(prefix):
-                    if entry.name > last:
-                        last = entry.name
-                        yield entry
-            except Unreachable:
-                if (wait := next(waits, None)) is None:
-                    raise
-                self.sleep(wait)
-            else:
-                return
-
-    def delete(self, name: str) -> None:
-        self._try(lambda: self.storage.delete(name))
-
-    def stat(self, name: str) -> Entry:
-        return self._try(lambda: self.storage.stat(name))
-
-    def probe(self) -> Capabilities:
-        return self._try(self.storage.probe)
-
-    def _try(self, verb: Callable[[], _T]) -> _T:
-        for wait in self.waits:
-            try:
-                return verb()
-            except Unreachable:
-                self.sleep(wait)
-        return verb()
-
-=======
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dbguardd.errors import Unsupported
 from dbguardd.storage.base import Buffer, Capabilities, Entry, Storage
 
->>>>>>> 4fa390689f138d5d7f250868b7d59008caab7a4a:tests/storage/layers.py
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a verb; `size` is the number of bytes put or got, 0 for the other verbs."""
 
@@ -88,7 +18,7 @@ class Call:
     size: int = 0
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class Recording:
     """Notes every call in `calls`, including those that fail (with the size that was to be put)."""
 
@@ -130,7 +60,7 @@ class Recording:
         return self.storage.probe()
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ReadOnly:
     """Refuses whatever would change the storage."""
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import field
 from datetime import datetime
+from struct import unpack_from
 from typing import Any, BinaryIO, Protocol
 
 from dbguardd.frozen import frozen
@@ -124,21 +125,39 @@ class Tree(Protocol):
         """
 
 
+NUMBER_BYTES = 4
+"""The bytes of a page number in Images."""
+
+
 @frozen
 class Images:
     """The newest image of each page that a part of the log changes.
 
-    `numbers` are the page numbers (from 1, ascending) of the images in `pages`, `page_size` bytes each. `size` is the
-    size of the stream in bytes after them; 0 if the images do not form a consistent state: they end in the middle of a
-    transaction, or before everything that was committed by the `at` of the segment. `sum` is the sum of all pages of
-    the stream after them (sums.as_text), empty if it is not known.
+    `content` has the numbers of the pages (from 1, ascending), 4 bytes each, big-endian, and then their images. `size`
+    is the size of the stream in bytes after them; 0 if the images do not form a consistent state: they end in the
+    middle of a transaction, or before everything that was committed by the `at` of the segment. `sum` is the sum of all
+    pages of the stream after them (sums.as_text), empty if it is not known.
     """
 
     page_size: int
     size: int
-    numbers: Sequence[int] = field(repr=False)
-    pages: bytes | bytearray = field(repr=False)
+    content: bytes | bytearray | memoryview = field(repr=False)
     sum: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many pages there are."""
+        return len(self.content) // (NUMBER_BYTES + self.page_size)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the pages."""
+        return unpack_from(f">{self.count}I", self.content)
+
+    @property
+    def pages(self) -> memoryview:
+        """The images, in the order of the numbers."""
+        return memoryview(self.content)[self.count * NUMBER_BYTES :]
 
 
 @frozen

@@ -251,13 +251,12 @@ class StoredLog:
         head = {"because": "", "number": number, "at": rfc3339(segment.at), "stream": segment.stream}
         head |= {"since": dict(segment.since), "until": dict(segment.until)}
         match segment.body:
-            case Images(page_size, size, numbers, pages, sum):
-                head |= {"page_size": page_size, "size": size, "count": len(numbers), "sum": sum}
-                body = _compressed(_numbers(numbers), pages)
+            case Images(page_size, size, plain, sum):
+                head |= {"page_size": page_size, "size": size, "count": segment.body.count, "sum": sum}
             case plain:
                 head |= {"form": BYTES, "page_size": 0, "size": len(plain), "count": 0}
-                body = _compressed(plain)
         until = max(segment.at, chain.until)  # a clock that was set back does not undo what was reached
+        body = zstandard.ZstdCompressor(level=LEVEL).compress(plain)  # as a stream it would be copied first
         piece = self._put(chain.id, (number, number), until, _join(head, body))
         return self._fold(Chain(chain.id, (*chain.pieces[-_KEPT:], piece)))
 
@@ -294,6 +293,7 @@ class StoredLog:
         milliseconds = int(until.timestamp() * 1000)
         slot = f"{chain}-{numbers[0]:010d}-{numbers[1]:010d}-{milliseconds:013d}" + (f"-{grain:05d}" if grain else "")
         data = seal(self._domain, "log", slot, plain, self._randomness)
+        del plain  # it may be large
         name = f"{self._prefix}{slot}-{hashlib.sha256(data).hexdigest()}"
         self._storage.put(name, data)
         piece = Piece(name, chain, *numbers, until, len(data), until, grain)
@@ -350,16 +350,6 @@ def _are(links: Sequence[Link], first: int, last: int) -> bool:
     """Return whether segments are exactly those from `first` to `last`."""
     ends = [first - 1, *(link.number for link in links)]
     return ends[-1] == last and all(link.first == end + 1 for link, end in zip(links, ends, strict=False))
-
-
-def _compressed(*parts: bytes | bytearray) -> bytes:
-    """Return one zstd frame of all parts, without copying them together."""
-    work = zstandard.ZstdCompressor(level=LEVEL).compressobj(size=sum(map(len, parts)))
-    return b"".join((*map(work.compress, parts), work.flush()))
-
-
-def _numbers(numbers: Sequence[int]) -> bytes:
-    return struct.pack(f">{len(numbers)}I", *numbers)
 
 
 def _head(link: Link) -> dict[str, Any]:

@@ -187,8 +187,8 @@ class SeamLogSink:
         """Send a segment and wait until it is durable."""
         head = {name: getattr(segment, name) for name in ("stream", "since", "until")}
         match segment.body:
-            case Images(page_size, size, numbers, data, sum):
-                head |= {"page_size": page_size, "size": size, "numbers": numbers, "sum": sum}
+            case Images(page_size, size, data, sum):
+                head |= {"page_size": page_size, "size": size, "count": segment.body.count, "sum": sum}
             case data:
                 head |= {"bytes": len(data)}
         self._channel.send({"ship": "segment", "at": segment.at.isoformat(), **head})

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
+from operator import lt
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Examination, Finding, Probe, Progress, ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint, TablePrint
 from dbguardd.errors import WorkerDied, from_problem
-from dbguardd.flow import TURNS, Facts, Images, LogSink, Segment, Sink, Tree
+from dbguardd.flow import NUMBER_BYTES, TURNS, Facts, Images, LogSink, Segment, Sink, Tree
 from dbguardd.serialize import to_json
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, Channel, Object, problem_of
 
@@ -165,19 +166,20 @@ class RemoteEngine:
         stream, since, until = str(message["stream"]), _place(message["since"]), _place(message["until"])
         if len(stream) > _TEXT:
             raise _no_segment()
-        body = self._images(message) if "numbers" in message else self._bytes(message, since, until)
+        body = self._images(message) if "count" in message else self._bytes(message, since, until)
         return Segment(stream, since, until, at, body)
 
     def _images(self, message: Object) -> Images:
-        page_size, size, numbers = int(message["page_size"]), int(message["size"]), message["numbers"]
-        numbers = [int(number) for number in numbers]
+        page_size, size, count = int(message["page_size"]), int(message["size"]), int(message["count"])
         whole = page_size in _PAGE_BYTES and size % page_size == 0 and 0 <= size <= _MOST_PAGES * page_size
-        within = all(0 < number <= _MOST_PAGES for number in (*numbers[:1], *numbers[-1:]))
-        ascending = within and numbers == sorted({*numbers})
         total = str(message.get("sum", ""))
-        if not whole or not ascending or not _SUM.fullmatch(total):
+        if not whole or count < 0 or not _SUM.fullmatch(total):
             raise _no_segment()
-        return Images(page_size, size, numbers, self._body(len(numbers) * page_size), total)
+        images = Images(page_size, size, self._body(count * (NUMBER_BYTES + page_size)), total)
+        numbers = images.numbers
+        if not all(map(lt, (0, *numbers), numbers)):
+            raise _no_segment()
+        return images
 
     def _bytes(self, message: Object, since: Facts, until: Facts) -> bytearray:
         count, start = int(message["bytes"]), since["position"]

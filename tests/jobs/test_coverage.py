@@ -62,7 +62,7 @@ class Living(World):
             for _ in range(count):
                 self.later(seconds=1)
                 since, self.position = self.here(), self.position + 1
-                ship.ship(Segment("main", since, self.here(), self.now, Images(512, 512, (1,), bytes(512))))
+                ship.ship(Segment("main", since, self.here(), self.now, Images(512, 512, b"\0\0\0\1" + bytes(512))))
             ship.reached(self.now)
 
         self.engine.follow = story  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ def follow(world: World, story: Any) -> GuardError:
 
 
 def segment(world: World, position: int, **more: Any) -> Segment:
-    images = Images(512, 512, (1,), b"p" * 512, **more)
+    images = Images(512, 512, b"\0\0\0\1" + b"p" * 512, **more)
     return Segment("main", place(position - 1), place(position), world.now, images)
 
 

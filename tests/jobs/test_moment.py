@@ -35,7 +35,7 @@ def follow(world: World, first: int, last: int, sum: str = "") -> None:
         ship.begin(place(first - 1), continued=first > 1, because="new")
         for number in range(first, last + 1):
             world.later(seconds=1)
-            images = Images(512, 512, (1,), bytes(512), sum)
+            images = Images(512, 512, b"\0\0\0\1" + bytes(512), sum)
             one = Segment("main", place(number - 1), place(number), world.now, images)
             ship.ship(one)
 
@@ -323,7 +323,7 @@ def test_an_older_log_of_a_clock_that_was_ahead_leads_to_nothing_newer(world: Wo
     def story(ship: Any, resume: Any) -> None:
         ship.begin({"round": "s", "position": 0}, continued=False, because="broken")
         begin, end = ({"round": "s", "position": position} for position in (0, 1))
-        ship.ship(Segment("main", begin, end, world.now, Images(512, 512, (1,), bytes(512), "")))
+        ship.ship(Segment("main", begin, end, world.now, Images(512, 512, b"\0\0\0\1" + bytes(512), "")))
 
     world.engine.follow = story  # type: ignore[attr-defined]
     with pytest.raises(GuardError):
@@ -414,7 +414,7 @@ def test_the_end_of_a_log_stays_however_old_it_is(world: World) -> None:
     def story(ship: Any, resume: Any) -> None:
         resumed.append(resume)
         ship.begin(place(40), continued=True, because="")
-        ship.ship(Segment("main", place(40), place(41), world.now, Images(512, 512, (1,), bytes(512))))
+        ship.ship(Segment("main", place(40), place(41), world.now, Images(512, 512, b"\0\0\0\1" + bytes(512))))
 
     world.engine.follow = story  # type: ignore[attr-defined]
     with pytest.raises(GuardError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import struct
 import tempfile
 import tracemalloc
 from datetime import datetime, timedelta
@@ -29,6 +30,7 @@ from tests.storage.memory import Memory
 ROOT = Domain(DOMAIN.repo_id, bytes(16), "", bytes(32))
 OTHER = Domain(DOMAIN.repo_id, b"o" * 16, "bank", bytes(range(1, 33)))
 PAGE = 512
+_U32 = struct.Struct(">I")
 PLACE = {"round": "r", "position": 0, "check": ""}
 
 
@@ -46,7 +48,7 @@ def segment(number: int, pages: dict[int, bytes] | None = None, size: int = 8 * 
         since={**PLACE, "position": number - 1},
         until={**PLACE, "position": number},
         at=at or NOW + timedelta(milliseconds=500 * number),
-        body=Images(PAGE, size, tuple(sorted(pages)), b"".join(pages[page] for page in sorted(pages))),
+        body=Images(PAGE, size, b"".join([*map(_U32.pack, sorted(pages)), *(pages[page] for page in sorted(pages))])),
     )
 
 

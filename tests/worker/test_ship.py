@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import struct
 import threading
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,9 +24,14 @@ SEGMENT = {
     "until": PLACE,
     "page_size": 512,
     "size": 1024,
-    "numbers": [1, 2],
+    "count": 2,
 }
 BEGIN = {"ship": "begin", "at": None, "place": PLACE, "continued": False, "because": "new"}
+
+
+def content(*numbers: int) -> bytes:
+    """The numbers of pages, and pages."""
+    return struct.pack(f">{len(numbers)}I", *numbers) + b"p" * 512 * len(numbers)
 
 
 class Shelf:
@@ -87,12 +93,14 @@ def test_who_holds_a_log_crosses_and_no_more_of_it_than_a_person_reads():
 
 
 def test_a_segment_crosses():
-    (segment,), _ = said({**SEGMENT, "sum": "0123456789abcdef"}, b"p" * 1024)
+    (segment,), _ = said({**SEGMENT, "sum": "0123456789abcdef"}, content(1, 2))
     assert segment.body.sum == "0123456789abcdef"
-    (segment,), _ = said(SEGMENT, b"p" * 1024)
+    (segment,), _ = said(SEGMENT, content(1, 2))
     assert segment.body.sum == ""
     images = segment.body
-    assert (images.numbers, images.pages, images.size, segment.until) == ([1, 2], b"p" * 1024, 1024, PLACE)
+    assert (images.numbers, images.pages, images.size, segment.until) == ((1, 2), b"p" * 1024, 1024, PLACE)
+    (segment,), _ = said({**SEGMENT, "count": 0})
+    assert (segment.body.numbers, segment.body.pages) == ((), b"")
 
 
 @pytest.mark.parametrize(
@@ -105,11 +113,8 @@ def test_a_segment_crosses():
         {"size": -1024},
         {"size": 1000},
         {"size": 1 << 60},
-        {"numbers": [0, 1]},
-        {"numbers": [2, 1]},
-        {"numbers": [1, 1]},
-        {"numbers": [-1, 1]},
-        {"numbers": [1, 1 << 32]},
+        {"count": -1},
+        {"count": 1 << 40},
         {"until": {"round": "r"}},
         {"until": {"round": 7, "position": 1}},
         {"since": {**PLACE, "more": "x" * 5000}},
@@ -119,7 +124,15 @@ def test_a_segment_crosses():
     ],
 )
 def test_what_is_no_segment_is_not_taken(wrong):
-    got, error = said({**SEGMENT, **wrong}, b"p" * 1024)
+    got, error = said({**SEGMENT, **wrong}, content(1, 2))
+    assert not got
+    assert isinstance(error, WorkerDied)
+    assert "invalid" in error.message
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (2, 1), (1, 1)])
+def test_pages_that_are_not_in_order_are_not_taken(numbers):
+    got, error = said(SEGMENT, content(*numbers))
     assert not got
     assert isinstance(error, WorkerDied)
     assert "invalid" in error.message
@@ -181,7 +194,7 @@ def test_bytes_that_are_no_stretch_of_a_log_are_not_taken(wrong):
 def test_a_segment_is_refused_before_its_pages_take_up_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pieces = [b"p" * (4 << 20)] * 50
-    got, error = said({**SEGMENT, "page_size": 65536, "numbers": list(range(1, 5000))}, *pieces)
+    got, error = said({**SEGMENT, "page_size": 65536, "count": 5000}, *pieces)
     assert not got
     assert "invalid" in error.message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB

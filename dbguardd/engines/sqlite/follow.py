@@ -24,6 +24,7 @@ import math
 import os
 import time
 from datetime import UTC, datetime
+from struct import pack
 
 from blake3 import blake3
 
@@ -248,8 +249,7 @@ class Follower:
         body = Images(
             page_size=index.page_size,
             size=found.sizes[-1] * index.page_size if moment else 0,
-            numbers=tuple(found.images),
-            pages=b"".join(found.images.values()),
+            content=b"".join((pack(f">{len(found.images)}I", *found.images), *found.images.values())),
             sum=self._watch.sum if moment else "",
         )
         return Segment(self._pace.stream, since.facts(), found.until.facts(), at, body)

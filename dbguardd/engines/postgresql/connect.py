@@ -265,7 +265,7 @@ _MENDS: Mapping[str, Sequence[str]] = {
     "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
     "53300": ("ALTER SYSTEM SET max_connections = 200;  -- or more than it is; then restart the server",),
     "ReplicationSlotCreate": (  # 53400 also covers other limits
-        "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop what nobody needs any more",
+        "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop those that are no longer needed",
         "ALTER SYSTEM SET max_replication_slots = 20;  -- or more than it is; then restart the server",
     ),
 }
@@ -276,7 +276,7 @@ def silent(about: str, what: str, seconds: float) -> ServerUnreachable:
     """Return an error: a server keeps its connections open but sends nothing."""
     return ServerUnreachable(
         f"{about}: {what}, for {seconds:g} s",
-        detail="The connection is open: the server is stopped, its disk hangs, or the network drops what it sends. "
+        detail="The connection is open: the server is stopped, its disk hangs, or the network loses its packets. "
         "dbguard has stopped waiting.",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
 
-from dbguardd.humanize import UNKNOWN, offset, parse_utc, safe
+from dbguardd.humanize import UNKNOWN, absolute, offset, parse_utc, safe
 from dbguardd.ulids import born
 
 NEVER = "never"
@@ -53,14 +53,21 @@ def when(text: str | None, now: datetime, zone: tzinfo | None, *, seconds: bool 
 def zoned(words: str, now: datetime, zone: tzinfo | None, *, exact: bool = False) -> str:
     """Return a text of the daemon, whose moments are in UTC, with the moments formatted like the rest of the screen.
 
-    With `exact` they keep their seconds: the moment that was asked for may be one of two in a minute.
+    With `exact` they keep their seconds and what is below: the moment that was asked for may be one of two in a second.
     """
 
     def shown(found: re.Match[str]) -> str:
-        seconds = exact and found[2][6:8] not in ("", "00")
-        return when(f"{found[1]}T{found[2]}Z", now, zone, seconds=seconds)
+        parts = found[2][8:].rstrip("0.") and found[2][8:]  # below a second: two moments may differ only there
+        seconds = exact and (found[2][6:8] not in ("", "00") or bool(parts))
+        text = when(f"{found[1]}T{found[2]}Z", now, zone, seconds=seconds)
+        return re.sub(r"(\d\d:\d\d:\d\d)", rf"\g<1>{parts}", text) if seconds else text
 
     return _MOMENT.sub(shown, words)
+
+
+def dated(words: str, zone: tzinfo | None) -> str:
+    """Return a text of the daemon, whose moments are in UTC, with the moments in full in the user's zone."""
+    return _MOMENT.sub(lambda found: absolute(f"{found[1]}T{found[2]}Z", zone), words)
 
 
 def date(text: str | None, now: datetime, zone: tzinfo | None) -> str:

@@ -57,10 +57,10 @@ def parse_moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
             detail = f"Did you mean '{text} ago'? {detail}"
         raise Usage(f"{text!r} is not a moment that dbguardctl understands", detail=detail)
     if moment > now:
-        raise Usage(
-            f"{text!r} is in the future",
-            detail=f"It means {absolute(utc_text(moment), zone)}, and now is {absolute(utc_text(now), zone)}.",
-        )
+        detail = f"It means {absolute(utc_text(moment), zone)}, and now is {absolute(utc_text(now), zone)}."
+        if re.fullmatch(r"[\d:]+", text.strip()) and moment - now < timedelta(days=1):
+            detail += f" Did you mean 'yesterday {text.strip()}'?"
+        raise Usage(f"{text!r} is in the future", detail=detail)
     return moment
 
 

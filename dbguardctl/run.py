@@ -35,6 +35,8 @@ def run(arguments: list[str]) -> int:
         return 130
     except OSError as error:
         return _unwritten(error)
+    except SystemExit:  # this is how click ends when a reader has closed the pipe
+        return _unwritten(BrokenPipeError())
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if session.verbose:
             import traceback  # noqa: PLC0415 - only on the way to an error

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from dbguardd.frozen import frozen
 from dbguardd.humanize import safe
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MARKS: Mapping[str, tuple[str, str]] = {
 """The mark of each style, with and without UTF-8."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cell:
     """A piece of text and its style."""
 
@@ -40,7 +40,7 @@ class Cell:
     style: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """One line: cells side by side. Line() is an empty one."""
 
@@ -48,7 +48,7 @@ class Line:
     indent: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Table:
     """Rows under column names; without `columns` there is no header.
 

@@ -35,6 +35,8 @@ class Session:
         """The name that the user typed, for a suggestion if there is no such database."""
         self.left: tuple[str, str] | None = None
         """What remains if this run is interrupted, as a sentence, and the command that ends it."""
+        self.asking = False
+        """Whether the daemon has been asked for a job and has not answered yet."""
         self.looks_on: dict[str, str] = {}
         """The names of the jobs that this run watches, by id: they go on if it is interrupted."""
 
@@ -93,7 +95,9 @@ class Session:
 
     def interrupted(self) -> None:
         """Tell what goes on after Ctrl-C: jobs live in the daemon."""
-        if not self.looks_on:
+        if self.asking:
+            self.say("interrupted while a job was requested: it may run. See: ", Cell("dbguardctl job list", "try"))
+        elif not self.looks_on:
             self.say("interrupted")
         for id, what in self.looks_on.items():
             self.say(f"{what} goes on. Watch it: ", Cell(f"dbguardctl job watch {id}", "try"),

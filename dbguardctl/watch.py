@@ -24,10 +24,12 @@ _SHOWN = 3
 def start(session: Session, verb: str, fields: Mapping[str, Any], *, quiet: bool = False) -> Json:
     """Submit a job and return its row. If a lost answer makes it submit again, the daemon still runs only one job."""
     key = os.urandom(16).hex()
+    session.asking = True
     try:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
     except DaemonUnreachable:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
+    session.asking = False
     row: Json = answer["job"]
     session.looks_on[row["id"]] = what(row)
     if not quiet:
@@ -45,6 +47,7 @@ def wait(session: Session, row: Json, timeout: float | None = None) -> Json:
 
     Raises StillRunning after `timeout` seconds, DaemonUnreachable. Ctrl-C does not stop the job.
     """
+    session.asking = False
     session.looks_on[row["id"]] = what(row)
     if row["state"] not in FINAL:
         look, pause = looker(session)

@@ -10,16 +10,17 @@ storage) is put before it automatically.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from dbguardd.errors import message_id
+from dbguardd.frozen import frozen
 
 LEVELS = ("debug", "info", "warning", "error")
 """From a step that matters only when searching for a fault, to what a person should act on."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """One way in which an event reads. An event has a general row, and one for each `variant`: the facts in `when`."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from dbguardd.flow import TURNS, Facts
+from dbguardd.frozen import frozen
 
 SENT = "replication"
 """The value of the fact `read_by` when the server sent the files of the backup: they need not be on this host."""
@@ -21,7 +22,7 @@ SENT = "replication"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Turn:
     """The log left a `round` at position `left`, and had been stored to `stored` or further. `at`: when (RFC 3339)."""
 
@@ -31,7 +32,7 @@ class Turn:
     at: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogPosition:
     """A position in the log of a database, in the form that all parts can compare. See flow.Segment.
 
@@ -68,7 +69,7 @@ def _turn(value: Any) -> Turn | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogStart:
     """Where the stored log continues from a backup: after segment `after` of a chain, which the backup contains."""
 
@@ -84,7 +85,7 @@ class LogStart:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """The moment to which an engine replays a log. With no field set: to its end."""
 
@@ -100,7 +101,7 @@ class Target:
         return cls(**value)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BackupFacts:
     """The facts of a backup that other parts than its engine read, with their types. A fact that is absent is empty."""
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
+
+from dbguardd.frozen import frozen
 
 Facts = Mapping[str, Any]
 """JSON values that an engine stores with a backup and reads back later: versions, log positions, counts."""
@@ -122,7 +124,7 @@ class Tree(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Images:
     """The newest image of each page that a part of the log changes.
 
@@ -139,7 +141,7 @@ class Images:
     sum: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Segment:
     """A part of a database's log: page images of its paged stream `stream`, or bytes of the log itself.
 

@@ -8,8 +8,10 @@ not load.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any
+
+from dbguardd.frozen import frozen
 
 UNDO_REASON = "restore undo"
 """Why the state that a restore in place has replaced is held."""
@@ -23,12 +25,12 @@ def option(text: str, default: Any = "", *, reserved: bool = False) -> Any:
     return field(default=default, metadata={"help": text, "reserved": reserved})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """The base of all job requests; it has no fields."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Backup(Request):
     """Back up a database now."""
 
@@ -42,7 +44,7 @@ class Backup(Request):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verify(Request):
     """Restore a backup into a private place, compare it with what was backed up, and record the proof."""
 
@@ -50,7 +52,7 @@ class Verify(Request):
     backup: str = option("id of the backup, or its first characters; the newest if not given")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Restore(Request):
     """Restore a database to a new place, or replace the live one (--in-place)."""
 
@@ -68,7 +70,7 @@ class Restore(Request):
     dry_run: bool = option("print what would be done, and do nothing", False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Undo(Request):
     """Put back the state that the last restore --in-place replaced."""
 
@@ -76,7 +78,7 @@ class Undo(Request):
     confirm: str = option("the name of the database, typed in full")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Check(Request):
     """Check settings, database, storage, keys and repository without restoring."""
 
@@ -84,7 +86,7 @@ class Check(Request):
     data: bool = option("read and decrypt every stored byte, not only the structure", False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expire(Request):
     """Delete the backups that the policy's `keep` no longer asks for; each verdict has its reasons."""
 
@@ -93,7 +95,7 @@ class Expire(Request):
     confirm: str = option("the name of the database, to let one run delete more than the breaker allows")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sweep(Request):
     """Free the space of expired backups whose grace is over."""
 
@@ -102,7 +104,7 @@ class Sweep(Request):
     confirm: str = option("the name of the storage, to let one run free more than the breaker allows")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Query(Request):
     """Answer one SELECT from a backup, without restoring it."""
 
@@ -115,7 +117,7 @@ class Query(Request):
     seconds: int = option("give up after this many seconds", 60)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Get(Request):
     """Extract one table from a backup, as SQL text or CSV, without restoring the rest."""
 
@@ -128,7 +130,7 @@ class Get(Request):
     seconds: int = option("give up after this many seconds", 3600)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Diff(Request):
     """Compare two backups row by row: what was added, removed and changed between them."""
 
@@ -141,7 +143,7 @@ class Diff(Request):
     seconds: int = option("give up after this many seconds", 3600)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Undelete(Request):
     """Find rows that the newest backup lacks, or has with other values, and write SQL that puts them back."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from dbguardd.frozen import frozen
 from dbguardd.kinds import KINDS
 from dbguardd.requests import ENGINE_VERBS, QUESTION_VERBS, REQUESTS, Request, option
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Standby(Request):
     """Keep a copy of a database up to date from its backups and its log, until it is stopped or promoted."""
 
@@ -18,7 +18,7 @@ class Standby(Request):
     to: str = option("path of the copy, which is made or gone on with; if not given, beside the live one")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Promote(Request):
     """End a standby: bring it up to the end of the log, check it, and make it an ordinary database."""
 

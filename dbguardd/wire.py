@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dbguardd.frozen import frozen
 from dbguardd.states import Grade, Health, JobState
 
 API_VERSION = 1
@@ -63,7 +64,7 @@ class CoverageRow:
     grain_seconds: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogProof:
     """The last test restore of a database's log that passed, the moment that it restored, and the last that failed."""
 
@@ -107,7 +108,7 @@ class Event:
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EventRange:
     """Which events to return: with ids between `after` and `before` (exclusive), from `since` on and before `until`."""
 

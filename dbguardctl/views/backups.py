@@ -203,5 +203,5 @@ def show(answer: Json, zone: tzinfo | None) -> list[Block]:
             inner = known.pop("facts", {})
             checks = inner.pop("findings", []) if isinstance(inner, dict) else []
             blocks.append(facts({**known, **({"facts": inner} if inner else {})}, zone, skip=frozenset(("backup",))))
-            blocks += findings(checks, verdict=False)
+            blocks += findings(checks, zone, verdict=False)
     return blocks

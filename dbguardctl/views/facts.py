@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import tzinfo
 from typing import Any
 
+from dbguardctl.humanize import dated
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardd.humanize import absolute, count, grouped, humanized, size, span
 
@@ -64,7 +65,7 @@ def one_line(item: dict[str, Any], zone: tzinfo | None) -> str:
     )
 
 
-def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]:
+def findings(rows: list[dict[str, Any]], zone: tzinfo | None, *, verdict: bool = True) -> list[Block]:
     """Return the results of checks, one a line, with hints below those that did not pass."""
     styles = {"ok": "good", "failed": "bad", "inconclusive": "warn", "not configured": "dim"}
     words = {"ok": "ok", "failed": "FAIL", "inconclusive": "UNSURE", "not configured": "-"}
@@ -77,7 +78,7 @@ def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]
             text(
                 f"{str(row.get('name', '')):<{width}}  ",
                 word,
-                humanized(str(row.get("detail") or (outcome if outcome == "not configured" else ""))),
+                dated(humanized(str(row.get("detail") or (outcome if outcome == "not configured" else ""))), zone),
                 indent=2,
             )
         )

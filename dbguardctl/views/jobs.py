@@ -114,13 +114,13 @@ def finished(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         case "backup":
             return _backup(row, result, took)
         case "verify":
-            return _verify(row, result, took)
+            return _verify(row, result, zone, took)
         case "restore" if row["request"].get("dry_run"):
             return planned(row, result, zone)
         case "restore" | "undo":
             return restored(row, result, zone, took)
         case "check":
-            return [text(Cell(row["database"] or "", "strong")), *findings(result.get("findings") or [])]
+            return [text(Cell(row["database"] or "", "strong")), *findings(result.get("findings") or [], zone)]
         case "expire":
             return _expire(row, result, now, zone, took)
         case "sweep":
@@ -183,7 +183,7 @@ def _backup(row: Json, result: Json, took: str) -> list[Block]:
     if (result.get("facts") or {}).get("read_by") == "replication":
         blocks.append(text("the server sent its files over a replication connection; no file was read here", indent=2))
     grade = made.get("grade") or "stored"
-    verdict = Cell(f"backup {made.get('id')} is {grade}", "strong")
+    verdict = Cell(f"backup {made.get('id')} of {row['database']} is {grade}", "strong")
     return [*blocks, text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]
 
 
@@ -194,9 +194,9 @@ def _already(made: Json) -> str:
     return f" ({(1 - stored / source) * 100:.1f} % saved)"
 
 
-def _verify(row: Json, result: Json, took: str) -> list[Block]:
+def _verify(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Block]:
     proof = result.get("proof") or {}
-    blocks = findings([*(proof.get("findings") or []), *filter(None, [result.get("log")])], verdict=False)
+    blocks = findings([*(proof.get("findings") or []), *filter(None, [result.get("log")])], zone, verdict=False)
     if proof.get("grade") == "proven":
         line = Cell(f"{row['database']} can be restored in {span(proof.get('restore_seconds'))}", "strong")
         blocks.append(text(Cell("proven", "good"), "  ", line, f" \N{MIDDLE DOT} backup {proof.get('id')}",

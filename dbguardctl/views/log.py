@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, tzinfo
 from typing import Any
 
-from dbguardctl.humanize import when, zone_name
+from dbguardctl.humanize import dated, when, zone_name
 from dbguardctl.screen import Block, Cell, Screen, Table, paragraph, text
 from dbguardctl.views.facts import one_line
 from dbguardd.events import LEVELS, level_of
@@ -40,7 +40,11 @@ def entry_lines(row: Json, screen: Screen, zone: tzinfo | None, *, verbose: bool
     width = max(len(screen.mark(name).text) for name in ("warn", "bad"))
     mark = screen.mark(style).text if style in ("warn", "bad") else ""
     blocks: list[Block] = [
-        text(f"{absolute(row['at'], zone)}  ", Cell(f"{mark:<{width}} ", style), Cell(sentence(told, zone), style))
+        text(
+            f"{absolute(row['at'], zone)}  ",
+            Cell(f"{mark:<{width}} ", style),
+            Cell(dated(sentence(told, zone), zone), style),
+        )
     ]
     if verbose:
         facts = plain(told)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import tzinfo
 from typing import Any
 
+from dbguardctl.humanize import dated
 from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardd.humanize import absolute, count, grouped, safe
 
@@ -31,7 +32,7 @@ def said_of(result: Json, asked: str, zone: tzinfo | None) -> Iterator[Sequence[
         partly = ", read only where needed: only a restore proves all of it"
         yield f"and {count(log, 'segment')} of its log{partly if result['sum_compared'] is False else ''}"
     for warning in result["warnings"]:
-        yield Cell("note  ", "warn"), str(warning)
+        yield Cell("note  ", "warn"), dated(str(warning), zone)
 
 
 def cut_off(result: Json) -> Line:

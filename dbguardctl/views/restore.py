@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import tzinfo
 from typing import Any
 
+from dbguardctl.humanize import dated
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import findings
 from dbguardd.humanize import absolute, count, size, span
@@ -42,7 +43,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         more = Cell("... --in-place", "try")
         rows.append(("replace", more))
     lead = f"  {_which(plan, zone)} ({plan.get('created_at')})"
-    return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2), *_warnings(plan)]
+    return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2), *_warnings(plan, zone)]
 
 
 def _which(plan: Json, zone: tzinfo | None) -> str:
@@ -58,8 +59,8 @@ def _log(plan: Json) -> str:
     return f"{much}{place}" + (f", to the restore point {plan['name']!r}" if plan.get("name") else "")
 
 
-def _warnings(plan: Json) -> list[Block]:
-    return [text(Cell("note  ", "warn"), str(line), indent=2) for line in plan.get("warnings") or ()]
+def _warnings(plan: Json, zone: tzinfo | None) -> list[Block]:
+    return [text(Cell("note  ", "warn"), dated(str(line), zone), indent=2) for line in plan.get("warnings") or ()]
 
 
 def command(row: Json, plan: Json) -> str:
@@ -84,7 +85,7 @@ def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Bl
     """Return what was restored to where, what was compared, and how to undo it."""
     plan = result.get("plan") or {}
     found = result.get("findings") or []
-    blocks = findings(found, verdict=False)
+    blocks = findings(found, zone, verdict=False)
     outcomes = {one.get("outcome") for one in found}
     point = f" {_which(plan, zone)}" if plan.get("created_at") else ""
     done = Cell(f"{row['database']}{point} restored to {result.get('target')}", "strong")
@@ -93,7 +94,7 @@ def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Bl
         word, but = Cell("done", "warn"), ", but not with all its permissions"
     elif "inconclusive" in outcomes and row["verb"] != "undo":  # the state that undo puts back has no fingerprint
         word, but = Cell("UNSURE", "warn"), ", but could not be compared in full"
-    blocks += [*_warnings(plan), text(word, "  ", done, f"{but} \N{MIDDLE DOT} {took} in all")]
+    blocks += [*_warnings(plan, zone), text(word, "  ", done, f"{but} \N{MIDDLE DOT} {took} in all")]
     if result.get("safety_copy"):
         blocks.append(text(f"the previous state is kept as backup {result['safety_copy']}", indent=4))
     if result.get("undo"):

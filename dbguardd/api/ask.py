@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import IO, Any
 
 from dbguardd.api.service import Actor, Json, Service
+from dbguardd.frozen import frozen
 from dbguardd.states import Role
 from dbguardd.wire import Event
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ask:
     """One request whose peer has the required role, and all of whose parts were checked."""
 
@@ -25,7 +26,7 @@ class Ask:
     finish: Callable[[Awaitable[Json]], Awaitable[Json]]  # runs on if the peer hangs up: for whatever changes state
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """An answer with its own status or headers."""
 
@@ -34,40 +35,40 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stream:
     """An answer without an end: server-sent events. None stands for a heartbeat."""
 
     events: AsyncIterator[Event | None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Download:
     """An answer that consists of the bytes of a file, from its start. The file is closed when they are sent or fail."""
 
     file: IO[bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Nothing:
     """A request without fields."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pause:
     """Stop the schedule of a database."""
 
     seconds: float | None = field(default=None, metadata={"help": "for how long; until resumed if not given"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hold:
     """Forbid the deletion of a backup."""
 
     reason: str = field(metadata={"help": "why, in words; shown wherever the backup is listed"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Protect:
     """Detect a database, write its policy and reload."""
 
@@ -79,7 +80,7 @@ class Protect:
     confirm: str = field(default="", metadata={"help": "the same name again, if it does not look like that database"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unprotect:
     """Remove the policy of a database; its backups stay."""
 
@@ -87,14 +88,14 @@ class Unprotect:
     dry_run: bool = field(default=False, metadata={"help": "show what would be removed, and remove nothing"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecoveryTest:
     """Prove that the copy on the recovery sheet opens the repositories."""
 
     identity: str = field(metadata={"help": "the secret on the recovery sheet, as typed"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecoveryDrop:
     """Stop a recovery recipient from opening the repositories."""
 
@@ -102,7 +103,7 @@ class RecoveryDrop:
     confirm: str = field(default="", metadata={"help": "the same again, needed for the last one"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recover:
     """Let this machine open the repositories again, with the copy on the recovery sheet."""
 

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from inspect import isawaitable
 
 from aiohttp import web
@@ -24,6 +23,7 @@ from dbguardd.api.peer import identify
 from dbguardd.api.routes import ROUTES, Route, find
 from dbguardd.api.service import Actor, Json, Service
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, NotFound, NotPermitted, TooLarge, Usage
+from dbguardd.frozen import frozen
 from dbguardd.serialize import to_json
 from dbguardd.states import Role
 from dbguardd.wire import MAX_REQUEST_BYTES, Event
@@ -36,7 +36,7 @@ _JSON: Mapping[str, str] = {"Content-Type": "application/json", "Cache-Control":
 Finish = Callable[[Awaitable[Json]], Awaitable[Json]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """How much peers may use, and how long one may keep the server waiting."""
 

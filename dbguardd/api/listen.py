@@ -8,16 +8,16 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from dbguardd.errors import PolicyInvalid, PolicyUnsafe, SecondInstance, Usage, of_file
+from dbguardd.frozen import frozen
 
 _BACKLOG = 128
 _FIRST_INHERITED = 3  # sd_listen_fds(3)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listener:
     """A non-blocking listening socket; close() closes it and removes the files that were created for it."""
 

@@ -58,7 +58,7 @@ def _operation(route: Route, schemas: Json) -> Json:
         "responses": _responses(route, schemas),
     }
     if route.body is not None:
-        content = {"application/json": {"schema": _schema(route.body, schemas)}}
+        content = {"application/json": {"schema": _component(route.body, schemas, asked=True)}}
         needed = any(member.default is MISSING for member in fields(route.body))
         operation["requestBody"] = {"required": needed, "content": content}
     return operation
@@ -112,11 +112,12 @@ def _schema(kind: Any, schemas: Json) -> Json:
     if typing.get_origin(kind) is list:
         return {"type": "array", "items": _schema(typing.get_args(kind)[0], schemas)}
     if is_dataclass(kind) and isinstance(kind, type):
-        return _component(kind, schemas)
+        return _component(kind, schemas, asked=False)
     return {"type": _SIMPLE.get(kind, "object")}
 
 
-def _component(kind: type, schemas: Json) -> Json:
+def _component(kind: type, schemas: Json, *, asked: bool) -> Json:
+    """Return a reference to the schema of a dataclass: a request (`asked`), or an answer, which has all members."""
     reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
     if kind.__name__ in schemas:
         return reference
@@ -128,13 +129,12 @@ def _component(kind: type, schemas: Json) -> Json:
         properties[member.name] = _schema(hints[member.name], schemas)
         if "help" in member.metadata:
             properties[member.name]["description"] = member.metadata["help"]
-    frozen = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]  # questions are frozen, answers are not
     required = [
         member.name
         for member in fields(kind)
-        if not frozen or (member.default is MISSING and member.default_factory is MISSING)
+        if not asked or (member.default is MISSING and member.default_factory is MISSING)
     ]
-    component.update(required=required, properties=properties, additionalProperties=not frozen)
+    component.update(required=required, properties=properties, additionalProperties=not asked)
     return reference
 
 

@@ -8,7 +8,7 @@ Download.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from dbguardd import requests, wire
@@ -18,13 +18,14 @@ from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.openapi import describe
 from dbguardd.api.service import Json
 from dbguardd.api.strict import Param
+from dbguardd.frozen import frozen
 from dbguardd.states import JobState, Role
 
 Answer = Json | Reply | Stream | Download
 READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     """One row: method, path and role, the handler, and the shapes of request and answer."""
 

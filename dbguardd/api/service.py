@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
+from dbguardd.frozen import frozen
 from dbguardd.states import Role
 from dbguardd.wire import BackupRow, CoverageRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Actor:
     """The user behind a request, as the kernel reports it."""
 

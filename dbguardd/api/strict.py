@@ -12,12 +12,13 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from dbguardd.errors import Usage
+from dbguardd.frozen import frozen
 
 MAX_DEPTH = 32
 MAX_TEXT = 4096
@@ -27,7 +28,7 @@ _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u2
 _TRUTH: Mapping[str, bool] = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Param:
     """One query parameter: its type, its default and its bounds (inclusive)."""
 

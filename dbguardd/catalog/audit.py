@@ -20,7 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any, Protocol
 from dbguardd.catalog.times import to_text
 from dbguardd.durable import sync_directory
 from dbguardd.errors import AuditBroken, Degraded, GuardError, SecondInstance, Usage, of_file
+from dbguardd.frozen import frozen
 
 _ANCHOR = "audit_head"
 _START = "0" * 64
@@ -41,7 +42,7 @@ _NO_ENTRY = (ValueError, TypeError, KeyError, RecursionError)
 """What reading a line raises that is not an entry."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Who:
     """The user who acted, as the kernel reported it; uid and pid are None for the daemon itself."""
 
@@ -51,7 +52,7 @@ class Who:
     role: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One line of the log."""
 
@@ -66,7 +67,7 @@ class Entry:
     hash: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verified:
     """A chain that verifies. `notes`: what a user should still compare with the journal."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from dbguardd.catalog.session import Session
 from dbguardd.errors import NotFound, Usage
+from dbguardd.frozen import frozen
 from dbguardd.states import Grade
 from dbguardd.wire import BackupRow, ExpiredRow
 
@@ -20,7 +20,7 @@ _LIVE = "expired_at IS NULL"
 _GIVEN_UP = "expired_at IS NOT NULL"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Summary:
     """What `status` shows of the backups of one database."""
 
@@ -137,7 +137,9 @@ class Backups:
             (prefix, prefix + "\x7f"),
         )
         if len(rows) > 1 and prefix and rows[0]["id"] != prefix:
-            raise Usage(f"{prefix}: several backups start like this", detail=_some([row["id"] for row in rows]))
+            raise Usage(
+                f"{prefix}: several backups have ids that begin with this", detail=_some([row["id"] for row in rows])
+            )
         return rows[0] if rows and prefix else None
 
     def expired(self, database: str) -> list[ExpiredRow]:

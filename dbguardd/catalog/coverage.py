@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from typing import Any
 
 from dbguardd.catalog.state import Settings
 from dbguardd.catalog.times import to_moment
+from dbguardd.frozen import frozen
 from dbguardd.rules.coverage import Logged
 from dbguardd.wire import LogProof
 
 _MOST = 200  # chains to remember for each database
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Covered:
     """A part of the log without a gap: what was committed from `since_at` to `until_at` is stored in this chain.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from dbguardd.catalog import coverage
@@ -13,6 +13,7 @@ from dbguardd.catalog.marks import HoldRow, Holds, ProofRow, Proofs
 from dbguardd.catalog.state import Settings
 from dbguardd.catalog.times import to_moment, to_text
 from dbguardd.errors import Internal
+from dbguardd.frozen import frozen
 from dbguardd.states import Grade
 from dbguardd.wire import BackupRow
 
@@ -25,7 +26,7 @@ _COVERED = ("chain", "since_at", "until_at")
 _PROOF_NAMES = frozenset(("id", "database", "grade", "restore_seconds", "failure", "verified_at", "proven_at"))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Index:
     """The tables that reports change."""
 

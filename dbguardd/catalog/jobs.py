@@ -54,7 +54,7 @@ class Jobs:
         if len(rows) > 1 and rows[0]["id"] != prefix:
             ids = [row["id"] for row in rows]
             more = ", ..." if len(ids) > 5 else ""
-            raise Usage(f"{prefix}: several jobs start like this", detail=f"{', '.join(ids[:5])}{more}")
+            raise Usage(f"{prefix}: several jobs have ids that begin with this", detail=f"{', '.join(ids[:5])}{more}")
         return _job(rows[0])
 
     def find(self, database: str | None = None, state: str | None = None, limit: int = 50) -> list[JobRow]:

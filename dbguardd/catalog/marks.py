@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dbguardd.catalog.session import Session
+from dbguardd.frozen import frozen
 from dbguardd.states import Grade
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProofRow:
     """One test restore of one backup, with the grade it reached."""
 
@@ -23,7 +23,7 @@ class ProofRow:
     facts: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HoldRow:
     """A reason why a backup may not be deleted."""
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dbguardd.catalog.session import Session
 from dbguardd.errors import Usage
+from dbguardd.frozen import frozen
 
 _KEYS_KEPT = 1_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Run:
     """The results of the last runs of one verb on one target (a database or a storage)."""
 
@@ -29,7 +29,7 @@ class Run:
     problem: Mapping[str, Any] | None = None  # of the last run, if it failed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pause:
     """No scheduled runs of a database until `until_at`; None: until a user resumes it."""
 

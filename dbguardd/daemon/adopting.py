@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dbguardd.catalog import Catalog
 from dbguardd.daemon.inforce import LOG, PolicyInForce
 from dbguardd.errors import ConfirmMissing, PolicyShrinks, Usage
+from dbguardd.frozen import frozen
 from dbguardd.humanize import count as counted
 from dbguardd.kinds import KINDS
 from dbguardd.policy.policy import Policy
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """What a close look at a live database has found; None where unknown."""
 
@@ -31,7 +31,7 @@ class Seen:
     position: int | None = None  # the end of its log
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ways:
     """What the hints of a refusal are made of: the command that the user typed, and a free name."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import IO
 
 from dbguardd.errors import NotFound
+from dbguardd.frozen import frozen
 
 WAIT_SECONDS = 120.0
 _MOST = 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Kept:
     uid: int | None
     file: IO[bytes]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from dbguardd.frozen import frozen
 from dbguardd.ulids import ulid
 
 Now = Callable[[], datetime]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Clock:
     """The wall clock, which people can set, and a monotonic clock (CLOCK_BOOTTIME: it counts suspension, too)."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from dbguardd.daemon.live import JobTerms, Order
+from dbguardd.frozen import frozen
 
 OnMessage = Callable[[dict[str, Any]], None]
 
@@ -46,7 +46,7 @@ class Logger(Protocol):
     def error(self, event: str, **facts: Any) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Environment:
     """What the runner needs from outside. `terms` raises an error, such as NotFound, if the policy forbids the job."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dbguardd.catalog import Who
 from dbguardd.errors import Busy
+from dbguardd.frozen import frozen
 from dbguardd.requests import QUESTION_VERBS
 from dbguardd.verbs import has_engine_half
 from dbguardd.wire import JobRow
@@ -38,7 +39,7 @@ SECRET = frozenset(("recovery-sheet",))
 """The verbs whose result is secret: it is returned once and not stored."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobTerms:
     """What the policy says about one job: the spec's members database, storage and key, its retries and time limits."""
 
@@ -58,7 +59,7 @@ class JobTerms:
         return str(self.spec["storage"]["name"])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Order:
     """What to do, for whom, on which database. `storage` is set if no database determines it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import Busy, GuardError
+from dbguardd.frozen import frozen
 from dbguardd.requests import REQUESTS
 from dbguardd.rules.calendar import full_due
 from dbguardd.serialize import to_json
@@ -30,7 +31,7 @@ SCHEDULE = Who("schedule")
 LOOK_AGAIN = timedelta(seconds=30)  # the least time between two reads of a storage that could not be read
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Operations:
     """The parts of which a daemon has one each. `nudge` wakes the scheduler."""
 

@@ -12,13 +12,14 @@ import stat
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from dbguardd.frozen import frozen
 
 _MOST_BYTES = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Level:
     """The space of one file system, and the id of the repository that is there; `error` says why they are unknown."""
 

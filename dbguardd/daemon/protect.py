@@ -11,7 +11,7 @@ import tomllib
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
+from dbguardd.frozen import frozen
 from dbguardd.humanize import count, size
 from dbguardd.kinds import KINDS, engine_of
 from dbguardd.policy.addresses import named_in, socket_of, whole, wrong_with
@@ -52,7 +53,7 @@ _MAX_NAME = 63
 _ALL = "36500d"  # longer than the `keep` of any lost policy
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """What was detected: its real path, or the address of its server, and a description."""
 
@@ -66,7 +67,7 @@ class Found:
     closely: Mapping[str, Any] = field(default_factory=dict)  # what is known of its content
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """What the user asks for: a name (empty: made from the path), and whether the log is to be followed.
 
@@ -80,7 +81,7 @@ class Wanted:
     confirm: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """What protect would do; nothing is done yet."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -22,6 +22,7 @@ from dbguardd.daemon.clock import Clock
 from dbguardd.daemon.events import Events
 from dbguardd.daemon.live import DELETING
 from dbguardd.errors import Busy, GuardError, Interrupted
+from dbguardd.frozen import frozen
 from dbguardd.rules.calendar import CLOCK_TOLERANCE, Due, Timing, Verdict, due, upcoming
 from dbguardd.rules.clock import Reading, doubt
 
@@ -32,7 +33,7 @@ DOUBT_SECONDS = 86_400.0
 REFUSED_FOR = timedelta(minutes=15)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Planned:
     """One verb on one target (a database, or `storage:NAME`) with its timing."""
 
@@ -41,7 +42,7 @@ class Planned:
     timing: Timing
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Upcoming:
     """A future run."""
 

@@ -6,15 +6,15 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from dbguardd.catalog import Audit, Catalog, Entry, Who
 from dbguardd.errors import CatalogDamaged, GuardError, PlaceDenied, SecondInstance, of_file
+from dbguardd.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Books:
     """The open catalog and audit log. `notes`: what happened to them that a user should know."""
 

@@ -6,7 +6,7 @@ Reads the catalog, judges by the rules, changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from functools import cache
 
@@ -26,6 +26,7 @@ from dbguardd.errors import (
     from_problem,
     no_database,
 )
+from dbguardd.frozen import frozen
 from dbguardd.humanize import size
 from dbguardd.policy.policy import database_spec
 from dbguardd.policy.schedule import Schedule
@@ -45,7 +46,7 @@ _OF_SOURCE = "DBG-2"  # begins the codes of errors of a live database
 _OF_WAY = ("DBG-3001", "DBG-4002", "DBG-5")  # errors that keep us from a repository: storage, mount, key
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Views:
     """The parts from which the status is made."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass
 
 from dbguardd.catalog import Catalog
 from dbguardd.catalog.effects import recovery
@@ -22,10 +21,11 @@ from dbguardd.errors import (
     Unreachable,
     from_problem,
 )
+from dbguardd.frozen import frozen
 from dbguardd.wire import KeyStatus, RecipientStatus, StorageStatus
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Storages:
     """Where backups are, and which keys open them."""
 

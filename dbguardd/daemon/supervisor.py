@@ -12,7 +12,6 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.storages import Storages
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import GuardError
+from dbguardd.frozen import frozen
 from dbguardd.states import JobState
 from dbguardd.wire import JobRow
 
@@ -48,7 +48,7 @@ class Answering(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setup:
     """The paths, and the parts that the daemon does not import: workers and the API."""
 

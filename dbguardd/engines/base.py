@@ -9,13 +9,14 @@ so an engine only has to clean up on the way out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.flow import Facts, LogSink, Pages, Sink, Tree
+from dbguardd.frozen import frozen
 
 Progress = Callable[[str, int, int | None], None]
 FindRestorePoint = Callable[[Tree, str, Progress], tuple[int, datetime] | None]
@@ -26,7 +27,7 @@ REPLACED = "replaced"
 """The fact of an error of replace() that occurred after the live database had been replaced."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """One check and its outcome: ok, failed, inconclusive or not configured."""
 
@@ -35,7 +36,7 @@ class Finding:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Probe:
     """What is there, found without changing anything."""
 
@@ -46,7 +47,7 @@ class Probe:
     findings: tuple[Finding, ...] = ()  # what a backup or its proof will need, and whether it is there
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProofQuery:
     """A proof query: its single value must be in [min, max], or equal `equals`."""
 
@@ -58,7 +59,7 @@ class ProofQuery:
     database: str = ""  # on a server with many databases: the one to query
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Examination:
     """What the engine found in a restored database."""
 
@@ -171,7 +172,7 @@ class LogSource(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bounds:
     """The limits of a question. `about`, the start of its error messages, names the database and the backup."""
 
@@ -233,7 +234,7 @@ class Questions(Protocol[OpenBackup]):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScratchRestore:
     """A backup that was restored for questions: its private directory, and the database to query in it."""
 
@@ -286,7 +287,7 @@ class Standby(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LiveState:
     """What is where a restore in place goes: its bytes, the free bytes, and whether a restore has begun there."""
 
@@ -324,7 +325,7 @@ class DeltaRestore(Protocol):
         """Move the result of overwrite() to its place, in one step; return the place."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Engine:
     """One guarded database. A capability that an engine lacks is None, so the record is the documentation."""
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from dbguardd.frozen import frozen
 from dbguardd.serialize import to_json
 
 _PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
-_GROUPS = (re.compile(_PART * 2), re.compile(_PART), re.compile(""))
-"""Prefixes of table names: database and schema, database, nothing."""
+_GROUPS = (_PART * 2, _PART, "")
+"""Prefixes of table names, as patterns: database and schema, database, nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TablePrint:
     """The content of one table: the number of rows, and a digest (hex) that is equal exactly when the rows are.
 
@@ -26,7 +26,7 @@ class TablePrint:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fingerprint:
     """The content of a database. Two are equal exactly when schema and rows are."""
 
@@ -62,10 +62,10 @@ class Fingerprint:
         return found
 
 
-def _folded(tables: Mapping[str, TablePrint], group: re.Pattern[str]) -> dict[str, TablePrint]:
+def _folded(tables: Mapping[str, TablePrint], group: str) -> dict[str, TablePrint]:
     together = dict[str, list[str]]()
     for name in sorted(tables):
-        match = group.match(name)
+        match = re.match(group, name)
         together.setdefault(match[0] if match else "", []).append(name)
     alone = {names[0]: tables[names[0]] for names in together.values() if len(names) == 1}
     return alone | {f"{begin}*": _one(tables, names) for begin, names in together.items() if len(names) > 1}
@@ -79,7 +79,7 @@ def _one(tables: Mapping[str, TablePrint], names: Sequence[str]) -> TablePrint:
     return TablePrint(rows, f"{len(names)}:{hashlib.sha256(told.encode()).hexdigest()}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NoFingerprint:
     """Why the content of a snapshot cannot be told exactly. Its backup is valid, but cannot be proven."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from dbguardd.engines.base import (
     Standby,
 )
 from dbguardd.flow import Pages
+from dbguardd.frozen import frozen
 from dbguardd.repository import Backup, Repository
 from dbguardd.requests import Request
 from dbguardd.rules.chains import LogView
@@ -43,7 +44,7 @@ class Report(Protocol):
     def __call__(self, event: str, /, **facts: Any) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Run:
     """One execution of a job. `spec` is what the policy says about the database, storage and key (JSON)."""
 
@@ -78,7 +79,7 @@ class Run:
         return str(self.database["name"])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job(Generic[R]):
     """One verb: its name, its request, and its function."""
 

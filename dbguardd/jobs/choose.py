@@ -63,7 +63,7 @@ def named(run: Run, id: str) -> Backup:
         return found[0]
     if found:
         shown = [backup.id for backup in found[:_SHOWN]] + ["…"] * (len(found) > _SHOWN)
-        raise Usage(f"{run.name}: {id} fits {len(found)} backups", detail=", ".join(shown))
+        raise Usage(f"{run.name}: {id} matches {len(found)} backups", detail=", ".join(shown))
     for backup in run.repository.backups(run.name, expired=True):
         if backup.id.startswith(id.upper()) or backup.id.endswith(id.upper()):
             raise NotFound(

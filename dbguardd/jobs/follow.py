@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, SourceReplaced, WorkerDied
 from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import Facts, Images, Segment
+from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.lineage import successor_command, was_restored_in_place
 from dbguardd.lean import hold_on
@@ -23,7 +24,7 @@ _TELL_SECONDS = 1.0
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 60.0, 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Follow(Request):
     """Store the log of the database from now on, or from where the stored log ends.
 
@@ -59,7 +60,7 @@ class Shipping:
         self._told = 0.0
         self._bytes = 0
         self._wrong, self._audits = "", 0
-        self._held = list[str]()
+        self._held, self._held_bytes = list[str](), 0  # as last reported
 
     def resume(self) -> Facts | None:
         """Return the place up to which the database's log is stored; None if it is unreadable or no longer applies."""
@@ -100,9 +101,9 @@ class Shipping:
         self._run.report("log.audited", database=self._run.name, outcome=outcome, detail=wrong)
 
     def held(self, log_bytes: int, by: Sequence[str]) -> None:
-        """Report which processes hold a growing log, whenever these change."""
-        if list(by) != self._held:
-            self._held = list(by)
+        """Report which processes hold a growing log, whenever these change or the log has become twice as long."""
+        if list(by) != self._held or (by and log_bytes >= 2 * self._held_bytes):
+            self._held, self._held_bytes = list(by), log_bytes
             self._run.report("log.held", database=self._run.name, log_bytes=log_bytes, by=self._held)
 
     def ship(self, segment: Segment) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 
 from dbguardd.errors import ConfirmMissing, Damaged, Held, KeyMissing, NoSpace, NotFound
+from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, backup_row, grace, instant, server_facts
 from dbguardd.jobs.moment import tell_log
 from dbguardd.jobs.verify import proof_row, record_damage
@@ -15,12 +15,12 @@ from dbguardd.requests import Request
 from dbguardd.states import Grade
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scan(Request):
     """Report every backup, proof, hold and expiry of a repository, to rebuild a lost catalog."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hold(Request):
     """Keep one backup from being deleted."""
 
@@ -28,33 +28,33 @@ class Hold(Request):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Release(Request):
     """End all holds of one backup."""
 
     backup: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recall(Request):
     """Bring one expired backup back."""
 
     backup: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecoverySheet(Request):
     """Make a new recovery identity, give it access to the repository, and return it once."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecoveryTest(Request):
     """Test whether a recovery identity opens the repository."""
 
     identity: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecoveryDrop(Request):
     """Remove a recovery recipient from the repository."""
 
@@ -62,7 +62,7 @@ class RecoveryDrop(Request):
     confirm: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recover(Request):
     """Let this machine's key open a repository that a recovery identity has opened."""
 

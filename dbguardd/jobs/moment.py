@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.errors import NotFound, ObjectMissing, Usage
 from dbguardd.facts import LogPosition, Target
 from dbguardd.flow import Tree
+from dbguardd.frozen import frozen
 from dbguardd.humanize import count, some, span
 from dbguardd.jobs.base import Run, excluded, instant, left_out, log_view, read_progress
 from dbguardd.jobs.choose import choose, existing, states_of, to_moment
@@ -27,7 +28,7 @@ _RECORD_BYTES = 256  # the record of a restore point ends within this, including
 _DAY, _DRAWS = timedelta(days=1), 8  # a proof takes a moment of the last day, drawing this often to hit one
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Moment:
     """What would be restored: `backup`, with the log up to `until`, as it was at `at`."""
 
@@ -183,7 +184,7 @@ def _early(moment: Moment) -> str:
     if moment.until is None:
         if moment.backup.facts.log_start is None:
             return ""
-        return "no moment between the two can be restored; later commits, if any, are not in this backup"
+        return "nothing between the two is stored; later commits, if any, are not in this backup"
     whole = moment.until.last < moment.until.chain.last  # the next segment was committed later
     return "" if whole else "later commits, if any, are not stored"
 

@@ -11,7 +11,6 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from dbguardd.engines.base import Bounds, ScratchRestore, ServerQuestions
 from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
 from dbguardd.flow import LOG, NO_TABLE, Pages
+from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, opened, reach
@@ -36,7 +36,7 @@ _STREAM = "database"
 _LOOKED_AT = 100  # backups that are searched for a table that another one lacks
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Written:
     """The answer in the unnamed file that the daemon has opened for it; a stream of bytes, not a record."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dbguardd.errors import (
     WorkerDied,
 )
 from dbguardd.facts import LogPosition
+from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, instant, shortened
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import live_path
@@ -43,7 +44,7 @@ _AGAIN_SECONDS = 10.0  # between two searches for a newer backup: each reads all
 _STEP_BYTES = 32 << 20  # of pages that become one change of the copy, or one transaction if that is larger
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mark:
     """The content of a copy: the log `chain` up to `segment`, as it was at `at`.
 

@@ -16,14 +16,14 @@ from dbguardd.keys.secret import Secret
 MOST_BYTES = 64 << 10
 """The largest size of a secret."""
 
-_CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}", re.ASCII)
+_CREDENTIAL = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}"
 
 
 def credential_path(name: str, environ: Mapping[str, str]) -> Path:
     """Return the path of a systemd credential of this service. Raises FileNotFoundError if there is none."""
     folder = environ.get("CREDENTIALS_DIRECTORY", "")
     path = Path(folder, name)
-    if not folder or not _CREDENTIAL.fullmatch(name) or not path.exists():
+    if not folder or not re.fullmatch(_CREDENTIAL, name) or not path.exists():
         raise FileNotFoundError(errno.ENOENT, "the unit has no such credential", name)
     return path
 

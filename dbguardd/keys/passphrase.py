@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Self
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from dbguardd.errors import Damaged, KeyRefused, KeyUnsafe
+from dbguardd.frozen import frozen
 from dbguardd.keys.envelope import header_of, seal, unseal
 from dbguardd.keys.secret import Secret
 
@@ -20,7 +20,7 @@ SHORTEST = 12
 _MAGIC = b"passphrase1"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cost:
     """The cost of one guess. The default is the second recommendation of RFC 9106: 64 MiB, about 0.2 s."""
 

@@ -16,7 +16,6 @@ import stat
 import tomllib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dbguardd.errors import PolicyInvalid, PolicyUnsafe
+from dbguardd.frozen import frozen
 from dbguardd.policy import mistakes
 from dbguardd.policy.accounts import gid_of_group, uid_of_user
 from dbguardd.policy.judge import judge
@@ -41,7 +41,7 @@ _ROUNDS = 4
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """One file, with its text and values."""
 
@@ -50,7 +50,7 @@ class Source:
     values: Json = dataclass_field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Host:
     """What the check needs from the host: the state directory, and its accounts."""
 
@@ -59,7 +59,7 @@ class Host:
     gid_of: Callable[[str], int] = gid_of_group
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """A valid policy, the origin of each key, and its warnings."""
 

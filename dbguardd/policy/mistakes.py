@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from spanned_toml import loads as loads_with_spans
 
 from dbguardd.errors import PolicyInvalid
+from dbguardd.frozen import frozen
 from dbguardd.places import POLICY
 
 Path = tuple[str | int, ...]
@@ -25,7 +25,7 @@ _IDENTITY = re.compile(r"(?i)(AGE-SECRET-KEY-)[A-Z0-9-]+")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mistake:
     """One error or warning. Lines and columns count from 1; line 0 means that the place is unknown."""
 
@@ -82,7 +82,7 @@ def dotted(path: Path) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spans:
     """The positions of the key and the value of a path in a text."""
 

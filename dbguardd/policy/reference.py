@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel
 
 from dbguardd.errors import NotFound, did_you_mean
+from dbguardd.frozen import frozen
 from dbguardd.policy.model import Database, Key, Settings, Storage, Table
 from dbguardd.policy.policy import Policy
 from dbguardd.policy.translate import model_in
@@ -19,7 +19,7 @@ SCHEMA_PATH = "/usr/share/dbguard/policy.schema.json"
 _NAMED: Mapping[str, type[Table]] = {"class": Settings, "database": Database, "storage": Storage, "key": Key}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Documented:
     """One key of the language. `key` is dotted, with NAME for names and [] for list entries."""
 
@@ -30,7 +30,7 @@ class Documented:
     required: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One key whose effective value differs between two policies; None where the key is absent."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from difflib import get_close_matches
 from functools import lru_cache
@@ -23,6 +22,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from dbguardd.frozen import frozen
 from dbguardd.policy.units import format_duration, parse_duration, refuse
 
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -40,7 +40,7 @@ _NEVER = frozenset(("never", "off", "no", "none"))
 _FORMS = '"daily 01:00", "every 15min", "sun 02:00", "mon..fri 02:30", "first sun 05:00" or five cron fields'
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Schedule:
     """A parsed schedule: either an interval or a cron line. Made by parse_schedule()."""
 

@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
+from dbguardd.frozen import frozen
 from dbguardd.humanize import count
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
@@ -54,7 +55,7 @@ class _Seen:
     needing: dict[str, list[str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checking:
     """One check of one storage."""
 

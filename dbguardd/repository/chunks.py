@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from struct import Struct
 
 from blake3 import blake3
 
 from dbguardd.errors import Damaged
+from dbguardd.frozen import frozen
 from dbguardd.repository.delivery import Batch
 from dbguardd.repository.frames import CHUNK
 from dbguardd.repository.pagemap import SELF, column, read_root, stored
@@ -35,7 +35,7 @@ _HEAD = Struct("<I4sQ32sII")
 _BATCH = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FlowRoot:
     """The list, as stored. The name of the pack that contains the root is "" until it is read back."""
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from dbguardd.errors import ClockDoubt, NoSpace
+from dbguardd.frozen import frozen
 from dbguardd.repository.model import rfc3339
 from dbguardd.repository.seal import Randomness
 from dbguardd.storage.base import Entry, Storage
@@ -36,7 +36,7 @@ PROMPT_SECONDS = 1.0
 _PROBE = timedelta(hours=1)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pulse:
     """Time that nobody can set: seconds since the boot `boot`, including suspend."""
 

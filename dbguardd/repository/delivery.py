@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Lock, local
 from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
 from dbguardd.errors import Damaged, GuardError, NoSpace, ObjectMissing, Unreachable
+from dbguardd.frozen import frozen
 
 THREADS = 2
 _AHEAD = 3
@@ -28,7 +28,7 @@ Old = Callable[[int, int], memoryview]
 Piece = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Batch:
     """Some MiB of a stream, checked, starting at byte `start`. A piece that is a number means that many zeros."""
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import zstandard
 
 from dbguardd.errors import SourceChanged, SourceDenied
+from dbguardd.frozen import frozen
 from dbguardd.repository.frames import PAGES, TAG, Digests, Frame, compress
 from dbguardd.repository.growing_file import GrowingFile
 from dbguardd.repository.pagemap import DIGEST, EXTENT
@@ -23,7 +23,7 @@ BATCH = 32  # extents
 FRAME = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One extent that differs: `runs` are (first unit, units, position among the new units of the batch)."""
 
@@ -34,7 +34,7 @@ class Change:
     fresh: bool  # nothing of the parent is kept
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Examined:
     """What a thread found in one batch; `tail` are the new units that did not fill a frame."""
 
@@ -44,7 +44,7 @@ class Examined:
     tail: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Old:
     """What the parent knows about a batch."""
 

@@ -19,7 +19,6 @@ chosen by measurement: it is 2.5 times as fast as keyed BLAKE3 on pages of 4096 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dbguardd.errors import Damaged
+from dbguardd.frozen import frozen
 
 if TYPE_CHECKING:
     from dbguardd.repository.seal import Domain
@@ -80,7 +80,7 @@ class Digests:
         return memoryview(tags).cast("Q")[::2].tobytes()  # the first 8 bytes of every 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Frame:
     """A frame ready to be sealed: `body` will be encrypted; `check` tells whether it is still the verified body."""
 

@@ -28,7 +28,7 @@ import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ import zstandard
 
 from dbguardd.errors import Damaged, ObjectMissing
 from dbguardd.flow import Facts, Images, Segment
+from dbguardd.frozen import frozen
 from dbguardd.repository.frames import decompress
 from dbguardd.repository.model import encode, moment, rfc3339
 from dbguardd.repository.records import Records
@@ -59,7 +60,7 @@ _MORE_LOOKS = 2
 _KEPT = 8 * FOLD  # pieces that a writer remembers: more than folding looks at, and bounded however long it writes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Link:
     """One segment of a chain, as stored. `body` is compressed; content() opens it.
 

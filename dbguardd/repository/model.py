@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Any
 
 from dbguardd.facts import BackupFacts
+from dbguardd.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Root:
     """The place of the root of a stream's map: the name of a pack (hex) and the number of a frame in it."""
 
@@ -23,7 +24,7 @@ class Root:
     frame: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stream:
     """One stream of a backup. `kind` is paged or flow; `digest` (hex) is keyed; `size` in bytes."""
 
@@ -36,7 +37,7 @@ class Stream:
     root: Root
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Backup:
     """One restorable point of one database: its manifest. `kind` is full or incremental."""
 
@@ -62,7 +63,7 @@ class Backup:
         return BackupFacts.read(self.raw_facts)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Proof:
     """The result of one test restore of a backup. `findings` are JSON objects of the steps that were taken."""
 
@@ -75,7 +76,7 @@ class Proof:
     number: int = 0  # increases with each proof of a backup, whatever the clock says; assigned when it is stored
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hold:
     """Why a backup may not be deleted, who said so and when."""
 
@@ -85,7 +86,7 @@ class Hold:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expired:
     """A backup that is invisible and will be swept. `at` is the storage's own time of the tomb."""
 
@@ -94,7 +95,7 @@ class Expired:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StorageFinding:
     """Something that a check found, or did not look at.
 
@@ -108,7 +109,7 @@ class StorageFinding:
     backups: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Swept:
     """What a sweep did, or would do. Bytes are bytes in the storage."""
 

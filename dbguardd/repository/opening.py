@@ -22,7 +22,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
@@ -38,6 +38,7 @@ from dbguardd.errors import (
     NotFound,
     ObjectMissing,
 )
+from dbguardd.frozen import frozen
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository.model import encode, rfc3339
 from dbguardd.repository.seal import ROOT_ID, Domain, Keyring, Randomness, seal, unseal
@@ -48,7 +49,7 @@ FEATURES: frozenset[str] = frozenset()
 DESCRIPTION = "repo.json"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipient:
     """One wrapped copy of the root key. `name` is its object."""
 

@@ -36,7 +36,6 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from struct import Struct, iter_unpack
 from typing import TYPE_CHECKING
 
@@ -47,6 +46,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from dbguardd.errors import Damaged, KeyRefused
+from dbguardd.frozen import frozen
 from dbguardd.repository.frames import FRAME_LIMIT, Digests, Frame, check, decompress
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def object_name(pack: str) -> str:
     return f"packs/{pack[:2]}/{pack}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """What the trailer says about one frame; `start` is its offset in the pack."""
 

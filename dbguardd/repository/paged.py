@@ -10,10 +10,10 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 
 import zstandard
 
+from dbguardd.frozen import frozen
 from dbguardd.repository.examine import BATCH, FRAME, Change, Examined, Examiner, Old
 from dbguardd.repository.frames import FRAME_LIMIT, LEAVES, ROOT, TAG, Frame, compress
 from dbguardd.repository.pagemap import DIGEST, EXTENT, HOLE, SELF, PackUse, PageMap, Root, Row, encode_leaves
@@ -26,7 +26,7 @@ _WAITING = 2048
 _ROOT_FRAMES = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Saved:
     """The result. `place` is where the root lies; None if the parent's root is still valid."""
 

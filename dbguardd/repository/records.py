@@ -21,11 +21,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
 from dbguardd.errors import Damaged, GuardError
+from dbguardd.frozen import frozen
 from dbguardd.repository.model import encode
 from dbguardd.repository.opening import domains
 from dbguardd.repository.seal import Domain, Keyring, Randomness, seal, unseal
@@ -34,7 +35,7 @@ from dbguardd.storage.base import Entry, Storage
 KINDS = ("backup", "print", "proof", "hold", "release", "tomb")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """One opened record. `stored_at` is the storage's own time."""
 
@@ -50,7 +51,7 @@ class Record:
         return f"records/{self.kind}/{self.slot}-{self.hash}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unreadable:
     """A record that is listed but did not open; `error` says why."""
 

@@ -26,7 +26,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from dbguardd.errors import Damaged, KeyRefused, ObjectMissing
+from dbguardd.frozen import frozen
 
 MAGIC = b"DBGOBJ01"
 HEADER = 104
@@ -44,7 +45,7 @@ Randomness = Callable[[int], bytes]
 """Returns the given number of random bytes: os.urandom, or a substitute in tests."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Domain:
     """A key and what it is for: `id` (16 bytes) and `key` (32 bytes) in the repository `repo_id` (16 bytes)."""
 
@@ -58,7 +59,7 @@ class Domain:
         return HKDFExpand(SHA256(), length, b"dbguard/v1/" + label + self.repo_id + self.id).derive(self.key)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Keyring:
     """The root key of an open repository and the domains found, by id."""
 

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dbguardd.errors import Breaker, Damaged, ObjectMissing
+from dbguardd.frozen import frozen
 from dbguardd.repository.clock import Pulse, Pulses, trusted
 from dbguardd.repository.ledger import read_backup
 from dbguardd.repository.model import Backup, Swept, rfc3339
@@ -37,7 +37,7 @@ Needs = Callable[[Backup, Domain], AbstractSet[str]]
 """Returns the hashes of all packs that a backup needs. Raises Damaged, ObjectMissing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Breakers:
     """What one run may delete without confirmation: shares of the total, from a minimum number on."""
 
@@ -47,7 +47,7 @@ class Breakers:
     backups_from: int = 50
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Survey:
     """What lies in the repository at one moment, as far as a sweep is concerned."""
 
@@ -74,7 +74,7 @@ class Survey:
         return frozenset(pack for tomb in tombs for pack in tomb.packs if pack in self.packs)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sweeping:
     """One sweep of one storage."""
 

@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import takewhile
 
 import zstandard
 
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 from dbguardd.repository.log import FOLDED_BYTES, LEVEL, Link, StoredLog
 from dbguardd.rules.chains import Chain, Piece
 
 MERGED_BYTES = 16 << 20  # of the pages in a segment, which are all in memory
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grain:
     """How fine a log is kept from some age on: one moment per `seconds`."""
 
@@ -35,7 +36,7 @@ class Grain:
     age: timedelta
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Due:
     """The part of a chain that is due for a coarser grain: the segments after `done`, up to the number `last`."""
 
@@ -50,7 +51,7 @@ class Due:
         return self.chain.first if self.done is None else self.done.last + 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Thinned:
     """What was made coarser: a chain up to `until`, with the bytes deleted and the bytes stored for them."""
 

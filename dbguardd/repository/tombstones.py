@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.errors import Busy, ClockDoubt, Damaged, ObjectMissing
+from dbguardd.frozen import frozen
 from dbguardd.repository.clock import SKEW, Pulse, margin
 from dbguardd.repository.model import Backup, moment, rfc3339
 from dbguardd.repository.packs import object_name
@@ -28,7 +28,7 @@ PER_TOMB = 4096
 """Packs in one tomb: about 280 KiB of JSON."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tombstone:
     """One tomb: of `backup`, or of `packs`. Its age counts from `stored_at`, by the storage's clock."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 
+from dbguardd.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class BackupState:
     """What the rules need to know of a backup.
 

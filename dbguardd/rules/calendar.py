@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import islice
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+from dbguardd.frozen import frozen
 from dbguardd.policy.schedule import Schedule
 
 LEAST_JITTER_SHARE = 10
@@ -28,7 +28,7 @@ MAX_COUNTED = 1000
 CLOCK_TOLERANCE = timedelta(minutes=1)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Timing:
     """One schedule with everything that decides when it runs. `shift` is its jitter, from jitter()."""
 
@@ -47,7 +47,7 @@ class Verdict(StrEnum):
     SKIP = "skip"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Due:
     """What to do now and why. `planned_at` is the latest time that was due; `missed` counts the runs it makes up for.
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Protocol
 
 from dbguardd.facts import LogPosition, Target
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 from dbguardd.ulids import born
 
 BYTES = "bytes"
 """The form of a segment that contains bytes of the log itself, not page images."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Piece:
     """One object of a log, as its name tells: segments `first` to `last` of a chain, which reach up to `until`."""
 
@@ -34,7 +35,7 @@ class Piece:
         return self.name.rpartition("/")[2].rpartition("-")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Chain:
     """A log without a gap, or the part of it that is left: consecutive pieces."""
 
@@ -90,7 +91,7 @@ def end_of(link: Link) -> LogPosition:
     return LogPosition.read(link.until) or LogPosition("", 0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogRange:
     """The segments of a chain between a backup and a moment: those after `after`, up to `last`.
 
@@ -104,7 +105,7 @@ class LogRange:
     target: Target = field(default_factory=Target)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogView:
     """The log of a database: its chains, oldest first, and a function that opens one of their objects.
 

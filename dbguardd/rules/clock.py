@@ -5,14 +5,15 @@ Pure. Doubt stops deletions, never backups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from dbguardd.frozen import frozen
 
 LARGEST_STEP = timedelta(hours=1)
 LONGEST_REST = timedelta(days=45)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reading:
     """The wall clock and, at the same moment, the seconds since boot (including suspension: CLOCK_BOOTTIME)."""
 

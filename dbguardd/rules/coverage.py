@@ -7,15 +7,16 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
+from dbguardd.frozen import frozen
 from dbguardd.rules.backup_state import BackupState
 from dbguardd.rules.chains import Chain
 from dbguardd.rules.moment import Base, bases_of
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TimeRange:
     """Every moment from `since` to `until`; or with a grain, one moment in each period of that many seconds."""
 
@@ -24,7 +25,7 @@ class TimeRange:
     grain_seconds: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Logged:
     """A log without a gap; `thinned` maps a grain in seconds to the moment up to which the log has that grain."""
 

@@ -7,17 +7,18 @@ which segments they contain and which moment the last one reaches; an object is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import groupby, takewhile
 
 from dbguardd.facts import LogPosition, turns_in
+from dbguardd.frozen import frozen
 from dbguardd.rules.chains import BYTES, Chain, Link, LogView, Piece, end_of
 
 _BURST = timedelta(minutes=1)  # within which many objects may be stored that have the same moment
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Base:
     """A backup and where its log continues: after segment `after` of a chain. `place` is its position, if known."""
 
@@ -28,7 +29,7 @@ class Base:
     place: LogPosition | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ending:
     """A base and its log up to a segment; the moment is `at`, which is within that segment if it contains bytes."""
 

@@ -7,9 +7,9 @@ applies; everything else that needs a person is in `attention`, each with a comm
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from dbguardd.frozen import frozen
 from dbguardd.states import Health
 
 PATIENCE = 1.5
@@ -18,7 +18,7 @@ PATIENCE = 1.5
 _ORDER = (Health.FAILING, Health.LATE, Health.UNPROVEN, Health.PAUSED, Health.ORPHANED, Health.SAFE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """What is known of one database. Unknown is None; times are UTC.
 
@@ -57,7 +57,7 @@ class Facts:
     has_recovery: bool | None = None  # None: not known yet
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Judgement:
     """What `status` shows: the state, sentences for the user, and commands that help."""
 
@@ -66,7 +66,7 @@ class Judgement:
     hints: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Point:
     state: Health
     attention: str = ""

@@ -8,9 +8,9 @@ never used: it holds the state that the user replaced. Every newer backup that i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 
+from dbguardd.frozen import frozen
 from dbguardd.rules.backup_state import BackupState, newest_first
 
 UNDO_DAYS = 7
@@ -19,7 +19,7 @@ SAFETY_NOTE = "before restore --in-place"
 """The note of every safety copy. Its hold ends with the time for an undo, the note stays."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choice:
     """The backup to rely on (None if there is none), and the newer ones that were passed over, newest first.
 

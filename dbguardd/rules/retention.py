@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from dbguardd.frozen import frozen
 from dbguardd.rules.backup_state import BackupState, newest_first
 
 EVIDENCE = timedelta(days=7)
@@ -32,7 +33,7 @@ _UTC = ZoneInfo("UTC")
 _DAY_SECONDS = 86_400
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Keep:
     """What the policy asks for."""
 
@@ -77,7 +78,7 @@ class Keep:
         return ", ".join(counts + ([] if self.within is None else [f"within {_days(self.within)}"]))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """What to do with the backups of one database: reasons by id, newest first.
 
@@ -89,7 +90,7 @@ class Verdict:
     breaker: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Claim:
     """A reason to keep one backup; it ends after `ahead` more backups (or days, weeks, ... with a backup)."""
 
@@ -223,7 +224,7 @@ _NEXT_BUCKETS: Mapping[str, Callable[[datetime], date]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Future:
     """The future backups."""
 

@@ -10,9 +10,10 @@ Every storage keeps these invariants, and the contract suite in tests/storage ch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
+
+from dbguardd.frozen import frozen
 
 MAX_OBJECT = 64 << 20
 """No object is larger than this many bytes."""
@@ -20,7 +21,7 @@ MAX_OBJECT = 64 << 20
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One stored object. `modified_at` is by the storage's own clock, in UTC."""
 
@@ -29,7 +30,7 @@ class Entry:
     modified_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Capabilities:
     """What a probe found by trying it. None: the storage cannot tell."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from dbguardd.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Calls:
     """The system calls for publishing. All are relative to an open directory, never to a path."""
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dbguardd.errors import NoSpace, PolicyInvalid
+from dbguardd.frozen import frozen
 
 _PERCENT = re.compile(r"(\d{1,2}(?:\.\d{1,3})?)%", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """`keep_free` bytes stay free (below 1: that fraction of the file system); all objects fit in `max_bytes`."""
 

@@ -6,14 +6,16 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psycopg
 import pytest
 from postgres_follow_world import STAGING, Follower, asked, base, followable, moment, opened, restored
 from postgres_pages_world import own_place
 from postgres_world import as_owner, owner, until
 
+from dbguardd.engines.postgresql.connect import refusal
 from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.slot import name_of
-from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, SourceReplaced, Unsupported
+from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, SourceLocked, SourceReplaced, Unsupported
 from dbguardd.flow import TURNS
 
 SLOT = name_of(STAGING)
@@ -312,6 +314,27 @@ def test_who_follows_no_more_leaves_nothing_behind(live, follower):
     as_owner(opened(live).log.unfollow)
     assert not slots(live)
     as_owner(opened(live).log.unfollow)
+
+
+def test_two_that_follow_one_server_have_a_slot_each_and_neither_takes_that_of_the_other(live, follower, tmp_path):
+    (tmp_path / "other").mkdir()
+    elsewhere, other = "/nonexistent/other", Follower(live, tmp_path / "other")
+    follower.start()
+    other.start(staging=elsewhere)
+    commits(live)
+    follower.catches_up()
+    other.catches_up()
+    assert live.sql("SELECT count(*) FROM pg_replication_slots WHERE active") == "2"
+    with psycopg.connect(live.url) as db, pytest.raises(psycopg.errors.ObjectInUse) as refused:  # as a copy of one does
+        db.execute("SELECT pg_drop_replication_slot(%s)", [SLOT])
+    said = refusal("s", refused.value)
+    assert isinstance(said, SourceLocked) and "a copy of this dbguard" in said.hints[0]
+    other.kill()
+    as_owner(opened(live, staging=elsewhere).log.unfollow)
+    commits(live)
+    follower.catches_up()
+    assert live.sql("SELECT slot_name FROM pg_replication_slots") == SLOT
+    assert len(follower.chains()) == 1
 
 
 def test_a_server_that_was_a_standby_meanwhile_is_followed_on_along_its_new_timeline(follower, live):

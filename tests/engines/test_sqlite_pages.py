@@ -372,23 +372,6 @@ def test_a_hot_journal_is_rolled_back_in_the_copy_only(live, staging, tmp_path, 
     assert Path(f"{live}-journal").read_bytes() == journal
 
 
-def test_a_hot_journal_of_a_transaction_over_two_databases(live, staging, tmp_path):
-    """Its journal names a super-journal; while that exists the transaction has not committed."""
-    ledger(live, "delete", filler=100_000)
-    with using(live, "crash", 200):
-        pass
-    journal, parent = Path(f"{live}-journal"), Path(f"{live}-mj12345678")
-    name = os.fsencode(parent)
-    tail = (0).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")
-    journal.write_bytes(journal.read_bytes() + tail + bytes.fromhex("d9d505f920a163d7"))
-    parent.write_bytes(os.fsencode(journal) + b"\0")
-    before = directory(live.parent)
-    _, _, found = round_trip(make(live, staging), tmp_path / "restored.db")
-    assert found.fingerprint.tables["moves"].rows == 0
-    assert found.ok
-    assert directory(live.parent) == before
-
-
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 def test_an_exclusive_lock_is_waited_for_and_named(live, staging, journal_mode):
     ledger(live, journal_mode)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
-from sqlite_world import directory, ledger, make, round_trip, using
+from sqlite_world import directory, ledger, make, round_trip, shell, using
 
 from dbguardd.engines.sqlite.wal import Logged
 from dbguardd.errors import (
@@ -136,6 +136,28 @@ def test_a_read_only_directory_of_a_cleanly_closed_database(live, staging, tmp_p
     finally:
         live.parent.chmod(0o700)
     assert found.fingerprint == taken
+
+
+@pytest.mark.parametrize("super_journal", ["there", "gone", "empty"])
+@pytest.mark.parametrize("checksum", ["right", "wrong"])
+def test_a_hot_journal_of_a_transaction_over_two_databases(live, staging, tmp_path, super_journal, checksum):
+    """Its journal names a super-journal; while that exists the transaction has not committed. As SQLite sees it."""
+    ledger(live, "delete", filler=100_000)
+    with using(live, "crash", 200):
+        pass
+    journal, parent = live.with_name(f"{live.name}-journal"), live.with_name(f"{live.name}-mj12345678")
+    name = os.fsencode(parent)
+    total = sum(name) + (checksum == "wrong")
+    tail = (0).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + total.to_bytes(4, "big")
+    journal.write_bytes(journal.read_bytes() + tail + bytes.fromhex("d9d505f920a163d7"))
+    if super_journal != "gone":
+        parent.write_bytes(os.fsencode(journal) + b"\0" if super_journal == "there" else b"")
+    before, sink = directory(live.parent), MemorySink()
+    make(live, staging).dump(sink, no_progress)
+    assert directory(live.parent) == before
+    assert shell(live, "PRAGMA user_version").strip() == "0"  # SQLite rolls back, or not
+    assert not journal.exists()
+    assert sink.streams["database"] == live.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------ damage

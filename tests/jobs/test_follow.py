@@ -79,6 +79,16 @@ def test_what_was_compared_and_is_right_begins_nothing(world: World) -> None:
     assert len(world.said("log.begun")) == 1
 
 
+def test_how_long_a_log_is_that_somebody_holds_is_told_again_as_it_grows(world: World) -> None:
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(place(0), continued=False, because="new")
+        for size, by in ((64, ["a"]), (127, ["a"]), (128, ["a"]), (129, ["a", "b"]), (130, []), (500, [])):
+            ship.held(size, by)
+
+    follow(world, story)
+    assert [facts["log_bytes"] for facts in world.said("log.held")] == [64, 128, 129, 130]
+
+
 def test_what_is_gone_on_from_is_known_with_its_sum(world: World) -> None:
     def story(ship: Any, resume: Any) -> None:
         assert resume is None

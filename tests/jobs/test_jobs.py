@@ -494,5 +494,5 @@ def test_an_id_that_fits_several_backups_lists_some_and_says_that_there_are_more
     world.backup()
     with pytest.raises(Usage) as caught:
         world.do("verify", database="app", backup="0")
-    assert caught.value.message == "app: 0 fits 6 backups"
+    assert caught.value.message == "app: 0 matches 6 backups"
     assert caught.value.detail.split(", ")[5:] == ["…"]

@@ -90,7 +90,7 @@ def test_after_a_backup_without_later_log_neither_loss_nor_rest_is_claimed(world
     base(world, 3)
     found = plan(world, at=(world.now + timedelta(minutes=4)).isoformat())
     (said,) = found["warnings"]  # nor that nothing was committed: its follower may have been away
-    assert said.startswith("this is 240 s before the requested moment: no moment between the two can be restored; ")
+    assert said.startswith("this is 240 s before the requested moment: nothing between the two is stored; ")
 
 
 def test_what_goes_on_from_an_older_backup_is_not_newer_than_the_newest(world: World) -> None:

@@ -34,7 +34,7 @@ def test_a_proof_and_a_job_are_shown_in_words(house: House) -> None:
     assert "findings" not in shown
     jobs = house.does("job", "list")["jobs"]
     said = {job["verb"]: house.ctl("job", "show", job["id"]).out for job in jobs}
-    assert f"backup {id} is stored" in said["backup"]
+    assert f"backup {id} of app is stored" in said["backup"]
     assert "app can be restored in" in said["verify"]
     assert "VERDICT" in said["expire"]
 

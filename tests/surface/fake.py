@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socketserver
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -106,6 +107,10 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     def __init__(self, path: str, handler: Any, daemon: FakeDaemon) -> None:
         self.fake = daemon
         super().__init__(path, handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), BrokenPipeError):  # a client that was interrupted
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

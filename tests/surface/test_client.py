@@ -292,20 +292,6 @@ def test_a_full_disk_is_no_success(daemon: FakeDaemon) -> None:
     assert done.stderr == "dbguardctl: the answer cannot be written: No space left on device\n"
 
 
-def test_closed_streams(daemon: FakeDaemon) -> None:
-    command = f"'{sys.executable}' -m dbguardctl status <&- >&-; echo $?"
-    done = subprocess.run(["/bin/sh", "-c", command], env=environment(daemon.socket), capture_output=True, text=True,
-                          timeout=30, check=False)  # fmt: skip
-    assert (done.stdout, done.stderr) == ("3\n", "")
-
-
-def test_a_reader_that_has_seen_enough(daemon: FakeDaemon) -> None:
-    command = f"'{sys.executable}' -m dbguardctl events | head -n1"
-    done = subprocess.run(["/bin/sh", "-c", command], env=environment(daemon.socket), capture_output=True, text=True,
-                          timeout=30, check=False)  # fmt: skip
-    assert done.stderr == "" and done.stdout.count("\n") == 1
-
-
 def test_the_recovery_key_comes_from_standard_input(ctl: Ctl, daemon: FakeDaemon) -> None:
     done = ctl("key", "recovery-test", "main", input="# created: today\nAGE-SECRET-KEY-1QQ\n")
     assert done.returncode == 0 and "proven" in done.stdout

@@ -85,6 +85,12 @@ def test_the_future_is_refused(text: str) -> None:
         parse_moment(text, NOW, BERLIN)
 
 
+def test_a_later_hour_of_today_may_be_meant_as_that_of_yesterday() -> None:
+    with pytest.raises(Usage, match="future") as refused:
+        parse_moment("23:00", NOW, BERLIN)
+    assert refused.value.detail.endswith("Did you mean 'yesterday 23:00'?")
+
+
 def test_hours_that_happen_twice_or_never_need_an_offset() -> None:
     later = NOW + timedelta(days=365)
     with pytest.raises(Usage, match="occurred twice") as twice:

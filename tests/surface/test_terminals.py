@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from dbguardctl.humanize import when, zoned
+from dbguardctl.humanize import dated, when, zoned
 from dbguardctl.screen import Cell, Screen, Table, text
 from dbguardctl.views.facts import findings
-from dbguardd.errors import SourceLocked
+from dbguardd.errors import NotFound, SourceLocked
 from dbguardd.humanize import hint_word
 from tests.surface import answers
-from tests.surface.conftest import Ctl
+from tests.surface.conftest import Ctl, environment
 from tests.surface.fake import FakeDaemon
 from tests.surface.golden import Terminal, drawn
 
@@ -61,7 +65,7 @@ def test_no_word_is_broken_on_a_narrow_terminal(fold: frozenset[int]) -> None:
 )
 def test_what_was_not_looked_at_is_counted_among_no_checks(outcomes: list[str], said: str) -> None:
     shown = drawn(
-        findings([{"name": "x", "outcome": outcome} for outcome in outcomes]),
+        findings([{"name": "x", "outcome": outcome} for outcome in outcomes], UTC),
         Screen(Terminal(), terminal=False, colour=False, utf8=True),
     )
     assert shown.splitlines()[-1].strip() == said
@@ -99,7 +103,8 @@ def test_moments_of_the_daemon_are_shown_in_the_zone_of_the_screen() -> None:
     assert zoned("app: paused until 2026-09-12 12:00 UTC", NOW, BERLIN) == "app: paused until today 14:00"
     assert zoned("the state of 2026-09-11T23:30:05.841Z goes", NOW, BERLIN) == "the state of today 01:30 goes"
     said = "none as old as 2026-09-11T23:30:05.841Z, only 2026-09-11 23:31:00Z"
-    assert zoned(said, NOW, BERLIN, exact=True) == "none as old as today 01:30:05, only today 01:31"
+    assert zoned(said, NOW, BERLIN, exact=True) == "none as old as today 01:30:05.841, only today 01:31"
+    assert dated("proven at 2026-09-11T23:30:05.841Z", BERLIN) == "proven at 2026-09-12 01:30:05+02:00"
     assert zoned("version 2026-09-12, 12:00", NOW, BERLIN) == "version 2026-09-12, 12:00"
 
 
@@ -123,6 +128,43 @@ def test_several_jobs_that_are_not_waited_for_are_printed_by_their_ids(
     done = ctl(*words, "--no-wait")
     assert done.stdout.split() == list(daemon.jobs) and len(daemon.jobs) == len(names)
     assert [body["database"] for body in daemon.bodies(f"POST /jobs/{words[0].replace('prune', 'expire')}")] == names
+
+
+def test_an_interruption_before_the_answer_says_that_the_job_may_run(daemon: FakeDaemon) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def slowly(_query: dict[str, str], _body: object) -> NotFound:
+        asked.set()
+        over.wait(20)
+        return NotFound("app: gone")
+
+    daemon.routes["POST /jobs/backup"] = slowly
+    argv = [sys.executable, "-m", "dbguardctl", "backup", "app"]
+    with subprocess.Popen(argv, env=environment(daemon.socket), stderr=subprocess.PIPE, text=True) as child:
+        assert asked.wait(20)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=20)
+        over.set()
+    assert child.returncode == 130
+    assert said.strip() == "interrupted while a job was requested: it may run. See: dbguardctl job list"
+
+
+def _shell(daemon: FakeDaemon, command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["/bin/sh", "-c", command], env=environment(daemon.socket), capture_output=True, text=True,
+                          timeout=30, check=False)  # fmt: skip
+
+
+def test_closed_streams(daemon: FakeDaemon) -> None:
+    command = f"'{sys.executable}' -m dbguardctl status <&- >&-; echo $?"
+    done = _shell(daemon, command)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+def test_a_reader_that_has_seen_enough(daemon: FakeDaemon) -> None:
+    command = f"{{ '{sys.executable}' -m dbguardctl config schema; echo $? >&2; }} | head -n1"
+    daemon.routes["GET /config/schema"] = {"long": "x" * (1 << 20)}  # more than a pipe holds
+    done = _shell(daemon, command)
+    assert (done.stderr, done.stdout) == ("0\n", "{\n")
 
 
 def test_without_utf8_there_is_no_code_of_blocks(ctl: Ctl, daemon: FakeDaemon) -> None:

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dbguardd.errors import WorkerDied, of_file
+from dbguardd.frozen import frozen
 
 _CONFINE = Path(__file__).with_name("confine.py")
 _BEAT_SECONDS = 0.25
@@ -41,7 +41,7 @@ def environment(passwords: Path | None = None) -> dict[str, str]:
     return {**kept, **clean, **({} if passwords is None else {"PGPASSFILE": str(passwords)})}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Completed:
     """How a program ended, and what it wrote."""
 

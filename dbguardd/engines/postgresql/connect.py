@@ -242,7 +242,7 @@ _STATES: Mapping[str, type[GuardError]] = {
     "42501": SourceDenied,  # insufficient privilege
     "42P01": SourceChanged,  # undefined table: dropped meanwhile
     "53": ServerUnreachable,  # insufficient resources
-    "55P03": SourceLocked,  # lock not available
+    **dict.fromkeys(("55P03", "55006"), SourceLocked),  # lock not available; object in use: a slot
     "55": SourceChanged,  # object not in prerequisite state
     "57": ServerUnreachable,  # operator intervention: it is shut down
     "58": SourceDamaged,  # system error: a file cannot be read
@@ -264,6 +264,7 @@ _MENDS: Mapping[str, Sequence[str]] = {
     "53100": ("df -h  # on the host of the server, whose disk is full; SHOW data_directory says where that is",),
     "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
     "53300": ("ALTER SYSTEM SET max_connections = 200;  -- or more than it is; then restart the server",),
+    "55006": ("SELECT * FROM pg_stat_replication;  -- who uses the slot: perhaps a copy of this dbguard",),
     "ReplicationSlotCreate": (  # 53400 also covers other limits
         "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop those that are no longer needed",
         "ALTER SYSTEM SET max_replication_slots = 20;  -- or more than it is; then restart the server",

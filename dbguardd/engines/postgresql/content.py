@@ -13,12 +13,12 @@ the same expression differently after a restore (casts in an IN list).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from blake3 import blake3
 
 from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
+from dbguardd.frozen import frozen
 
 _MODULUS_BITS = 256
 _TICK_ROWS = 1024
@@ -28,7 +28,7 @@ Tick = Callable[[int], None]
 """Called with the bytes read so far; raises to stop."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stored:
     """A table that stores rows. All names are the bytes of the database."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -34,6 +34,7 @@ from dbguardd.errors import (
     Unsupported,
 )
 from dbguardd.flow import Sink
+from dbguardd.frozen import frozen
 
 CONTENTS, ROLES, TABLESPACES = "contents.json", "roles.sql", "tablespaces.sql"
 _VERSION = 1
@@ -52,7 +53,7 @@ _WORDS: Sequence[tuple[str, type[GuardError]]] = (
 """What pg_dump says, in English, and what it means; anything else is a change that it could not follow."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """One database in a backup: its stream, how it was created, and what is missing from it."""
 
@@ -63,7 +64,7 @@ class Part:
     large: bool  # large objects are included, and in the fingerprint
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contents:
     """The contents of a backup of the method dump."""
 

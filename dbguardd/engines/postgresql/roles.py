@@ -8,11 +8,11 @@ that are not one cluster: of two clusters, or two that accept writes, one of whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.connect import Address, connected, place_of, rows, text
 from dbguardd.errors import GuardError, PolicyInvalid, ServerUnreachable, SourceReplaced
+from dbguardd.frozen import frozen
 from dbguardd.humanize import size
 
 ROLE = "target_session_attrs"
@@ -31,7 +31,7 @@ _LAG_BYTES = 16 << 20
 """A standby that is behind another server by more than this is reported as lagging."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """A server that answered, and what it is."""
 

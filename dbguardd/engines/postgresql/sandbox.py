@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -27,6 +26,7 @@ from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.server import Server
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, TooCostly
+from dbguardd.frozen import frozen
 
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
 """Kinds of objects that only a superuser can create or own; extensions exist already."""
@@ -39,7 +39,7 @@ _ONLY_CONTENT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sandbox:
     """A throw-away server with a role in it that may do no more than the owner of a database."""
 

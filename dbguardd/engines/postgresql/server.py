@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dbguardd.engines.postgresql.child import Alive, command, end, environment, run
@@ -22,6 +21,7 @@ from dbguardd.engines.postgresql.connect import Address
 from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, Unsupported, of_file
+from dbguardd.frozen import frozen
 
 USER = "dbguard"
 """The superuser of a throw-away server that initdb creates here."""
@@ -70,7 +70,7 @@ _SINCE = {"event_triggers": 17, "client_connection_check_interval": 14}
 """Settings that older versions do not know, with the first version that does."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Server:
     """A throw-away server that accepts connections."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
@@ -30,12 +29,13 @@ from dbguardd.engines.postgresql.connect import (
 from dbguardd.engines.postgresql.content import Stored, has_large, schema_lines, stored_tables
 from dbguardd.engines.postgresql.typed import in_one_line
 from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
+from dbguardd.frozen import frozen
 
 _PAUSE_SECONDS = 0.1
 _PER_STATEMENT = 500  # tables that one statement locks
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Extension:
     """An extension of a database; names as text. `filled`: its tables that users may add rows to, which a dump has."""
 
@@ -45,7 +45,7 @@ class Extension:
     filled: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Database:
     """One database of a server: how it was created."""
 
@@ -58,7 +58,7 @@ class Database:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Held:
     """A database whose snapshot and locks are held."""
 

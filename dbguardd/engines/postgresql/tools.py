@@ -6,10 +6,10 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from dbguardd.errors import ToolMissing
+from dbguardd.frozen import frozen
 
 OLDEST = 14
 """The oldest major version of a server that is backed up: PostgreSQL no longer maintains older ones."""
@@ -18,7 +18,7 @@ _SECONDS = 20.0
 _NEWEST_TRIED = 40
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tools:
     """The programs of one version."""
 

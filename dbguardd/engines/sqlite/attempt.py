@@ -10,13 +10,14 @@ from pathlib import Path
 from dbguardd.engines.base import Progress
 from dbguardd.engines.sqlite.live import Live, State
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 NAME = "snapshot.db"
 SUFFIXES = ("", "-wal", "-shm", "-journal")
 TICK_SECONDS = 0.01  # file times have the granularity of a timer tick (at most 10 ms)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Budget:
     """How long the application may be blocked, how long to wait for a quiet moment, how often to report life."""
 
@@ -27,7 +28,7 @@ class Budget:
     step_bytes: int = 8 << 20  # copying in steps of 1 MiB takes two to four times the processor time (measured)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snapshot:
     """How the copy was made. `way` is unmoved (no copy was made), wal, idle, rollback, split or hot-journal."""
 

@@ -7,7 +7,6 @@ are different here, and so are A and a, whatever the column's collation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import apsw
@@ -29,6 +28,7 @@ from dbguardd.engines.sqlite.tables import (
 )
 from dbguardd.errors import TooCostly
 from dbguardd.flow import Facts, Pages
+from dbguardd.frozen import frozen
 
 _CHANGES = ("added", "removed", "changed")
 _OLD, _NEW = "o", "n"
@@ -37,7 +37,7 @@ _CANNOT = ("no such", "too many")
 _TOGETHER = 64  # in a chain of a thousand terms SQLite says that the expression is too deep
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pair:
     """A table that exists in both, the key of its rows, and the columns of both."""
 

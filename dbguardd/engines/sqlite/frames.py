@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from struct import Struct
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.live import Live, Mark
 from dbguardd.errors import LogBroken, SourceChanged
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 _FRAME = Struct(">II8s8s")  # page number, database size in pages after a commit (else 0), salts, checksum
 _PAUSE_SECONDS = 0.001
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WalPosition:
     """A place between two commits: after `frames` frames of the round with `salts`; `checksum` is that of the last."""
 
@@ -44,7 +45,7 @@ class WalPosition:
             return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WalPart:
     """The content between two places: the newest image of each page, in ascending order, and the place where it ends.
 

@@ -14,9 +14,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from dbguardd.errors import GuardError, SourceChanged, SourceDenied, SourceEncrypted, SourceInvalid, SourceMissing
+from dbguardd.frozen import frozen
 
 MAGIC = b"SQLite format 3\0"
 _SAMPLE = 4096
@@ -24,7 +24,7 @@ _ENCODINGS = {1: "UTF-8", 2: "UTF-16le", 3: "UTF-16be"}
 _READ_ONLY = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Header:
     """The first 100 bytes of a database (sqlite.org/fileformat2.html, 1.3)."""
 
@@ -61,7 +61,7 @@ class Header:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mark:
     """Distinguishes states of a file: identity, size (bytes) and modification time (nanoseconds)."""
 
@@ -84,7 +84,7 @@ State = tuple[bytes, Mark, Mark | None, Mark | None, Mark | None]
 """Distinguishes states of a database: the header fields that commits change, and its four files."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Live:
     """The live file, open for raw reading. `path` contains no symbolic links: SQLite puts its side files beside it."""
 

@@ -17,12 +17,12 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from dbguardd.engines.landing import describe
 from dbguardd.engines.sqlite.live import Live, open_side
 from dbguardd.errors import SourceLocked
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 PENDING = 0x4000_0000
 _RESERVED = PENDING + 1
@@ -157,7 +157,7 @@ def wal_in_use_at(path: str) -> bool:
         os.close(shm)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Index:
     """What the WAL index says about the last commit: `frames` of `page_size` bytes; the database has `pages`.
 

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from dbguardd.durable import sync_directory
@@ -23,6 +23,7 @@ from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.publish import SIDES
 from dbguardd.errors import TargetInUse
+from dbguardd.frozen import frozen
 
 _MAGIC = bytes.fromhex("d9d505f920a163d7")
 _HEADER = struct.Struct(">8sIIIII")  # magic, records, nonce, pages before, sector size, page size
@@ -31,7 +32,7 @@ _STRIDE = 200  # every 200th byte of a page is in its checksum
 _NUMBER = struct.Struct(">I")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """The change of a database from `before` to `after` pages, with new images for some of them.
 

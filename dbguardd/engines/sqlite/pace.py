@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dbguardd.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pace:
     """How often the WAL is read, how large a segment becomes, when the WAL is to be restarted."""
 

@@ -6,6 +6,7 @@ SQLite rolls a hot journal back in the copy, never in the live file.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,8 @@ _CARE = 0.8  # share of max_block that a slice may take, including its next step
 _STEP_BYTES = 64 << 10, 4 << 20  # least and greatest step; the greatest takes 80 ms at 50 MB/s
 _BYTES_PER_SECOND = 40 << 20  # assumed until the first steps were measured
 _AHEAD_BYTES = 64 << 20
+_NAME_BYTES = 512  # of a super-journal (os_unix.c, MAX_PATHNAME)
+_U32 = 0xFFFF_FFFF
 
 
 def hot_journal(live: Live) -> bool:
@@ -124,7 +127,8 @@ def _forget_super_journal(journal: Path) -> None:
     """Cut the name of a super-journal off the copied journal, or delete the journal if its transaction had committed.
 
     A transaction over several attached databases is committed by deleting their super-journal. SQLite would follow the
-    name to the live directory when it recovers the copy, and might delete files there.
+    name to the live directory when it recovers the copy, and might delete files there. A name that is too long or has a
+    wrong checksum is none (pager.c, readSuperJournal).
     """
     magic, trailer = bytes.fromhex("d9d505f920a163d7"), 16
     with open(journal, "r+b") as file:
@@ -132,11 +136,22 @@ def _forget_super_journal(journal: Path) -> None:
         file.seek(max(0, size - trailer))
         tail = file.read(trailer)
         length = int.from_bytes(tail[:4], "big")
-        if len(tail) < trailer or tail[8:] != magic or not 0 < length <= size - trailer - 4:
+        if len(tail) < trailer or tail[8:] != magic or not 0 < length <= min(_NAME_BYTES, size - trailer - 4):
             return
         file.seek(size - trailer - length)
-        name = file.read(length).rstrip(b"\0")
-        if os.path.exists(name):
+        name = file.read(length)
+        signed = sum(byte - (byte > 127) * 256 for byte in name)  # char has a sign on most machines
+        path = name.partition(b"\0")[0] if int.from_bytes(tail[4:8], "big") in (sum(name), signed & _U32) else b""
+        if not path or _stands(path):
             file.truncate(size - trailer - length - 4)
             return
     journal.unlink()
+
+
+def _stands(super_journal: bytes) -> bool:
+    """Return whether a super-journal exists; like SQLite, not if it is empty (os_unix.c, unixAccess)."""
+    try:
+        found = os.stat(super_journal)
+    except OSError:
+        return False
+    return not stat.S_ISREG(found.st_mode) or found.st_size > 0

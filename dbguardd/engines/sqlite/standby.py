@@ -15,7 +15,7 @@ import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -40,6 +40,7 @@ from dbguardd.errors import (
     Unsupported,
 )
 from dbguardd.flow import Facts, Tree
+from dbguardd.frozen import frozen
 from dbguardd.sums import added, as_text, file_sum, page_hash
 
 SUFFIX = ".standby"
@@ -47,7 +48,7 @@ _HEAD = 100
 _NUMBER_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class State:
     """The state of a copy: `mark` is what its maker recorded about it, `head` the start of its first page in the log.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,20 +11,21 @@ import apsw
 
 from dbguardd.errors import Unsupported, Usage
 from dbguardd.flow import NO_TABLE
+from dbguardd.frozen import frozen
 
 _ROWID_NAMES = ("rowid", "_rowid_", "oid")
 _SHOWN = 20
 _CODECS = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Text:
     """A text that is not valid in the encoding of its database: its bytes."""
 
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Table:
     """One table. `columns` are the stored ones; `rowid` is a name for the hidden row id, "" if there is none."""
 

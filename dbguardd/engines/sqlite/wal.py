@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
 from struct import unpack_from
 
@@ -24,6 +24,7 @@ from dbguardd.engines.sqlite.copy import Copy, copying, opened
 from dbguardd.engines.sqlite.live import Mark, open_side
 from dbguardd.errors import NoSpace, SourceChanged, SourceDamaged
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 _LOG_HEADER, _FRAME_HEADER = 32, 24
 _HEAD = 65536  # at least one page
@@ -242,7 +243,7 @@ def _span(run: Attempt, copy: Copy, span: Span, base: int) -> Iterator[int]:
         yield copy.position
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Logged:
     """The pages that frames of a WAL name, valid or not: a bit for each page of the main file, and those beyond it.
 

@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import SourceDenied, SourceInvalid, Unsupported
+from dbguardd.frozen import frozen
 
 OLDEST = 15
 """The first version whose backup mode ends with the session that began it."""
@@ -43,7 +43,7 @@ _SEGMENT_BYTES = tuple(1 << bits for bits in range(20, 31))
 _TABLESPACES = b"SELECT oid::int8, spcname, pg_tablespace_location(oid) FROM pg_tablespace ORDER BY oid"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cluster:
     """A running server: a primary, or (where the url asks for one) a `standby`.
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from psycopg import errors
 
@@ -32,6 +31,7 @@ from dbguardd.engines.postgresql.meaning import TOO_LONG
 from dbguardd.engines.postgresql.physical.cluster import waited
 from dbguardd.engines.postgresql.physical.names import binary_rows, naming
 from dbguardd.errors import SourceChanged
+from dbguardd.frozen import frozen
 
 FORM = 2
 """The version of this fingerprint. Fingerprints of different forms differ even for the same content."""
@@ -78,7 +78,7 @@ FROM pg_attribute WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdro
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Table:
     """A table with rows, as the snapshot knows it."""
 

@@ -16,10 +16,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.errors import GuardError, SourceChanged, SourceDamaged, SourceDenied, SourceInvalid, SourceMissing
+from dbguardd.frozen import frozen
 
 TABLESPACES = "pg_tblspc"
 CONTROL = "global/pg_control"
@@ -54,7 +54,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Member:
     """Something that belongs in the backup. `path` is relative to the data directory. A `relation` has pages."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, field
 from typing import Any
 
 from dbguardd.engines.postgresql.physical.history import WalPosition
@@ -17,9 +17,10 @@ from dbguardd.errors import Damaged, LogBroken
 from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.facts import Target
 from dbguardd.flow import LOG, Facts
+from dbguardd.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Moment:
     """The log that a moment needs on top of its backup: the stream that holds it, its ends, and the target in it."""
 
@@ -41,10 +42,11 @@ class Moment:
             return cls(str(value["stream"]), since, until, Target.read(value["target"]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ClusterFacts:
     """A backup of a cluster: its origin, its state, where its recovery ends. Places are byte positions in the log."""
 
+    _: KW_ONLY
     # The cluster.
     name: str = ""
     server_version: str

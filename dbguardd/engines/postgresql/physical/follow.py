@@ -18,7 +18,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -39,6 +39,7 @@ from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, 
 from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
 from dbguardd.facts import Turn
 from dbguardd.flow import Facts, LogSink, Segment
+from dbguardd.frozen import frozen
 
 STREAM = "log"
 """The name of the stream from which a restore reads the log."""
@@ -54,7 +55,7 @@ _DELAYS, _MORE_SECONDS = 3, 0.1  # an asynchronous commit is on disk after three
 _WAIT_SECONDS, _SHORT_SECONDS = 0.25, 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pace:
     """How often the log is stored, how large a segment becomes, and how often the server is checked."""
 
@@ -174,7 +175,7 @@ class PagesLog:
             directory.close()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Server:
     """The server whose log is followed, with a connection for queries that the stream does not answer."""
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import TURNS, Facts
+from dbguardd.frozen import frozen
 
 MOST_TURNS = 20
 """A place has a size limit (see worker.remote). A log with more turns begins anew."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WalPosition:
     """A place in the log of a cluster (`round`: see round_of), a digest of the bytes before it, and its turns."""
 
@@ -44,7 +44,7 @@ class WalPosition:
         return cls(str(facts["round"]), int(facts["position"]), str(facts.get("check")), turns_in(facts))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TimelineRange:
     """A part of a log on one timeline, between two places. `stored` is where its stored bytes end."""
 

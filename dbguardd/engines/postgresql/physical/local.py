@@ -6,7 +6,6 @@ Both are tried as the configured role, with a slot that holds WAL for a moment.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Finding
@@ -22,6 +21,7 @@ from dbguardd.engines.postgresql.roles import ROLE, STANDBYS
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import in_one_line, statements
 from dbguardd.errors import GuardError, SourceDenied, Unsupported
+from dbguardd.frozen import frozen
 from dbguardd.humanize import span
 
 BY_PAGES = "backups by pages"
@@ -65,7 +65,7 @@ def by_pages(address: Address) -> Finding:
         return Finding(BY_PAGES, "not configured", f"{error.message}. {error.detail}".strip() + mend)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lack:
     """Something that prevents following the log of a cluster, and the remedy: a command, or what to do."""
 

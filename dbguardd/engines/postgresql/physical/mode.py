@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
@@ -23,6 +22,7 @@ from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, label_start, let_go, parse_lsn
 from dbguardd.engines.postgresql.physical.slot import Slot, check_room
 from dbguardd.errors import GuardError, ServerUnreachable, SourceChanged
+from dbguardd.frozen import frozen
 
 _LOOK_SECONDS, _ASK_EACH = 1.0, 10
 _NAME = re.compile(rb"[a-z0-9_]{1,63}")
@@ -144,7 +144,7 @@ def hang_up(connection: Connection) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BackupStop:
     """The server's answer at the end of backup mode: where a recovery is consistent, and which files it needs.
 

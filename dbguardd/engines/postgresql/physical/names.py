@@ -13,10 +13,10 @@ a name may have been changed and changed back.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.content import Data
+from dbguardd.frozen import frozen
 
 _FIRST_OF_USERS = 16384
 _HEAD_BYTES = 19  # header of a binary COPY: signature, flags, and the length of an extension, 0
@@ -58,7 +58,7 @@ UNION ALL SELECT 'a text search dictionary', oid::int8, concat_ws(' ', xmin, dic
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Naming:
     """What the values of a table name."""
 
@@ -80,7 +80,7 @@ def binary_rows(messages: Iterable[Data]) -> Iterator[Data]:
         head = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """Everything that values in a database may name, by kind and number, as one transaction saw it."""
 

@@ -11,7 +11,7 @@ import os
 import pwd
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,6 +27,7 @@ from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.tarred import clear, unpack
 from dbguardd.errors import Damaged
 from dbguardd.flow import Tree
+from dbguardd.frozen import frozen
 
 AUTO = "postgresql.auto.conf"
 MANUAL = "RESTORE.txt"
@@ -40,7 +41,7 @@ _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it 
 _END = "# dbguard: end\n"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Restored:
     """A cluster that was restored but not recovered yet, for its proof."""
 

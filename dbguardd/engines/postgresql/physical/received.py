@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -43,6 +42,7 @@ from dbguardd.engines.postgresql.physical.stream import Stream, history, replica
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, written
 from dbguardd.errors import NoSpace, SourceChanged, SourceInvalid, of_file
 from dbguardd.flow import Sink
+from dbguardd.frozen import frozen
 
 _PIECE, _KEPT_BYTES = 1 << 20, 1 << 20
 _WAIT_SECONDS = 0.25
@@ -50,7 +50,7 @@ _HANGS = 3  # patience is multiplied by this: a server that still answers may ha
 _QUOTED = re.compile(r"""["'`«»„“] ?(?:\./)?(.+?) ?["'«»“”]""")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """A cluster to copy: how to reach its server, our room for what it sends, and how long it may stay silent.
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 
 from dbguardd.engines.postgresql.child import Alive, Tool, tool
 from dbguardd.engines.postgresql.physical.segments import format_lsn, parse_lsn
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import GuardError
+from dbguardd.frozen import frozen
 
 _LINE = re.compile(
     rb"^rmgr: (\w+) +len \(rec/tot\): +\d+/ +(\d+), tx: +(\d+), lsn: ([0-9A-F]+/[0-9A-F]+), prev [0-9A-F/]+, "
@@ -36,7 +37,7 @@ Reach = Callable[[int, int], None]
 """Ensures that the log is in its directory, from the file that contains the first place up to the second."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """A record as printed: its kind (resource manager), what it is, transaction, place, and length in bytes.
 

@@ -15,7 +15,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO
 
@@ -26,6 +26,7 @@ from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
 from dbguardd.engines.postgresql.physical.segments import PAGE, format_lsn, looked_for
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Tree
+from dbguardd.frozen import frozen
 
 _POINT = struct.pack("=I", 98) + rb".{12}[\x70-\x7f]\0\0\0.{4}\xff\x48(.{8})"
 """The start of a restore point's record: its length, XLOG_RESTORE_POINT, the length of its data, and the time."""
@@ -34,7 +35,7 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts microseconds sinc
 _ENDS = (b"COMMIT", b"COMMIT_PREPARED", b"ABORT_PREPARED", b"PREPARE")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """A part of the stored log on one timeline: read from `start` to `end`, and new from `since`.
 

@@ -13,7 +13,7 @@ import shlex
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import GuardError, SourceInvalid, TargetInUse
 from dbguardd.flow import Facts, Sink
+from dbguardd.frozen import frozen
 
 LOCK = "postmaster.pid"
 _CONTROL = struct.Struct("=QIII4xqQQIIB")
@@ -36,7 +37,7 @@ timeline, previous timeline, and whether full_page_writes was on.
 _SPACE = re.compile(r"\d+")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resting:
     """What the files of a cluster say about it."""
 

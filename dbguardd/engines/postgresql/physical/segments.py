@@ -6,10 +6,11 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory, denied
 from dbguardd.errors import LogBroken
+from dbguardd.frozen import frozen
 
 PAGE = 8192
 _HEAD = struct.Struct("=HHIQI4xQII")
@@ -33,7 +34,7 @@ def format_lsn(at: int) -> str:
     return f"{at >> 32:X}/{at & 0xFFFFFFFF:X}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WalTimeline:
     """Identifies a log: its cluster, timeline, and file size in bytes."""
 

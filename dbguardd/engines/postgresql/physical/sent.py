@@ -13,7 +13,6 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import psycopg
 from psycopg import pq
@@ -22,6 +21,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, silent
 from dbguardd.engines.postgresql.physical.datadir import TABLESPACES
 from dbguardd.errors import ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
+from dbguardd.frozen import frozen
 
 _ASKED = (
     b"BASE_BACKUP (LABEL 'dbguard', CHECKPOINT 'fast', WAL false, WAIT false, MANIFEST 'no', TABLESPACE_MAP true, "
@@ -38,7 +38,7 @@ _FILE, _DIRECTORY = b"0", b"5"
 _ARCHIVE = re.compile(rb"(base|[0-9]+)\.tar\0[^\0]*\0")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """A directory, or a file of `size` bytes, to be read from `pieces` before the next entry is requested."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
@@ -22,6 +22,7 @@ from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
+from dbguardd.frozen import frozen
 
 TRIES, _EACH = 40, 25
 _BACK = 1 << 20
@@ -34,7 +35,7 @@ _MARK = (
 _XIDS = 1 << 32
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snapshot:
     """What a snapshot sees: transactions before `top` that are not in `running`."""
 
@@ -55,7 +56,7 @@ class Snapshot:
         return full < top and full not in self.running
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeldSnapshots:
     """Open snapshots, by database, and the one place for all of them; the log is needed up to `end`.
 

@@ -6,7 +6,6 @@ import os
 import pwd
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.connect import Connection, rows
 from dbguardd.engines.postgresql.physical import configuration
@@ -19,6 +18,7 @@ from dbguardd.engines.postgresql.physical.slot import check_bound, check_own
 from dbguardd.errors import SourceChanged, SourceDenied, SourceInvalid, SourceMissing
 from dbguardd.facts import SENT
 from dbguardd.flow import Facts, Sink
+from dbguardd.frozen import frozen
 
 READ = "files"
 """The value of the fact `read_by` of a backup."""
@@ -26,7 +26,7 @@ READ = "files"
 _SUPERUSER = b"SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Way:
     """The data directory if it can be read here; otherwise None with the reason, and the server sends the files."""
 

@@ -8,7 +8,6 @@ in numeric order, everything else as the server's text, independent of a type's 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -19,6 +18,7 @@ from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.engines.postgresql.questions.tables import Column, Table, known, load, load_all, tables, with_large
 from dbguardd.errors import SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 ALL = "true"
 """The condition that all rows meet; given this, names are resolved as for an application."""
@@ -56,7 +56,7 @@ SELECT pg_catalog.textsend(kind || ' ' || name), kind, name, text FROM (
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Side:
     """One of the two databases: a connection for names, and the source of connections for rows."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
@@ -35,6 +35,7 @@ from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throw
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import TooCostly, Unsupported
 from dbguardd.flow import Tree
+from dbguardd.frozen import frozen
 from dbguardd.humanize import some
 
 _PIECE_BYTES = 1 << 20
@@ -79,7 +80,7 @@ AND d.refobjid IN (%s) AND d.deptype IN ('a', 'i') AND c.relkind = 'S'
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Needed:
     """A table that a question is about.
 
@@ -93,7 +94,7 @@ class _Needed:
     mine: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dumped:
     """A database whose definitions were restored below `place`, and from where its rows are loaded.
 

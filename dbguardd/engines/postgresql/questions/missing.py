@@ -9,7 +9,6 @@ would use depends on the search path of the user who runs it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 from dbguardd.engines.postgresql.questions.compare import ALL, Side, named, ordered, walked
@@ -18,6 +17,7 @@ from dbguardd.engines.postgresql.questions.tables import Column, Table, known, l
 from dbguardd.engines.postgresql.questions.take_out import one_line, remark, without_large
 from dbguardd.errors import Unsupported
 from dbguardd.flow import Facts
+from dbguardd.frozen import frozen
 
 _STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
 _WRITTEN = (
@@ -36,7 +36,7 @@ _WRITTEN = (
 Both = tuple[Row, Row]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Search:
     """A table in both databases, and the condition for rows to be searched."""
 

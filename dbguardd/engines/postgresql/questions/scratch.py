@@ -13,7 +13,6 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import NoSpace, Unsupported, Usage, of_file
 from dbguardd.flow import Tree
+from dbguardd.frozen import frozen
 
 _DATABASES = b"SELECT datname, quote_ident(datname) FROM pg_database WHERE datallowconn ORDER BY 1"
 _SETTINGS = f"-c role=none {UNHAMPERED} -c session_preload_libraries= -c default_transaction_read_only=off"
@@ -37,7 +37,7 @@ _SPARE_BYTES = 64 << 20
 _SHOWN, _TOLD = 20, 5
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScratchServer:
     """A cluster of the past that answers: its server, and the unprivileged role for questions.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 
 from dbguardd.engines.postgresql.questions.reading import Meter, Reader, said
 from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.errors import Unsupported, Usage
 from dbguardd.flow import NO_TABLE
+from dbguardd.frozen import frozen
 
 _SHOWN = 20
 _OF_USERS = """n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"""
@@ -43,7 +44,7 @@ WHERE (c.relkind IN ('v', 'm', 'f', 'S') OR c.relkind IN ('r', 'p') AND c.relper
 """  # noqa: S608 - a constant
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Column:
     """A stored column. `place`: its position in the primary key, or -1."""
 
@@ -56,7 +57,7 @@ class Column:
     number: bool  # of type oid: may be that of a large object
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Table:
     """A table with rows, or a partitioned one. `quoted` is its name in statements, and for people.
 

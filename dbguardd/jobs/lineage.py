@@ -11,7 +11,7 @@ from dbguardd.jobs.base import Run, log_view
 from dbguardd.repository import Backup, Saving
 from dbguardd.requests import UNDO_REASON
 from dbguardd.rules.chains import LogView, end_of
-from dbguardd.rules.moment import leads
+from dbguardd.rules.moment import continues
 from dbguardd.rules.reliance import SAFETY_NOTE
 
 
@@ -140,7 +140,7 @@ def was_restored_in_place(run: Run, chain: str | None = None) -> bool:
 def _log_leads_to(run: Run, facts: BackupFacts) -> bool:
     """Return whether the stored log leads to a backup: it has not left the backup's round before its position."""
     end = None if facts.timeline is None else _log_end(run, log_view(run))
-    return end is None or leads(facts.log_position, end)
+    return end is None or continues(facts.log_position, end)
 
 
 def _log_end(run: Run, log: LogView) -> LogPosition | None:

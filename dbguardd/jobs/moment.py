@@ -169,7 +169,7 @@ def _sound(run: Run) -> dict[str, Backup]:
 
 def _doubts(log: LogView, ending: Ending, wanted: datetime | None) -> Iterator[str]:
     """Yield warnings about later moments in the log, or missing ones."""
-    if (lacks := rule.hole(log, ending.chain, wanted)) is not None:
+    if (lacks := rule.missing_segments(log, ending.chain, wanted)) is not None:
         lost = f"the log lacks its segments {lacks[0]} to {lacks[1]}"
         yield f"{lost}: commits after {instant(ending.chain.until)} cannot be restored"
     if wanted is not None and rule.shown_again(log, ending, wanted):
@@ -229,7 +229,7 @@ def at_restore_point(run: Run, name: str) -> Moment:
                 position, at = run.find_restore_point(tree, name, run.progress) or (-1, None)
             if position >= base.place.position:
                 link = rule.reaching(log, chain, base, position + _RECORD_BYTES) or log.end(chain)
-                if rule.leads(base.place, end_of(link)):
+                if rule.continues(base.place, end_of(link)):
                     found = Ending(base, chain, link, at or link.at)
                     return _moment(backup, found, Target(position=position, name=name))
             last = min(last, base.after + 1)  # one more: the record may span both

@@ -34,7 +34,7 @@ from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import live_path
 from dbguardd.repository import Chain, Link, LogRange, StoredLog
 from dbguardd.requests import NOWHERE
-from dbguardd.rules.moment import holds
+from dbguardd.rules.moment import reaches
 from dbguardd.serialize import to_json
 from dbguardd.verbs import Promote
 from dbguardd.verbs import Standby as Keep
@@ -60,7 +60,7 @@ class Mark:
 
     def reached(self, link: Link) -> bool:
         """Return whether a segment includes everything in the copy."""
-        return self.place is None or holds(link, self.place, datetime.fromisoformat(self.at))
+        return self.place is None or reaches(link, self.place, datetime.fromisoformat(self.at))
 
 
 class Keeping:

@@ -64,7 +64,7 @@ def _endings(log: LogView, bases: Sequence[Base], alone: Base, wanted: datetime 
             continue
         for base in bases_of(chain, bases, wanted):
             link = last_segment(log, chain, base, wanted)
-            if link is None or not leads(base.place, end_of(link)):
+            if link is None or not continues(base.place, end_of(link)):
                 continue  # perhaps the log leads there from an older base
             if link.form == BYTES and wanted is not None:
                 # At the last segment, too: all in it was committed by then, and perhaps more.
@@ -89,7 +89,7 @@ def last_segment(
 
     Its number is at most `most`. If segments contain bytes of the log, the moment may be within the segment after that.
     """
-    reaching = next((link for link in log.links(chain, base.after) if holds(link, base.place, base.created_at)), None)
+    reaching = next((link for link in log.links(chain, base.after) if reaches(link, base.place, base.created_at)), None)
     if reaching is None:
         return None
     least, most = max(reaching.number, base.after + 1), chain.last if most is None else most
@@ -116,7 +116,7 @@ def at_position(log: LogView, bases: Sequence[Base], position: int) -> Ending | 
                 link = reaching(log, chain, base, position)
                 if link is None:
                     break  # an older base does not reach further
-                if leads(base.place, end_of(link)):
+                if continues(base.place, end_of(link)):
                     return Ending(base, chain, link, link.at)
     return None
 
@@ -153,12 +153,12 @@ def up_to(log: LogView, chain: Chain, bases: Sequence[Base], later: Base) -> End
         link = last_segment(log, chain, bases[0], None, later.after)
         return None if link is None else Ending(bases[0], chain, link, link.at)
     far = replace(later.place, position=later.place.end)
-    link = next((one for one in log.links(chain, later.after) if holds(one, far, one.at)), None)
-    base = None if link is None else next((base for base in bases if leads(base.place, end_of(link))), None)
+    link = next((one for one in log.links(chain, later.after) if reaches(one, far, one.at)), None)
+    base = None if link is None else next((base for base in bases if continues(base.place, end_of(link))), None)
     return None if link is None or base is None else Ending(base, chain, link, later.created_at)
 
 
-def holds(link: Link, place: LogPosition | None, at: datetime) -> bool:
+def reaches(link: Link, place: LogPosition | None, at: datetime) -> bool:
     """Return whether a segment reaches the place in the log at which a backup was made; see flow.Segment.
 
     A log that was empty then may have another round when the next commit comes. So it suffices that everything in a
@@ -172,7 +172,7 @@ def holds(link: Link, place: LogPosition | None, at: datetime) -> bool:
     return until.round == place.round and until.position >= place.position
 
 
-def leads(base: LogPosition | None, until: LogPosition) -> bool:
+def continues(base: LogPosition | None, until: LogPosition) -> bool:
     """Return whether the log that ends at `until` continues from the place of a backup, without a turn before it.
 
     What was stored of a round beyond the position where it was left is not part of what follows; see flow.Segment.
@@ -183,7 +183,7 @@ def leads(base: LogPosition | None, until: LogPosition) -> bool:
     return left is not None and base.position <= left
 
 
-def hole(log: LogView, chain: Chain, wanted: datetime | None) -> tuple[int, int] | None:
+def missing_segments(log: LogView, chain: Chain, wanted: datetime | None) -> tuple[int, int] | None:
     """Return the segments that are missing after a part of a chain, if `wanted` is beyond its end; else None."""
     after = next((other for other in log.chains if other.id == chain.id and other.first > chain.last), None)
     if after is None or (wanted is not None and wanted <= chain.until):

@@ -204,7 +204,7 @@ def header(name, kind=b"0", size=b"0", link=b"", magic=b"ustar\0", prefix=b""):
 )
 def test_what_is_no_base_backup_is_refused(wrong):
     hostile = Hostile(b"nbase.tar\0\0", b"d" + wrong)
-    with pytest.raises(SourceInvalid, match="what it sends as its base backup is none"):
+    with pytest.raises(SourceInvalid, match="what it sends is not a base backup"):
         [list(entry.pieces()) for entry in BaseBackupStream(hostile, "it", {}, lambda: None, 60.0).entries()]
 
 
@@ -212,7 +212,7 @@ def test_what_is_no_base_backup_is_refused(wrong):
     "messages", [(), (b"nx.tar\0\0",), (b"nbase.tar\0",), (b"dx",), (b"m",), (b"nbase.tar\0\0", b"x")]
 )
 def test_messages_that_nobody_asked_for_are_refused(messages):
-    with pytest.raises(SourceInvalid, match="what it sends as its base backup is none"):
+    with pytest.raises(SourceInvalid, match="what it sends is not a base backup"):
         list(BaseBackupStream(Hostile(*messages), "it", {}, lambda: None, 60.0).entries())
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dbguardd.facts import LogPosition
 from dbguardd.rules.chains import BYTES, Chain, LogView, Piece
-from dbguardd.rules.moment import Base, bases_of, before, hole, leads, newest, reaching, up_to
+from dbguardd.rules.moment import Base, bases_of, before, continues, missing_segments, newest, reaching, up_to
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ID = "01KJN2X5Q0000000000000000" + "0"
@@ -140,8 +140,8 @@ def test_a_hole_ends_what_is_reached_and_is_told_where_more_was_wanted():
     base = Base("A", at(1), ID, 1, LogPosition("r", 1))
     ending = newest(log, [base], base, None)
     assert ending is not None and ending.link.number == 4
-    assert hole(log, ending.chain, None) == hole(log, ending.chain, at(8)) == (5, 6)
-    assert hole(log, ending.chain, at(3)) is None
+    assert missing_segments(log, ending.chain, None) == missing_segments(log, ending.chain, at(8)) == (5, 6)
+    assert missing_segments(log, ending.chain, at(3)) is None
     assert list(bases_of(log.chains[1], [base])) == []
     later = Base("D", at(4.5), ID, 4, LogPosition("r", 3, end=4))
     found = up_to(log, log.chains[0], [base], later)
@@ -160,8 +160,8 @@ def test_what_was_stored_of_a_round_behind_the_place_where_it_was_left_leads_now
         assert link is not None and link.number == number
     end = LogPosition.read(turned)
     assert end is not None
-    assert [leads(LogPosition("r", position), end) for position in (4, 5)] == [True, False]
-    assert leads(None, end) and leads(LogPosition("s", 99), end) and not leads(LogPosition("q", 1), end)
+    assert [continues(LogPosition("r", position), end) for position in (4, 5)] == [True, False]
+    assert continues(None, end) and continues(LogPosition("s", 99), end) and not continues(LogPosition("q", 1), end)
     late = Base("L", at(6), ID, 6, LogPosition("r", 6))
     ending = newest(log, [late, base], late, None)
     assert ending is not None and ending.base == base

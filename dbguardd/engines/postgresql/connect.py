@@ -266,7 +266,7 @@ _MENDS: Mapping[str, Sequence[str]] = {
     "53300": ("ALTER SYSTEM SET max_connections = 200;  -- or more than it is; then restart the server",),
     "55006": ("SELECT * FROM pg_stat_replication;  -- who uses the slot: perhaps a copy of this dbguard",),
     "ReplicationSlotCreate": (  # 53400 also covers other limits
-        "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop what nobody needs any more",
+        "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop those that are no longer needed",
         "ALTER SYSTEM SET max_replication_slots = 20;  -- or more than it is; then restart the server",
     ),
 }
@@ -277,7 +277,7 @@ def silent(about: str, what: str, seconds: float) -> ServerUnreachable:
     """Return an error: a server keeps its connections open but sends nothing."""
     return ServerUnreachable(
         f"{about}: {what}, for {seconds:g} s",
-        detail="The connection is open: the server is stopped, its disk hangs, or the network drops what it sends. "
+        detail="The connection is open: the server is stopped, its disk hangs, or the network loses its packets. "
         "dbguard has stopped waiting.",
     )
 

@@ -162,7 +162,7 @@ def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, 
         return False
     errors = errors_of(said.errors)
     if said.status == 0:
-        findings.append(Finding(label, "ok", "restored; constraints and indexes were built anew and hold"))
+        findings.append(Finding(label, "ok", "restored; constraints and indexes were built again and hold"))
         return not missing
     outcome, why, has_rows = judged(said.errors)
     outcome = "inconclusive" if missing else outcome

@@ -200,9 +200,9 @@ def _empty_newer(found: Resting | None, spaces: Mapping[str, Path]) -> None:
 
 
 def _check_free(spaces: Mapping[str, Path], found: Resting | None) -> None:
-    """Raise TargetExists if the place of a tablespace is in use by something other than the cluster that is there."""
+    """Raise TargetExists if the place of a tablespace is in use by something other than the existing cluster."""
     known = found.spaces if found else {}
-    why = "It is no tablespace of the cluster that is there, so nothing of it is overwritten."
+    why = "It is not a tablespace of the existing cluster, so it is not overwritten."
     if found is None:
         why = "The data directory is gone, so it is not known whether it is a part of that cluster."
     for number, place in spaces.items():

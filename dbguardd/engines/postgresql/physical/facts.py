@@ -37,7 +37,7 @@ class Moment:
     @classmethod
     def read(cls, value: Facts) -> Moment:
         """Read the fact `moment` of a tree. Raises Damaged, with the fact LOG."""
-        with _damaged("the log that goes on from the backup is none of a cluster", {LOG: "moment"}):
+        with _damaged("the log that continues the backup does not belong to a cluster", {LOG: "moment"}):
             since, until = WalPosition.read(value["since"]), WalPosition.read(value["until"])
             return cls(str(value["stream"]), since, until, Target.read(value["target"]))
 

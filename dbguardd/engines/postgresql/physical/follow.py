@@ -137,7 +137,7 @@ class PagesLog:
                 follower = Follower(stream, server, ship, self._pace)
                 if because := follower.lacks(since):
                     if begun:
-                        raise LogBroken(f"{self._about}: its log does not go on", detail=because)
+                        raise LogBroken(f"{self._about}: its log does not continue", detail=because)
                     return because
                 if not begun:
                     ship.begin(since.facts(), continued=True, because="")

@@ -370,4 +370,4 @@ def _end(keeper: Connection, cluster: Cluster) -> int:
 
 
 def _restored_over() -> Unsupported:
-    return Unsupported("a cluster is restored over the one that is there: see PagesDeltaRestore")
+    return Unsupported("a cluster is restored over the existing one: see PagesDeltaRestore")

@@ -57,7 +57,7 @@ def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, te
                 files.turn(part.timeline, part.since)
             _write(source, files, part, tell)
         if source.read(1):
-            raise wrong(f"its log does not end at {format_lsn(path[-1].until)}, as was told")
+            raise wrong(f"its log does not end at {format_lsn(path[-1].until)}, as the log says")
     parts = list[Part]()
     for part in path:
         new = part.since if parts else known[0]

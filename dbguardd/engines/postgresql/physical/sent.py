@@ -114,7 +114,7 @@ class BaseBackupStream:
             self._taken(-size % _BLOCK)
         while not self._archive and (rest := self._some(1 << 20)):
             if any(rest):
-                raise self._wrong(f"{begun}.tar: goes on behind its end")
+                raise self._wrong(f"{begun}.tar: continues after its end")
 
     def _parsed(self, header: bytes) -> tuple[bytes, bytes, int]:
         """Return name, kind and size. Raises SourceInvalid for anything that no server writes."""
@@ -158,7 +158,7 @@ class BaseBackupStream:
                 self._archive = found[1].decode()
                 return
             elif kind != b"p":  # a progress report
-                raise self._wrong(f"a message is none that was asked for: {bytes(message[:20])!r}")
+                raise self._wrong(f"a message was not requested: {bytes(message[:20])!r}")
 
     def _message(self) -> memoryview:
         since = time.monotonic()
@@ -202,8 +202,8 @@ class BaseBackupStream:
 
     def _wrong(self, what: str) -> SourceInvalid:
         return SourceInvalid(
-            f"{self._about}: what it sends as its base backup is none",
-            detail=f"{what}. Nothing of it is kept. A server does not send that, or something stands before it.",
+            f"{self._about}: what it sends is not a base backup",
+            detail=f"{what}. None of it is kept. No PostgreSQL server sends that: perhaps a proxy is in between.",
         )
 
     def some(self, most: int) -> memoryview:

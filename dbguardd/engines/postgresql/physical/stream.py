@@ -60,7 +60,7 @@ class Stream:
             if kind == b"k" and len(data) == _ALIVE.size:
                 self._told = 0.0 if _ALIVE.unpack(data)[3] else self._told
             elif size:
-                raise LogBroken(f"{self._about}: what it sends is no log", detail=repr(bytes(data[:50])))
+                raise LogBroken(f"{self._about}: what it sends is not WAL", detail=repr(bytes(data[:50])))
             self.confirm(self._confirmed)
             left = deadline - time.monotonic()
             if left <= 0:
@@ -72,7 +72,7 @@ class Stream:
     def _taken(self, data: memoryview) -> memoryview:
         _, at, _end, _sent = _DATA.unpack_from(data)
         if at != self.at:
-            raise LogBroken(f"{self._about}: its log does not go on where it ended", detail=f"{format_lsn(at)}")
+            raise LogBroken(f"{self._about}: its log does not continue where it ended", detail=f"{format_lsn(at)}")
         body = data[_DATA.size :]
         self.at += len(body)
         return body
@@ -93,7 +93,9 @@ class Stream:
             case pq.ExecStatus.FATAL_ERROR if found is not None:
                 return psycopg.errors.error_from_result(found)
             case pq.ExecStatus.COPY_IN:
-                return LogBroken(f"{self._about}: its timeline has ended", detail="The server goes on along another.")
+                return LogBroken(
+                    f"{self._about}: its timeline has ended", detail="The server continues on another timeline."
+                )
         return ServerUnreachable(f"{self._about}: the server has ended the connection", detail="It is shut down.")
 
 

@@ -40,7 +40,7 @@ def make_ready(past: ScratchServer, statement: str, typed: str, meter: Meter) ->
         load_all(past, meter)
         if left_out := past.dump.part.excluded:
             error = excluded(left_out)
-            error.detail += " A function that is asked goes on after errors, and may take them for none."
+            error.detail += "A function in the question continues after errors, and may treat them as no rows."
             raise error
 
 

@@ -92,7 +92,7 @@ class ScratchRestores:
             return ScratchRestore(place, database)
         facts = ClusterFacts.read(tree.facts)
         if not facts.superuser:
-            raise Unsupported("no superuser of the cluster may log in, so nobody can be let in to look")
+            raise Unsupported("no superuser of the cluster may log in, so no role to read with can be created")
         tools = find_tools("postgres", facts.major, need="a backup is read by a server of its version")
         if not (database or self._named):
             self._meant("", sorted(facts.snapshots), about="")  # do not restore what cannot be asked

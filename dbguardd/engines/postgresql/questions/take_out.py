@@ -187,8 +187,8 @@ def _state_after(line: bytes, state: bytes) -> bytes:
 def remark(what: str, table: Table, run: str) -> bytes:
     """Return the head of a text for psql: what it is, and as whom it should be run."""
     return _head(what, run) + (
-        f"-- As its owner ({one_line(table.owner)}): its checks and triggers run as who runs this. A hostile one can\n"
-        "-- undo a SET ROLE: if that is to be feared, log in as the owner, by his password.\n"
+        f"-- As its owner ({one_line(table.owner)}): its checks and triggers run as the user who runs this. A hostile\n"
+        "-- one can undo a SET ROLE: to be safe, log in as the owner, with its password.\n"
     ).encode(errors="surrogateescape")
 
 

@@ -102,5 +102,5 @@ def test_a_key_that_does_not_fit_says_so_once(house: House) -> None:
         house.does("key", "recovery-sheet")
     said = house.ctl("key", "recovery-test", stdin=new_identity()[0].reveal().decode())
     assert said.status == 11
-    assert "fits none of the 4 recipients" in said.err
-    assert said.err.count("fits none") == 1
+    assert "match none of the 4 recipients" in said.err
+    assert said.err.count("match none") == 1

@@ -83,7 +83,7 @@ def test_an_older_pack_of_ours_under_the_name_of_a_newer_one_is_found():
     with Tree(storage, DOMAIN, made[3]) as tree:
         pages = tree.pages("main")
         assert pages.block(0) == data[:BLOCK_BYTES]  # what does not lie there can be read
-        with pytest.raises(Damaged, match="other leaves than the page map says"):
+        with pytest.raises(Damaged, match="its leaves are not those that the page map names"):
             pages.block(500_000 // BLOCK_BYTES)
     storage.objects[object_name(new)] = good
     assert b"".join(blocks(storage, made[3])[1]) == data

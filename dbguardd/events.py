@@ -195,6 +195,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("job.done", "info", "check is done[, {seconds}]", variant="check", when={"action": "check"}),
     Kind("job.failed", "error", _FAILED, "A job has failed; the fact problem has the reason."),
     Kind("job.failed", "debug", f"a dry run of {_FAILED}", variant="dry run", when={"dry_run": True}),
+    Kind("job.failed", "info", _FAILED, variant="of a mistaken request", when={"mistaken": True}),
     Kind(
         "job.interrupted", "warning", "{action} was interrupted[: {problem}][ ({code})]",
         "A job was interrupted because the daemon stopped.",

@@ -13,7 +13,7 @@ from dbguardd.catalog import Audit, Catalog, Run, to_moment
 from dbguardd.daemon.environment import Environment
 from dbguardd.daemon.events import Events
 from dbguardd.daemon.live import LiveJob
-from dbguardd.errors import GuardError, Internal, NotFound, Usage, bare
+from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, TargetExists, TargetInUse, Usage, bare
 from dbguardd.humanize import OVERWRITING, REPLACING, UNTOUCHED
 from dbguardd.requests import QUESTION_VERBS
 from dbguardd.states import JobState
@@ -23,6 +23,10 @@ _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
     + ("recovery-drop", *QUESTION_VERBS)
 )
+
+
+_MISTAKES = (Usage, NotFound, TargetExists, TargetInUse, ConfirmMissing)
+"""Errors of which a user who asked is told at once, and of which nobody else need be."""
 
 
 class Recorder:
@@ -52,6 +56,7 @@ class Recorder:
                 self._remember(live, error)
                 problem = bare(row.problem) if row.problem and row.verb in QUESTION_VERBS else row.problem
                 facts = {"seconds": round(seconds, 3), "problem": problem}
+                facts |= {"mistaken": True} if _mistaken(live, error) else {}
                 self.tell(f"job.{row.state}", live, facts)
 
         self._unkept[row.id] = (replace(row), keep)
@@ -99,11 +104,10 @@ class Recorder:
     def _remember(self, live: LiveJob, error: GuardError | None) -> None:
         """Update the memory of the schedule. An interrupted run does not count: it is due again.
 
-        Nor does a mistyped backup id of a user: it says nothing about the database.
+        Nor does a mistyped backup id: it says nothing about the database.
         """
         row = live.row
-        named = row.request.get("backup") and live.order.who.uid is not None
-        if named and isinstance(error, Usage | NotFound):
+        if row.request.get("backup") and _mistaken(live, error):
             return
         if live.dry or row.state is JobState.INTERRUPTED or not live.attempt_started_at:
             return
@@ -142,3 +146,8 @@ class Recorder:
             outcome=outcome,
             facts={"job": live.row.id, **facts},
         )
+
+
+def _mistaken(live: LiveJob, error: GuardError | None) -> bool:
+    """Return whether the job failed because of what a user had typed: then nothing is wrong with the database."""
+    return live.order.who.uid is not None and isinstance(error, _MISTAKES)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from dbguardd.daemon.operations import SCHEDULE
-from dbguardd.errors import NoSpace, NotFound, Unreachable, Usage, WorkerDied
+from dbguardd.errors import NoSpace, NotFound, SourceMissing, TargetExists, Unreachable, Usage, WorkerDied
+from dbguardd.events import level_of
 from dbguardd.states import JobState
-from dbguardd.wire import JobRow
+from dbguardd.wire import EventRange, JobRow
 from tests.daemon.conftest import World, ended, order, raising, started, until_cancelled
 from tests.daemon.life import reporting
 
@@ -187,3 +188,23 @@ def test_what_a_person_has_mistyped_says_nothing_of_the_database(world: World) -
             assert memory.failures == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "who", "level"),
+    [
+        (TargetExists("/srv/app.db: exists"), {}, "info"),
+        (Usage("01 matches 3 backups"), {}, "info"),
+        (Usage("01 matches 3 backups"), {"who": SCHEDULE}, "error"),
+        (SourceMissing("/srv/app.db: is gone"), {}, "error"),
+    ],
+)
+def test_a_user_who_mistypes_sets_off_no_alarm(world: World, error: Any, who: Any, level: str) -> None:
+    async def main() -> None:
+        async with world.runner() as (runner, worker):
+            worker.acts = raising(error)
+            await ended(runner, runner.submit(replace(order("restore"), **who)))
+
+    run(main())
+    (failed,) = (event for event in world.catalog.events.find(EventRange(), 100) if event.event == "job.failed")
+    assert level_of({**failed.facts, "event": failed.event}) == level

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, Unreachable
+from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, TargetExists, Unreachable
 from tests.surface.answers import APP_1, APP_2, JOB
 
 FULL = NoSpace(
@@ -14,6 +14,7 @@ AWAY = Unreachable("storage nas: does not answer", detail="/mnt/nas: Input/outpu
 SHORT = ProofFailed(
     f"app: backup {APP_1} failed its test restore", detail="integrity: 2 rows missing", facts={"backup": APP_1}
 ).problem()
+TAKEN = TargetExists("/srv/app.db: exists").problem()
 WRONG = PolicyInvalid("policy: 2 mistakes", detail="error: x\n --> a.toml:9:1\n  |\n9 | y").problem()
 RECIPIENT = "age1qyqszqgpqyqszqgpqyqszqgp"
 FINDINGS = [{"name": "size", "outcome": "ok"}, {"name": "integrity_check", "outcome": "failed", "detail": "2 rows"}]
@@ -60,6 +61,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("job.done", verb="check", seconds=1.0),
     of("job.failed", job=JOB, verb="backup", seconds=3.0, problem=FULL),
     of("job.failed", job=JOB, verb="restore", seconds=3.0, problem=FULL, dry_run=True),
+    of("job.failed", job=JOB, verb="restore", seconds=3.0, problem=TAKEN, mistaken=True),
     of("job.failed", job=JOB, verb="verify", seconds=3.0, problem=SHORT),
     of("job.failed", None, job=JOB, verb="sweep", storage="nas", problem=AWAY),
     of("job.interrupted", verb="backup", problem={"message": "job 01 ended with its daemon", "code": "DBG-8003"}),

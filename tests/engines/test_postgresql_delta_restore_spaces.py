@@ -50,7 +50,7 @@ def _came_went_and_moved(live):
     live.stop(signal.SIGINT)
     with pytest.raises(TargetExists, match="in use") as refused:
         as_owner(overwritten, live, streams, facts)
-    assert "no tablespace of the cluster that is there" in refused.value.detail
+    assert "not a tablespace of the existing cluster" in refused.value.detail
 
 
 def test_tablespaces_that_came_went_and_moved_since_are_as_they_were_and_so_after_the_undo():

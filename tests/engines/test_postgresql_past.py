@@ -374,7 +374,7 @@ def test_a_function_that_goes_on_after_errors_takes_nothing_for_empty(past):
     assert [told.lines[1:] for _, told in found] == [[[4]], [[1], [1]]]
     (books,) = past.several(("query", "SELECT calm('session');"), database="books")  # which the policy leaves out
     if past.backups is past.all["dump"]:
-        assert isinstance(books, Unsupported) and "goes on after errors" in books.detail
+        assert isinstance(books, Unsupported) and "continues after errors" in books.detail
     else:
         assert books[1].lines[1:] == [[1]]
 
@@ -388,7 +388,7 @@ def test_a_condition_that_goes_on_after_errors_takes_nothing_for_empty_either(pa
     )  # fmt: skip
     assert heard[0] == {"rows": 0, "listed": 0, "differing": 0}
     if past.backups is past.all["dump"]:
-        assert isinstance(books, Unsupported) and "goes on after errors" in books.detail
+        assert isinstance(books, Unsupported) and "continues after errors" in books.detail
     else:
         assert books[0] == heard[0]
 

@@ -412,7 +412,7 @@ def test_recover_py_reaches_the_same_moment(house: House) -> None:
     target = house.place / "by-hand"
     done = subprocess.run([*argv, "restore", plan["backup"], target, "--until", reached.isoformat()],
                           capture_output=True, text=True, check=True)  # fmt: skip
-    assert "the log is put over it" in done.stdout
+    assert "the log was applied up to" in done.stdout
     assert (target / "database").read_bytes() == place.read_bytes()
     listed = subprocess.run([*argv, "list"], capture_output=True, text=True, check=True).stdout
     assert "the log of app is stored up to" in listed

@@ -415,7 +415,7 @@ def test_recover_py_reaches_the_same_moment(house: House) -> None:
     assert "the log was applied up to" in done.stdout
     assert (target / "database").read_bytes() == place.read_bytes()
     listed = subprocess.run([*argv, "list"], capture_output=True, text=True, check=True).stdout
-    assert "the log of app is stored up to" in listed
+    assert "the log of app ends at" in listed
     assert json.loads((target / "facts.dbguard.json").read_text())["log"]["chain"]
 
 

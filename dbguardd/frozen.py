@@ -14,10 +14,15 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
-    """Make a class a dataclass with slots that is compared by its fields. mypy refuses assignments to them."""
+    """Make a class a dataclass with slots that is compared by its fields. mypy refuses assignments to them.
+
+    A function that the class defines itself stays, as with dataclass: its repr may hide something.
+    """
     made: Any = dataclass(eq=False, repr=False, slots=True)(cls)
     made.__compared__ = [field.name for field in fields(made) if field.compare]
-    made.__eq__, made.__hash__, made.__repr__ = _equal, _hash, _repr
+    for name, shared in (("__eq__", _equal), ("__hash__", _hash), ("__repr__", _repr)):
+        if name not in vars(cls):
+            setattr(made, name, shared)
     return made  # type: ignore[no-any-return]
 
 

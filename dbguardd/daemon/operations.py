@@ -120,10 +120,10 @@ class Operations:
         if before == path:
             return False
         with suppress(GuardError):  # a daemon must be able to start on a full disk
-            settings.put(f"path:{storage}", path)
             for name in self.inforce.policy.names() if before is not None else ():
                 if self.inforce.policy.guarded(name).storage[0] == storage:
                     coverage.write(settings, name, [])
+            settings.put(f"path:{storage}", path)  # last: if the claims could not be forgotten, the next start does it
         return before is not None
 
     def _go_on(self) -> None:

@@ -25,8 +25,8 @@ _AUDITED = frozenset(
 )
 
 
-_MISTAKES = (Usage, NotFound, TargetExists, TargetInUse, ConfirmMissing)
-"""Errors of which a user who asked is told at once, and of which nobody else need be."""
+_MISTAKES = (Usage, TargetExists, TargetInUse, ConfirmMissing)
+"""Errors in a request. Not NotFound: a backup may be listed and missing from the storage."""
 
 
 class Recorder:
@@ -107,7 +107,7 @@ class Recorder:
         Nor does a mistyped backup id: it says nothing about the database.
         """
         row = live.row
-        if row.request.get("backup") and _mistaken(live, error):
+        if row.request.get("backup") and _by_user(live) and isinstance(error, (*_MISTAKES, NotFound)):
             return
         if live.dry or row.state is JobState.INTERRUPTED or not live.attempt_started_at:
             return
@@ -150,4 +150,9 @@ class Recorder:
 
 def _mistaken(live: LiveJob, error: GuardError | None) -> bool:
     """Return whether the job failed because of what a user had typed: then nothing is wrong with the database."""
-    return live.order.who.uid is not None and isinstance(error, _MISTAKES)
+    return _by_user(live) and isinstance(error, _MISTAKES)
+
+
+def _by_user(live: LiveJob) -> bool:
+    """Return whether a user asked for this very job; a proof that follows a user's backup has the same actor."""
+    return live.order.who.uid is not None and not live.order.after_backup

@@ -138,7 +138,10 @@ class Views:
         yield from self.notes
         yield from self.found.values()
         if (version := installed()) not in ("", __version__):
-            yield f"dbguardd {__version__} is running, but {version} is installed: no job starts before a restart"
+            what = (
+                f"dbguardd {__version__} is running, but {version} is installed: no job starts before it is restarted"
+            )
+            yield f"{what} (systemctl restart dbguardd)"
         if self.inforce.problem is not None:
             yield f"the policy files were refused: {self.inforce.problem.message}"
         if self.runner.trouble is not None:

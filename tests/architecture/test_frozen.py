@@ -55,6 +55,23 @@ def test_what_is_secret_is_not_shown():
     assert repr(Place("a", 1, [2], b"key")) == "Place(round='a', position=1, turns=[2], seen=0)"
 
 
+def test_what_a_class_defines_itself_stays():
+    @frozen
+    class Hidden(Place):
+        def __repr__(self) -> str:
+            return "Hidden(***)"
+
+        def __eq__(self, other: object) -> bool:
+            return False
+
+        __hash__ = None
+
+    hidden = Hidden("a", 1)
+    assert repr(hidden) == "Hidden(***)" and hidden != Hidden("a", 1)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(hidden)
+
+
 def test_only_init_is_compiled():
     made = {name: made.__code__.co_filename for name, made in vars(Named).items() if hasattr(made, "__code__")}
     assert [name for name, file in made.items() if file == "<string>"] == ["__init__"]

@@ -191,19 +191,21 @@ def test_what_a_person_has_mistyped_says_nothing_of_the_database(world: World) -
 
 
 @pytest.mark.parametrize(
-    ("error", "who", "level"),
+    ("error", "more", "level"),
     [
         (TargetExists("/srv/app.db: exists"), {}, "info"),
         (Usage("01 matches 3 backups"), {}, "info"),
         (Usage("01 matches 3 backups"), {"who": SCHEDULE}, "error"),
+        (Usage("a bug"), {"after_backup": True}, "error"),
+        (NotFound("backup 01: listed, and not in the storage"), {}, "error"),
         (SourceMissing("/srv/app.db: is gone"), {}, "error"),
     ],
 )
-def test_a_user_who_mistypes_sets_off_no_alarm(world: World, error: Any, who: Any, level: str) -> None:
+def test_a_user_who_mistypes_sets_off_no_alarm(world: World, error: Any, more: Any, level: str) -> None:
     async def main() -> None:
         async with world.runner() as (runner, worker):
             worker.acts = raising(error)
-            await ended(runner, runner.submit(replace(order("restore"), **who)))
+            await ended(runner, runner.submit(replace(order("restore"), **more)))
 
     run(main())
     (failed,) = (event for event in world.catalog.events.find(EventRange(), 100) if event.event == "job.failed")

@@ -195,13 +195,20 @@ def test_a_catalog_that_cannot_be_written_keeps_no_log_from_being_followed(place
     guarding(place, test)
 
 
+async def _begun(place: Place, service: Any, workers: Workers) -> tuple[Any, str]:
+    """Let a follower begin chain B now; return what follows, and that moment."""
+    at = to_text(place.wall)
+    facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
+    workers.begun.append({**facts, "stored_until_at": None})
+    service._do.following.reconsider()
+    await until(lambda: workers.following)
+    return service._do.following, at
+
+
 def test_a_scan_that_looked_before_a_log_was_begun_does_not_take_it_away(place: Place) -> None:
     async def test(service: Any, workers: Workers) -> None:
-        following, at, later = service._do.following, to_text(place.wall), to_text(place.wall + timedelta(minutes=2))
-        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
-        workers.begun.append({**facts, "stored_until_at": None})
-        following.reconsider()
-        await until(lambda: workers.following)
+        following, at = await _begun(place, service, workers)
+        later = to_text(place.wall + timedelta(minutes=2))
         known = {"database": "app", "chains": [{"chain": "A", "since_at": "2026-01-01T00:00:00.000Z", "until_at": at}]}
         service._do.tell("log.known", "app", known)
         told = {"chain": "B", "segment": 1, "until_at": later}
@@ -268,11 +275,8 @@ def test_nothing_is_claimed_of_a_storage_at_another_path_before_it_was_read(plac
     """There may be an older copy; and the last word of who followed into the old one does not count."""
 
     async def test(service: Any, workers: Workers) -> None:
-        following, at, later = service._do.following, to_text(place.wall), to_text(place.wall + timedelta(minutes=5))
-        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
-        workers.begun.append({**facts, "stored_until_at": None})
-        following.reconsider()
-        await until(lambda: workers.following)
+        following, at = await _begun(place, service, workers)
+        later = to_text(place.wall + timedelta(minutes=5))
         told = {"chain": "B", "segment": 1, "until_at": later}
         workers.following[0]({"type": "report", "event": "reached", "facts": told})
         assert [row.until_at for row in following.covered("app")] == [later]

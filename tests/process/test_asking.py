@@ -68,7 +68,9 @@ def test_a_daemon_that_was_not_restarted_after_an_upgrade_says_so_and_starts_no_
     assert not house.does("status")["attention"]
     file.write_text(text)  # workers load the code that these tests run
     said = f"dbguardd 0.0.9 is running, but {new} is installed"
-    assert house.does("status")["attention"] == [f"{said}: no job starts before a restart"]
+    assert house.does("status")["attention"] == [
+        f"{said}: no job starts before it is restarted (systemctl restart dbguardd)"
+    ]
     problem = house.fails("DBG-8004", 1, "backup", "app")
     assert (problem["message"], problem["hints"]) == (said, ["systemctl restart dbguardd"])
     assert not house.store.exists()

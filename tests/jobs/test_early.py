@@ -25,18 +25,20 @@ def test_when_the_follower_says_that_nothing_was_committed_nothing_seems_to_be_m
     base(world, 3)
     alone = world.now + timedelta(minutes=4)
     (chain,) = {entry.name.rpartition("/")[2].partition("-")[0] for entry in world.storage.list("log/")}
-    world.spec["log_stored"] = {"chain": chain, "until_at": alone.isoformat()}
+    world.spec["log_stored"] = {chain: alone.isoformat()}
     nothing = ["this is 4 m before the requested moment: nothing was committed in between"]
     assert plan(world, at=alone.isoformat())["warnings"] == nothing
     follow(world, 4, 6)
     at = world.now + timedelta(minutes=4)
-    assert "if any, are not stored" in plan(world, at=at.isoformat())["warnings"][0]  # it has said so up to before
-    world.spec["log_stored"]["until_at"] = at.isoformat()
+    world.spec["log_stored"] = {chain: (at - timedelta(minutes=1)).isoformat()}
+    (said,) = plan(world, at=at.isoformat())["warnings"]
+    assert said.endswith(f"commits after {instant(at - timedelta(minutes=1))}, if any, are not stored")
+    world.spec["log_stored"] = {chain: at.isoformat()}
     assert plan(world, at=at.isoformat())["warnings"] == nothing
     world.later(minutes=5)
     follow(world, 7, 7)
     lose(world, 6)
-    world.spec["log_stored"]["until_at"] = (world.now + timedelta(minutes=4)).isoformat()
+    world.spec["log_stored"] = {chain: (world.now + timedelta(minutes=4)).isoformat()}
     (said,) = plan(world, at=world.now.isoformat())["warnings"][-1:]
     assert "nothing was committed" not in said
 

@@ -54,9 +54,16 @@ class Moment:
             "log_bytes": log,
             "lsn": target.lsn or None,
             "name": target.name or None,
-            "next_at": None if self.next is None else _up(self.next[0]),
+            "next_at": self.next_at,
             "next_backup": None if self.next is None else self.next[1] or None,
         }
+
+    @property
+    def next_at(self) -> str | None:
+        """The next moment that can be restored, as displayed."""
+        if self.next is None:
+            return None
+        return instant(self.next[0]) if self.next[1] else _up(self.next[0])
 
     @property
     def grain(self) -> int:
@@ -196,9 +203,9 @@ def _early(run: Run, log: LogView, best: Moment, wanted: datetime) -> tuple[Mome
     best = replace(best, next=min([*later, *([(commit, "")] if commit else [])], default=None))
     if best.grain:
         return best, f"this part of the log has one moment every {span(best.grain)}"
-    after = f"commits after {instant(stored)}" if stored is not None and stored > best.at else "later commits"
-    why = f"{after}, if any, are not stored" if log.chains else "no reliable backup is nearer before it"
-    return best, why if best.next is None else f"{why}; the next moment that can be restored is {_up(best.next[0])}"
+    rested = f"nothing was committed up to {instant(stored)}; " if stored is not None and stored > best.at else ""
+    why = f"{rested}later commits, if any, are not stored" if log.chains else "no reliable backup was made in between"
+    return best, why if best.next is None else f"{why}; the next moment that can be restored is {best.next_at}"
 
 
 def _end(log: LogView, moment: Moment) -> tuple[Chain | None, int]:

@@ -32,7 +32,8 @@ def test_when_the_follower_says_that_nothing_was_committed_nothing_seems_to_be_m
     at = world.now + timedelta(minutes=4)
     world.spec["log_stored"] = {chain: (at - timedelta(minutes=1)).isoformat()}
     (said,) = plan(world, at=at.isoformat())["warnings"]
-    assert said.endswith(f"commits after {instant(at - timedelta(minutes=1))}, if any, are not stored")
+    until = instant(at - timedelta(minutes=1))
+    assert said.endswith(f"nothing was committed up to {until}; later commits, if any, are not stored")
     world.spec["log_stored"] = {chain: at.isoformat()}
     assert plan(world, at=at.isoformat())["warnings"] == nothing
     world.later(minutes=5)
@@ -69,8 +70,8 @@ def test_without_a_log_the_backup_before_and_the_one_after_are_named(world: Worl
     found = plan(world, at=between.isoformat())
     assert found["next_backup"] == after
     assert found["warnings"][0].startswith(
-        "this is 10 h before the requested moment: no reliable backup is nearer before it; the next moment that can be"
+        "this is 10 h before the requested moment: no reliable backup was made in between; the next moment that can be"
     )
     assert plan(world, at=(world.now + timedelta(hours=1)).isoformat())["warnings"] == [
-        "this is 1 h before the requested moment: no reliable backup is nearer before it"
+        "this is 1 h before the requested moment: no reliable backup was made in between"
     ]

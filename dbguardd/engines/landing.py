@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dbguardd.errors import GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
+from dbguardd.errors import FULL, GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
 
 WORK = ".dbguard"
 ASIDE = ".before-restore"  # suffix of a file that is set aside, before a -wal or the like
@@ -108,7 +108,7 @@ def outcome(target: Path, error: OSError) -> GuardError:
     match error.errno:
         case errno.EEXIST | errno.ENOTEMPTY:
             return TargetExists(f"{target}: it exists already", detail="it was created while the restore ran")
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+        case _ if error.errno in FULL:
             return NoSpace(f"{target}: not enough space for the restore", detail=detail)
         case errno.ENOENT | errno.ENOTDIR:
             return Usage(

@@ -21,7 +21,6 @@ from dbguardd.durable import sync_directory, write_at
 from dbguardd.engines.landing import outcome, side_files
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import refusal
-from dbguardd.engines.sqlite.publish import SIDES
 from dbguardd.errors import TargetInUse
 from dbguardd.frozen import frozen
 
@@ -122,7 +121,7 @@ def settle(path: Path) -> None:
 
 def sides(path: Path) -> list[Path]:
     """Return the side files that exist."""
-    return [side for end in SIDES if os.path.lexists(side := path.with_name(f"{path.name}{end}"))]
+    return [side for side in side_files(path) if os.path.lexists(side)]
 
 
 def _write_journal(journal: Path, file: int, change: Change) -> None:

@@ -21,11 +21,11 @@ from typing import Any
 
 from dbguardd.durable import replace_file, sync_directory
 from dbguardd.engines.base import Finding, Progress, ProofQuery
-from dbguardd.engines.landing import outcome
+from dbguardd.engines.landing import SIDES, outcome
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.live import MAGIC, Header
 from dbguardd.engines.sqlite.overwrite import Change, overwrite, page_at, settle, sides
-from dbguardd.engines.sqlite.publish import SIDES, fresh, only_name
+from dbguardd.engines.sqlite.publish import fresh, only_name
 from dbguardd.engines.sqlite.rights import give
 from dbguardd.errors import (
     Damaged,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Finding
-from dbguardd.engines.postgresql.connect import Address, Connection, connected, line_of_hba, place_of, rows, shown, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look
 from dbguardd.engines.postgresql.physical.mode import BackupMode
@@ -17,6 +17,7 @@ from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.slot import PREFIX, check_bound
 from dbguardd.engines.postgresql.physical.stream import replicating
 from dbguardd.engines.postgresql.physical.way import way_of, way_to
+from dbguardd.engines.postgresql.refusals import line_of_hba
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import in_one_line, statements

@@ -22,7 +22,7 @@ from psycopg.errors import Diagnostic
 
 from dbguardd.durable import write_at
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Address, Connection, connect, silent
+from dbguardd.engines.postgresql.connect import Address, Connection, connect
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster, check_same, clock
 from dbguardd.engines.postgresql.physical.copy import FILES, LABEL, MAP, PAGED_BYTES, Copy, Tell

@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 
-from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
+from dbguardd.engines.postgresql.connect import Connection, row, text
 from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
+from dbguardd.engines.postgresql.refusals import no_answer
 from dbguardd.frozen import frozen
 
 TRIES, _EACH = 40, 25

@@ -130,14 +130,14 @@ def left_over(address: Address) -> Finding | None:
     return Finding("replication slots", "inconclusive", said)
 
 
-def lagging(address: Address, most_seconds: float = _LAG_SECONDS) -> Finding | None:
+def lagging(address: Address) -> Finding | None:
     """Return how far a standby is behind; None for a primary."""
     with connected(address) as connection:
         if rows(connection, b"SELECT pg_is_in_recovery()") != [(True,)]:
             return None
         seconds = (datetime.now(UTC) - replayed_at(connection)).total_seconds()
     said = f"it has all that had committed {span(seconds)} ago, and so have backups that are made of it"
-    if seconds <= most_seconds:
+    if seconds <= _LAG_SECONDS:
         return Finding("the standby", "ok", said)
     mend = (
         "SELECT status, latest_end_lsn, last_msg_send_time FROM pg_stat_wal_receiver; SELECT pg_is_wal_replay_paused()"

@@ -40,15 +40,14 @@ _XIDS = 1 << 32
 class Snapshot:
     """What a snapshot sees: transactions before `top` that are not in `running`."""
 
-    bottom: int
     top: int
     running: frozenset[int]
 
     @classmethod
     def parse(cls, said: str) -> Snapshot:
         """Parse PostgreSQL's text form, "bottom:top:running,running"."""
-        bottom, top, running = said.split(":")
-        return cls(int(bottom), int(top), frozenset(int(xid) for xid in running.split(",") if xid))
+        _bottom, top, running = said.split(":")
+        return cls(int(top), frozenset(int(xid) for xid in running.split(",") if xid))
 
     def sees(self, xid: int) -> bool:
         """Return whether a committed transaction is visible. The log only has the lower half of its number."""

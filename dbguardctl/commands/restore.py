@@ -21,14 +21,10 @@ from dbguardd.kinds import KINDS
 from dbguardd.requests import UNDO_REASON
 
 
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    return complete_database(ctx, param, incomplete)
-
-
 @click.command(
     cls=Command, help=f"{requests.Restore.__doc__}\n\n`restore undo NAME` puts back what --in-place replaced."
 )
-@click.argument("words", metavar="NAME", nargs=-1, required=True, type=Name(), shell_complete=_complete)
+@click.argument("words", metavar="NAME", nargs=-1, required=True, type=Name(), shell_complete=complete_database)
 @click.option("--undo", "back", is_flag=True, help="Put back the state that the last restore --in-place replaced.")
 @request_options(requests.Restore, rename={"backup": "id"})
 @wait_options

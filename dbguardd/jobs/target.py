@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.landing import ASIDE, reachable
+from dbguardd.engines.landing import ASIDE, reachable, side_files
 from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
 from dbguardd.facts import SENT
 from dbguardd.jobs.base import Run
@@ -154,7 +154,7 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
         return
     requested.check_place(run.name, str(target))
     _check_outside(run, moment.backup, Path(os.path.normpath(target)))
-    for path in (target, *_side_files(target)):
+    for path in (target, *side_files(target)):
         if _exists(path):
             lost = (
                 not is_server(run) and not only_backups_left(run) and target == live_path(run) and not _exists(target)
@@ -166,14 +166,10 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
             )
 
 
-def _side_files(target: Path) -> list[Path]:
-    return [target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal")]
-
-
 def leftovers_beside(run: Run, target: Path) -> list[str]:
     """Return what a deleted file has left beside it, and what a restore in place does with that."""
     target = Path(os.path.realpath(target))  # beside the file that a link leads to
-    found = [] if is_server(run) or _exists(target) else [path.name for path in _side_files(target) if _exists(path)]
+    found = [] if is_server(run) or _exists(target) else [path.name for path in side_files(target) if _exists(path)]
     aside = f"{target.name}{ASIDE}"
     return [f"of the file that is gone {', '.join(found)} is left: kept under the name {aside}*"] if found else []
 

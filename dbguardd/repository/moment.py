@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, cast
 
+from dbguardd.durable import write_at
 from dbguardd.errors import Damaged, ObjectMissing, Usage
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
 from dbguardd.repository.delivery import refused
@@ -242,9 +243,7 @@ def _copied(tree: MomentTree | ChangesTree, name: str) -> Iterator[BinaryIO]:
 
 
 def _put(name: str, file: int, page: memoryview, at: int) -> None:
-    done = 0
     try:
-        while done < len(page):
-            done += os.pwrite(file, page[done:], at + done)
+        write_at(file, page, at)
     except OSError as error:
         raise refused(name, error, f"{len(page)} bytes at {at}") from error

@@ -18,9 +18,10 @@ from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.child import tool
-from dbguardd.engines.postgresql.connect import READ_ALL, Address, place_of, told
+from dbguardd.engines.postgresql.connect import Address, place_of, told
 from dbguardd.engines.postgresql.content import Stored
 from dbguardd.engines.postgresql.meaning import TOO_LONG
+from dbguardd.engines.postgresql.refusals import READ_ALL
 from dbguardd.engines.postgresql.snapshot import Database, Extension, Held
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import (

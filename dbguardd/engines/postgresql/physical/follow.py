@@ -25,7 +25,7 @@ from typing import NoReturn
 from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, silent, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, WalPosition, across, round_of
@@ -35,6 +35,7 @@ from dbguardd.engines.postgresql.physical.segments import PAGE, parse_lsn, turns
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating, streaming
 from dbguardd.engines.postgresql.physical.way import way_of
+from dbguardd.engines.postgresql.refusals import silent
 from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, writing
 from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
 from dbguardd.facts import Turn

@@ -19,7 +19,6 @@ from dbguardd.engines.postgresql.connect import (
     address_of,
     connected,
     place_of,
-    refusals,
     row,
     rows,
     shown,
@@ -44,6 +43,7 @@ from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.replayed import catch_up, last_record, replayed
 from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.way import way_to
+from dbguardd.engines.postgresql.refusals import refusals
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import (

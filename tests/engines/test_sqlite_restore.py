@@ -222,8 +222,9 @@ def test_replaced_in_place(live, staging, tmp_path, live_mode, source_mode, page
     live.chmod(0o640)
     source = tmp_path / "source.db"
     ledger(source, source_mode, accounts=70)
-    inode, engine = live.stat().st_ino, make(live, staging)
-    engine.replace(source, no_progress)
+    inode, engine, told = live.stat().st_ino, make(live, staging), []
+    engine.replace(source, lambda step, done, total: told.append(total))
+    assert {*told} == {None, source.stat().st_size}  # bytes, and no pages
     assert live.stat().st_ino == inode
     assert live.stat().st_mode & 0o7777 == 0o640
     assert directory(live.parent).keys() == {"app.db"}

@@ -2,7 +2,7 @@
 
 It uses one transaction of SQLite's backup interface under an exclusive lock: the live file keeps its inode, owner and
 permissions, a crash or cancellation rolls back, and an application that opens it later sees all of it or nothing. Then
-the content is read back and compared. Answers with JSON lines: {"done": pages, "total": pages}, and last {"poured":
+the content is read back and compared. Answers with JSON lines: {"done": bytes, "total": bytes}, and last {"poured":
 true} or {"error": text, "code": SQLite result code, "at": "lock" | "pour" | "verify"}. If standard input is closed
 before the commit, it stops; after the commit it continues and reports the outcome, so that a cancelling caller knows
 which of the two happened.
@@ -43,6 +43,7 @@ class Pouring:
 
     def __init__(self) -> None:
         self.at = "lock"
+        self.page_size = 0
         self._beat = 0.0
 
     def step(self, status: int, remaining: int, total: int) -> None:
@@ -54,7 +55,7 @@ class Pouring:
             raise Entered("somebody began to use it")
         if select.select([0], [], [], 0)[0] and not os.read(0, 512):
             raise Stopped
-        self.show(total - remaining, total)
+        self.show((total - remaining) * self.page_size, total * self.page_size)
 
     def show(self, done: int, total: int) -> None:
         """Report at intervals."""
@@ -78,7 +79,7 @@ def pour(live: str, source: Path, pouring: Pouring) -> None:
     ):
         target.execute("PRAGMA trusted_schema=0")
         _lock(target, origin, version)
-        pouring.at = "pour"
+        pouring.at, pouring.page_size = "pour", page_span(origin)[1]
         origin.backup(target, pages=_PAGES, progress=pouring.step)
         pouring.at = "verify"
         size = max(source.stat().st_size, 1)

@@ -44,7 +44,6 @@ class _Written:
     file: int
 
     def write(self, data: bytes, /) -> None:
-        """Write all of it."""
         rest = memoryview(data)
         try:
             while rest:
@@ -53,7 +52,6 @@ class _Written:
             raise of_file(f"{self.run.name}: the answer cannot be kept", error) from error
 
     def beat(self) -> None:
-        """Report life."""
         self.run.progress("answer", 0, None)
 
 
@@ -215,7 +213,6 @@ class _Noted:
         self.damage: GuardError | None = None
 
     def block(self, number: int) -> bytes:
-        """Return the bytes of a block."""
         try:
             return self._pages.block(number)
         except DAMAGE as error:

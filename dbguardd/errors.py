@@ -404,7 +404,7 @@ class NoSpace(GuardError):
     code, title = "DBG-3002", "Not enough space"
     exit_status, http_status, transient = 11, 507, True
     meaning = "The work was not done; nothing was changed or deleted to make room."
-    advice = "Free space on the file system, or see what retention would free: dbguardctl prune --dry-run."
+    advice = "Free space on that file system. In a storage, retention may free some: dbguardctl prune --dry-run."
 
 
 class Conflict(GuardError):

@@ -17,6 +17,7 @@ from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
 from dbguardd.requests import NOWHERE, Restore
+from dbguardd.rules import requested
 
 _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, in addition to a tenth of what it needs."""
@@ -151,6 +152,7 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
         raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
     if request.in_place:
         return
+    requested.check_place(run.name, str(target))
     _check_outside(run, moment.backup, Path(os.path.normpath(target)))
     for path in (target, *side_files(target)):
         if _exists(path):
@@ -176,7 +178,8 @@ def _beside(run: Run, target: Path, moment: Moment) -> Path:
     """Return the place that was probably meant: inside a directory, or beside what is there, if its owner may write."""
     user = int(run.spec.get("run_as", os.geteuid()))
     name = run.name if is_server(run) or only_backups_left(run) else live_path(run).name
-    for place in (target / name, target.with_name(f"{target.name}.restored")):
+    special = _exists(target) and not (target.is_file() or target.is_dir())  # beside a device there is no place
+    for place in () if special else (target / name, target.with_name(f"{target.name}.restored")):
         if _may_write(place.parent, user) and not _exists(place):
             return place
     return target.with_name(f"{target.name}.restored") if only_backups_left(run) else Path(new_place(run, moment))

@@ -44,7 +44,6 @@ class _Written:
     file: int
 
     def write(self, data: bytes, /) -> None:
-        """Write all of it."""
         rest = memoryview(data)
         try:
             while rest:
@@ -56,7 +55,6 @@ class _Written:
             raise problem from error
 
     def beat(self) -> None:
-        """Report life."""
         self.run.progress("answer", 0, None)
 
 
@@ -218,7 +216,6 @@ class _Noted:
         self.damage: GuardError | None = None
 
     def block(self, number: int) -> bytes:
-        """Return the bytes of a block."""
         try:
             return self._pages.block(number)
         except DAMAGE as error:

@@ -33,11 +33,9 @@ class MomentTree:
 
     @property
     def facts(self) -> Facts:
-        """What the engine returned from dump()."""
         return self.base.facts
 
     def names(self) -> Iterator[str]:
-        """Yield the names of the streams in the order they were written."""
         return self.base.names()
 
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
@@ -177,11 +175,9 @@ class ChangesTree:
         return {"page_size": self._last.page_size, "size": self._last.size, "sum": self._last.sum}
 
     def names(self) -> Iterator[str]:
-        """Yield the name of the stream."""
         yield self._last.stream
 
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Open the stream for reading from its start."""
         return _copied(self, name)
 
     def deliver(self, name: str, file: int, *, delta: bool = False) -> int:

@@ -30,7 +30,7 @@ from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.questions import PostgresqlQuestions
 from dbguardd.engines.postgresql.refusals import refusals
-from dbguardd.engines.postgresql.roles import meant, servers
+from dbguardd.engines.postgresql.roles import choose_server, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_closed, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceDamaged, SourceMissing, Unsupported
@@ -124,7 +124,7 @@ class PostgresqlDumps:
 
     def probe(self) -> Probe:
         address, only = self._where()
-        found = probe(meant(address), only, self._exclude)
+        found = probe(choose_server(address), only, self._exclude)
         return replace(found, findings=(*found.findings, *filter(None, [servers(address)])))
 
     def _where(self) -> tuple[dict[str, str], str]:
@@ -140,7 +140,7 @@ class PostgresqlDumps:
         """
         self.release()
         several, only = self._where()
-        address = meant(several)
+        address = choose_server(several)
         progress("connect", 0, None)
         with connected(address) as connection:
             version, major, plain = version_of(connection), major_of(connection), is_plain(connection)

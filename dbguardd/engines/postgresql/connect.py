@@ -87,7 +87,7 @@ def place_of(address: Address) -> str:
     return f"PostgreSQL, {where}" + (f", port {address['port']}" if "port" in address else "")
 
 
-def told(address: Address, database: str = "", *, plain: bool = False) -> dict[str, str]:
+def parameters(address: Address, database: str = "", *, plain: bool = False) -> dict[str, str]:
     """Return the libpq parameters for a database of a server; options in the url take precedence over ours.
 
     With `plain` ours are omitted: a proxy such as pgbouncer may refuse them.
@@ -135,7 +135,7 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
 
 def connect_bare(address: Address, database: str, about: str) -> Connection:
     """Return a connection without sending SQL, which not every connection accepts. Raises as connect()."""
-    where = told(address, database)
+    where = parameters(address, database)
     usual = {"application_name": "dbguard", "client_encoding": "SQL_ASCII", **_LIVELY}
     if where.get("sslrootcert") == "system":
         _trust_whom_the_system_trusts()
@@ -145,7 +145,7 @@ def connect_bare(address: Address, database: str, about: str) -> Connection:
         except psycopg.OperationalError as error:
             if not _TAKES_NONE.search(str(error)):
                 raise
-            return psycopg.connect(**{**usual, **told(address, database, plain=True)}, autocommit=True)  # type: ignore[arg-type]
+            return psycopg.connect(**{**usual, **parameters(address, database, plain=True)}, autocommit=True)  # type: ignore[arg-type]
     except psycopg.Error as error:
         raise unconnected(about, where, error) from error
 

@@ -32,7 +32,7 @@ def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Co
     with closing(
         sqlite3.connect(address, uri=True, isolation_level=None, timeout=5.0, check_same_thread=not many_threads)
     ) as connection:
-        newer.bear(connection, version)  # some of these pragmas need the schema
+        newer.ignore_newer_syntax(connection, version)  # some of these pragmas need the schema
         for pragma in (
             "query_only=1",
             "trusted_schema=0",

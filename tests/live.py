@@ -25,17 +25,17 @@ from dbguardctl.client import Daemon
 from dbguardd.errors import GuardError
 
 SECONDS = 120.0
-"""How long anything may take before a test gives up on it. Never a measure of anything."""
+"""How long a test waits for anything before it fails; nothing is measured with it."""
 
 BIN = Path(sys.executable).parent
 
 
 class Broken(Exception):
-    """Something that had to work did not."""
+    """A command that had to succeed failed."""
 
 
 class Live:
-    """One daemon on one place. `place` has a short name, or the socket's path is too long for the kernel."""
+    """One daemon in one directory, whose name is short: the kernel limits the length of a socket's path."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -52,7 +52,7 @@ class Live:
         self.policy.chmod(0o600)
 
     def argv(self, *words: str) -> list[str]:
-        """Return the command line of dbguardd on this place."""
+        """Return the command line of dbguardd for this directory."""
         return [str(BIN / "dbguardd"), "--policy", str(self.policy), "--state", str(self.state), *words]
 
     def launch(self) -> subprocess.Popen[bytes]:
@@ -97,7 +97,7 @@ class Live:
             raise Broken(f"dbguardd does not end on signal {number}:\n{self.log.read_text()[-4000:]}") from None
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL and wait for its end."""
         self.stop(signal.SIGKILL)
 
     def __enter__(self) -> Self:
@@ -117,7 +117,7 @@ class Live:
         return done.returncode, {"message": (done.stdout + done.stderr).decode(errors="replace")[-2000:]}
 
     def must(self, *words: str) -> dict[str, Any]:
-        """Run a command that has to succeed; to need attention is a success."""
+        """Run a command that has to succeed; an exit status of 3 (attention needed) is a success."""
         status, answer = self.ctl(*words)
         if status not in (0, 3):
             raise Broken(f"dbguardctl {' '.join(words)} ended with {status}: {json.dumps(answer)[:2000]}")
@@ -152,7 +152,7 @@ class Live:
         return self.job(id)
 
     def idle(self) -> None:
-        """Wait until no job runs or waits: after a kill the next daemon makes up for what was cut short."""
+        """Wait until no job runs or waits: after a kill the next daemon repeats interrupted jobs."""
         until(lambda: not self._busy(), "an end of all jobs")
 
     def _busy(self) -> bool:
@@ -199,7 +199,7 @@ def rest(began: float) -> None:
 
 
 def gone(pids: list[int]) -> None:
-    """Wait until none of these processes lives."""
+    """Wait until all these processes have ended."""
     deadline = time.monotonic() + SECONDS
     for pid in pids:
         with suppress(ProcessLookupError):
@@ -213,7 +213,7 @@ def gone(pids: list[int]) -> None:
 
 @contextmanager
 def asking(live: Live, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `dbguardctl --json WORDS` beside the block; it is ended with it."""
+    """Run `dbguardctl --json WORDS` while the block runs; end it with the block."""
     argv = [BIN / "dbguardctl", "--json", *words]
     process = subprocess.Popen(argv, env=live.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:

@@ -31,6 +31,7 @@ LONGEST_SLEEP = 60.0  # seconds for which a step of the clock or a suspension ma
 STEP = timedelta(seconds=2)
 DOUBT_SECONDS = 86_400.0
 REFUSED_FOR = timedelta(minutes=15)
+_DOUBT = "clock_doubt"  # until when (steady seconds), a space, and why
 
 
 @frozen
@@ -68,6 +69,7 @@ class Scheduler:
         self._read = (clock.now(), clock.steady())
         self._doubt_until: float | None = None
         self._doubted = ""
+        self._resume_doubt()
         alive_at = catalog.settings.get("alive_at")
         if alive_at is not None:
             self._check(Reading(to_moment(alive_at), 0.0, "before"), Reading(*self._read))
@@ -160,6 +162,7 @@ class Scheduler:
         left = self._doubt_until - self._clock.steady()
         if left <= 0:
             self._doubt_until = None
+            self._keep_doubt("")
             self.reconsider()
             return None
         return f"{self._doubted} Nothing is deleted by schedule for another {left / 3600:.1f} h."
@@ -229,9 +232,27 @@ class Scheduler:
     def _check(self, before: Reading, after: Reading) -> None:
         why = doubt(before, after)
         if why:
-            self._doubted = why
-            self._doubt_until = self._clock.steady() + DOUBT_SECONDS
+            self._doubt(why, DOUBT_SECONDS)
             self._events.note("clock.doubted", None, {"problem": why})
+
+    def _doubt(self, why: str, seconds: float) -> None:
+        self._doubted, self._doubt_until = why, self._clock.steady() + seconds
+        self._keep_doubt(f"{self._doubt_until} {why}")
+
+    def _keep_doubt(self, text: str) -> None:
+        with suppress(GuardError):  # a full catalog must not stop the schedule
+            self._catalog.settings.put(_DOUBT, text)
+
+    def _resume_doubt(self) -> None:
+        """Continue the doubt of an earlier daemon, which alone saw the clock jump.
+
+        A reboot restarts the steady clock: then the doubt lasts for what it had left of the earlier uptime, but for a
+        day at most.
+        """
+        until, _, why = (self._catalog.settings.get(_DOUBT) or "").partition(" ")
+        left = float(until or 0) - self._clock.steady()
+        if left > 0:
+            self._doubt(why, min(left, DOUBT_SECONDS))
 
 
 def _about(planned: Planned, facts: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from dbguardd.jobs.restore import past_undo
 from dbguardd.repository import Backup, Chain, Hold, Piece, recallable_until
 from dbguardd.requests import UNDO_REASON, Expire, Sweep
 from dbguardd.rules import retention
-from dbguardd.rules.keep_log import outlived
+from dbguardd.rules.keep_log import begin_of, outlived
 
 _CLOCK_DOUBT_SECONDS = 300.0
 
@@ -86,8 +86,9 @@ def _thin(run: Run) -> None:
     if log is None or not grains(run):
         return
     now, backups = run.repository.storage_time(run.now()), run.repository.backups(run.name, expired=True)
+    others, beat = [backup.created_at for backup in backups], lambda number: run.progress("log", number, None)
     try:
-        for made in log.make_coarser(grains(run), now, lambda number: run.progress("log", number, None)):
+        for made in log.make_coarser(grains(run), now, others, beat):
             facts = {"chain": made.chain, "grain_seconds": made.grain, "until_at": instant(made.until)}
             sizes = {"freed_bytes": made.freed_bytes, "bytes": made.stored_bytes}
             run.report("log.thinned", database=run.name, outcome="ok", **facts, **sizes)
@@ -100,7 +101,9 @@ def _outlived(run: Run, chains: Sequence[Chain], backups: Sequence[Backup]) -> l
     """Return the parts of the log that are older than keep_log by the storage's own time."""
     if not chains:
         return []
-    start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))
+    age, now = timedelta(seconds=float(run.database["keep_log_seconds"])), run.repository.storage_time(run.now())
+    stored = (piece.stored_at for chain in chains for piece in chain.pieces)
+    start = begin_of(age, now, [*stored, *(backup.created_at for backup in backups)])
     sound = {backup.id for backup in states_of(run, backups) if not backup.failed and not backup.safety}
     bases = [base_of(backup) for backup in backups if backup.id in sound]
     return outlived(chains, bases, start, grains(run))

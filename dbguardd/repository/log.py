@@ -306,12 +306,16 @@ class StoredLog:
             self._storage.delete(piece.name)
 
     def make_coarser(
-        self, grains: Mapping[int, timedelta], now: datetime, beat: Callable[[int], None] = lambda _: None
+        self,
+        grains: Mapping[int, timedelta],
+        now: datetime,
+        others: Sequence[datetime] = (),
+        beat: Callable[[int], None] = lambda _: None,
     ) -> Iterator[Thinned]:
         """Keep one moment in so many seconds where the log is of that age by the storage's own time; see thin.py."""
         from dbguardd.repository.thin import Grain, make_coarser  # noqa: PLC0415
 
-        return make_coarser(self, [Grain(*grain) for grain in grains.items()], now, beat)
+        return make_coarser(self, [Grain(*grain) for grain in grains.items()], now, others, beat)
 
 
 def piece_of(entry: Entry) -> Piece | None:

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import takewhile
 
 import zstandard
@@ -24,6 +25,7 @@ from dbguardd.flow import Facts
 from dbguardd.frozen import frozen
 from dbguardd.repository.log import FOLDED_BYTES, LEVEL, Link, StoredLog
 from dbguardd.rules.chains import Chain, Piece
+from dbguardd.rules.keep_log import begin_of
 
 MERGED_BYTES = 16 << 20  # of the pages in a segment, which are all in memory
 
@@ -63,29 +65,38 @@ class Thinned:
 
 
 def make_coarser(
-    log: StoredLog, grains: Sequence[Grain], now: datetime, beat: Callable[[int], None] = lambda _: None
+    log: StoredLog,
+    grains: Sequence[Grain],
+    now: datetime,
+    others: Sequence[datetime] = (),
+    beat: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Thinned]:
-    """Make coarser what is old enough by the storage's own time, and yield each part."""
+    """Make coarser what is old enough by the storage's own time, and yield each part.
+
+    `others`: when other objects were stored, which shows that the clock has not jumped (see keep_log.begin_of).
+    """
     for chain in log.chains():  # leftovers of a run that was killed while deleting what it had replaced
         log.forget([piece for piece in log.objects(chain) if piece not in chain.pieces and _has(chain, piece)])
     for grain in sorted(grains, key=lambda grain: -grain.seconds):  # what is old enough for this skips the finer ones
-        for chain in log.chains():
-            what = due(chain, grain, grains, now)
+        chains = log.chains()
+        stored = [*others, *(piece.stored_at for chain in chains for piece in chain.pieces)]
+        for chain in chains:
+            what = due(chain, grain, grains, partial(begin_of, now=now, stored=stored))
             if what is not None and (thinned := thin(log, what, beat)) is not None:
                 yield thinned
 
 
-def due(chain: Chain, grain: Grain, grains: Sequence[Grain], now: datetime) -> Due | None:
-    """Return the part of a chain that is old enough for a grain."""
-    ages = {one.seconds: one.age for one in grains}
+def due(chain: Chain, grain: Grain, grains: Sequence[Grain], begin_of: Callable[[timedelta], datetime]) -> Due | None:
+    """Return the part of a chain that is old enough for a grain. `begin_of`: before when something is of an age."""
+    ages = {0: timedelta(), **{one.seconds: one.age for one in grains}}
+    begins = {seconds: begin_of(grain.age - age) for seconds, age in ages.items()}
 
     def is_old(piece: Piece) -> bool:
         """Return whether an object has the grain or the age for it.
 
         A coarser object already had some age when stored.
         """
-        waits = grain.age - ages.get(piece.grain, timedelta())
-        return piece.grain >= grain.seconds or piece.stored_at < now - waits
+        return piece.grain >= grain.seconds or piece.stored_at < begins.get(piece.grain, begins[0])
 
     old = list(takewhile(is_old, chain.pieces))
     done = list(takewhile(lambda piece: piece.grain >= grain.seconds, old))

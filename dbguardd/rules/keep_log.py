@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import takewhile
 
 from dbguardd.rules.chains import Chain, Piece
+from dbguardd.rules.clock import LONGEST_REST
 from dbguardd.rules.moment import Base
+
+
+def begin_of(age: timedelta, now: datetime, stored: Iterable[datetime]) -> datetime:
+    """Return the moment before which a log is older than `age`. `stored`: when its objects and backups were stored.
+
+    A pause of more than LONGEST_REST between two of them does not count: it may be a clock that has jumped ahead.
+    """
+    later = now
+    for at in sorted((at for at in stored if at <= now), reverse=True):
+        if later - at <= LONGEST_REST:
+            if later - at >= age:
+                break
+            age -= later - at
+        later = at
+    return later - age
 
 
 def outlived(

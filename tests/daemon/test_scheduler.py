@@ -335,6 +335,30 @@ def test_a_clock_behind_the_last_life_is_doubted(bench: Bench) -> None:
     assert "behind" in (bench.scheduler.doubt() or "")
 
 
+def test_a_doubted_clock_stays_in_doubt_after_a_restart_and_a_reboot(bench: Bench) -> None:
+    """Only the daemon that was running saw the jump: the time that it wrote last is already wrong."""
+    both = [planned("every 1h"), planned("every 1h", verb="expire")]
+    bench.scheduler.plan(both)
+    bench.go_on(600)
+    bench.set_clock(days=400)
+    bench.go_on(HOUR)
+    bench.catalog.probe(bench.wall)
+    bench.restart(*both)
+    assert "set forward" in (bench.scheduler.doubt() or "")
+    bench.go_on(22 * HOUR)
+    bench.catalog.probe(bench.wall)
+    bench.steady = 5.0  # a reboot: how long the machine was off is unknown
+    bench.restart(*both)
+    bench.go_on(23 * HOUR)
+    assert {verb for _, _, verb in bench.started} == {"backup"}
+    bench.go_on(2 * HOUR)
+    assert "expire" in {verb for _, _, verb in bench.started}
+    bench.catalog.probe(bench.wall)
+    bench.steady = 5.0
+    bench.restart(*both)
+    assert bench.scheduler.doubt() is None
+
+
 def test_small_corrections_are_no_steps(bench: Bench) -> None:
     bench.scheduler.plan([planned("every 15min")])
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""A cluster of a hostile owner and his neighbours, backed up twice, for tests of the questions to its backups."""
+"""A cluster with a hostile owner and other users, backed up twice, for tests of questions to its backups."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ CREATE TABLE spread1 PARTITION OF spread FOR VALUES FROM (0) TO (9); INSERT INTO
 CREATE FOREIGN TABLE spread2 PARTITION OF spread FOR VALUES FROM (9) TO (19) SERVER s;
 """
 WAYS = ("indexed", "checked", "typed", "hidden", "ruled")
-"""Tables by which the owner hopes to act; each has the rows 1 and 2."""
+"""Tables with which the owner tries to run code; each has the rows 1 and 2."""
 
 
 class Standing:
@@ -179,7 +179,7 @@ class Standing:
 
 
 class Twice:
-    """Two backups of one cluster by each method, and what asks those of one."""
+    """Two backups of one cluster by each method, and questions to them."""
 
     def __init__(self, live, place, one, two):
         self.live, self.place = live, place
@@ -248,7 +248,7 @@ class Twice:
         return open_postgresql({"url": self.live.url, "staging": "/nonexistent", **settings}).server_questions
 
     def ask(self, verb, *words, of="one", database="shop", bounds=BOUNDS, told=None, **settings):
-        """Ask as the owner; return the facts and the answer. `of`: a backup, or two."""
+        """Ask one backup, or two (`of`), as the owner; return the facts and the answer."""
         self.number += 1
         places = [(name, self.place / f"past{self.number}{name}") for name in ([of] if isinstance(of, str) else of)]
         told = told or Told()
@@ -283,7 +283,7 @@ def twice(place, *later):
 
 
 def loaded_by(made, sql):
-    """Ask one backup by a dump; return the answer, and the tables whose rows were loaded for it."""
+    """Ask a backup by the method dump; return the answer, and the tables whose rows were loaded for it."""
 
     def asking():
         revival, told = ScratchRestores({}), Told()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pwd
 import subprocess
@@ -72,6 +73,23 @@ def test_who_comes_and_goes_is_not_named_however_often(tmp_path: Path) -> None:
                 pass
         world.caught_up()
         assert [by for _, by in held(world)[before:] if by] == []
+
+
+def test_a_second_follower_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    """Of two, one always lags behind the other: the log of a busy application could never begin anew."""
+    world = World(tmp_path, seed=9, turn_frames=20)
+    other = copy.copy(world)
+    other.shelf, other._told = tmp_path / "other", []
+    with world.following():
+        other.start(lock_timeout_seconds=0.2)
+        until(lambda: other.ended, "a refusal")
+        assert other.ends() == [("SourceLocked", f"{world.path}: another dbguard follows its log")]
+        with world.writer(pause=0.002, auto=10):
+            world.caught_up()
+        assert world.ends() == []
+    with other.following():
+        other.caught_up()
+    assert len(other.ends()) == 1
 
 
 def test_a_process_that_has_ended_or_hides_is_named_as_far_as_can_be() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dbguardd.errors import GuardError, ProofFailed
+from tests.jobs.test_moment import base, follow
 from tests.jobs.world import World
 
 YEAR = 365
@@ -82,3 +83,22 @@ def test_a_verdict_is_not_overruled_by_one_of_a_clock_that_was_ahead(world: Worl
     graded = [facts for facts in world.said("backup.graded") if facts["id"] == id]
     assert [facts["failure"] is None for facts in graded] == [True, False]
     assert datetime.fromisoformat(graded[0]["verified_at"]) > datetime.fromisoformat(graded[1]["verified_at"])
+
+
+@pytest.mark.parametrize("thin", [[], [[60, 3600.0]]])
+def test_a_year_that_the_clock_jumped_ahead_makes_no_log_old(world: World, thin: list[list[float]]) -> None:
+    world.spec["database"] |= {"continuous": True, "keep": {"daily": 30}, "thin_log": thin}
+    follow(world, 1, 100)
+    base(world, 100)
+    world.later(minutes=10)
+    world.do("expire", database="app")
+    world.later(days=YEAR)
+    base(world, 100)
+    follow(world, 101, 103)
+    base(world, 103)
+    world.do("expire", database="app")
+    assert not world.said("log.forgotten") and not world.said("log.thinned")
+    world.later(days=8)
+    base(world, 103)
+    world.do("expire", database="app")
+    assert world.said("log.forgotten")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +20,7 @@ from tests.repository.test_log import PAGE, PLACE, checked, filled, open_log, se
 from tests.storage.memory import Memory
 
 MINUTE, HOUR = 60, 3600
-LATER = NOW + timedelta(days=400)
+LATER = datetime.now(UTC) + timedelta(days=30)  # by the clock of the storage
 State = bytes
 
 

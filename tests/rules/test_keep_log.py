@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbguardd.rules.chains import Chain, Piece
-from dbguardd.rules.keep_log import outlived
+from dbguardd.rules.keep_log import begin_of, outlived
 from dbguardd.rules.moment import Base
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -40,6 +40,19 @@ def test_what_is_old_goes_from_its_beginning_up_to_what_the_newest_backup_goes_o
     assert names(outlived(log, [newest], at(99), {}))[-1] == "b3"
     assert names(outlived(log, [newest, Base("O", at(5), "a", 4)], at(99), {}))[-1] == "b3"  # an old one holds nothing
     assert names(outlived(log, [newest, Base("O", at(5), "a", 1)], at(4), {})) == ["a0", "a1"]
+
+
+def test_time_in_which_the_clock_may_have_jumped_makes_nothing_old():
+    day, year = timedelta(days=1), timedelta(days=365)
+    daily = [NOW - number * day for number in range(30)]
+    assert begin_of(7 * day, NOW, daily) == NOW - 7 * day
+    assert begin_of(7 * day, NOW + 40 * day, daily) == NOW + 33 * day  # a rest
+    assert begin_of(7 * day, NOW + year, daily) == NOW - 7 * day
+    later = [*daily, *(NOW + year + number * day for number in range(3))]
+    assert begin_of(7 * day, NOW + year + 2 * day, later) == NOW - 5 * day
+    assert begin_of(7 * day, NOW + day, later) == NOW - 6 * day  # it was set right
+    assert begin_of(60 * day, NOW, daily) == daily[-1] - 31 * day
+    assert begin_of(day, NOW, []) == NOW - day
 
 
 def test_what_was_made_coarser_was_old_already_when_it_was_stored():

@@ -31,7 +31,7 @@ from blake3 import blake3
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child
 from dbguardd.engines.sqlite.frames import Frames, WalPosition, log_bytes
-from dbguardd.engines.sqlite.holders import Stay, named, readers
+from dbguardd.engines.sqlite.holders import Stay, named, readers, refuse_second
 from dbguardd.engines.sqlite.live import Live, open_live, read_header
 from dbguardd.engines.sqlite.marks import Marks, kept
 from dbguardd.engines.sqlite.pace import Pace
@@ -53,8 +53,8 @@ _HELD_SECONDS = 30.0  # longest pause between two attempts to restart a WAL that
 def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
     """Ship what is committed from now on, or from `resume` on if the WAL still has everything since; never return.
 
-    Raises what `ship` raises; LogBroken if something was lost, Unsupported for a database without a WAL, SourceChanged
-    if the file was replaced, and whatever prevents reading a database.
+    Raises what `ship` raises; LogBroken if something was lost, Unsupported for a database without a WAL, SourceLocked
+    if another process follows it, SourceChanged if the file was replaced, and whatever prevents reading a database.
     """
     with open_live(path) as live:
         if not read_header(live).wal:
@@ -66,7 +66,9 @@ def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
                     'or instead of continuous, in the policy: backup = "every 1min": a point each minute',
                 ],
             )
-        with kept(live, pace.lock_timeout_seconds, pace.max_block_seconds) as (keeper, log, shm):
+        wait = pace.lock_timeout_seconds
+        with kept(live, wait, pace.max_block_seconds) as (keeper, log, shm):
+            refuse_second(live.path, shm, keeper.pid, wait, lambda: ship.reached(None))
             Follower(live, pace, ship, keeper, (log, shm)).run(resume)
 
 

@@ -122,8 +122,8 @@ def test_a_cluster_of_many_databases_is_proven_and_without_snapshots_each_is_rea
         live.stop(signal.SIGINT)
         live.start()
 
-    names = [f"many{number}" for number in range(9)]
-    allowing(40)  # of which a quarter may be taken
+    names = [f"many{number}" for number in range(5)]
+    allowing(24)  # of which a quarter may be taken
     for name in names:
         live.sql(f"CREATE DATABASE {name} STRATEGY file_copy")
     try:

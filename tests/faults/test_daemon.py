@@ -243,7 +243,7 @@ def settled(live: Live, right) -> None:
     assert right(live.listed()), live.listed()
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_kills_of_the_daemon_at_random_moments(live, number):
     dice_seed = random.SystemRandom().randrange(10**6)
     print(f"seed {dice_seed}")

@@ -47,7 +47,7 @@ def test_what_a_killed_restore_left_beside_the_database_goes_with_the_next_one(h
     assert all(path.exists() for path in strangers)
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_restore_in_place_that_is_killed_leaves_the_old_state_or_the_new_one(hand, number):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")

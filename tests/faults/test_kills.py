@@ -2,8 +2,8 @@
 
 Every run is a real `dbguardd run` with the real halves. The moment is drawn over the measured duration of such a run:
 half of the kills from its beginning, half from the moment the job itself begins, so that start-up does not get them
-all. A kill that comes too late to strike anything is not counted. `make test` has one round of each kind of database
-and owner, `make soak` the others.
+all. A kill that comes too late to strike anything is not counted. `make soak` has ten rounds of 50 kills, `make test` a
+short round of each kind of database and owner.
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 from tests.faults.hand import Ended, Hand, a_place, moment, other_user, writing
 
 ROUNDS = 10
-KILLS = 50
+KILLS, FEW = 50, 20
 OFTEN = (0, 1, 3, 4)  # as root and as another user, a dump, and a database without WAL
 REST = 10  # after so many kills a run is left alone, and must succeed
 LAST = 3
@@ -83,9 +83,13 @@ class Round:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "number", [pytest.param(number, marks=() if number in OFTEN else pytest.mark.soak) for number in range(ROUNDS)]
+    ("number", "kills"),
+    [
+        *((number, FEW) for number in OFTEN),
+        *(pytest.param(number, KILLS, marks=pytest.mark.soak) for number in range(ROUNDS)),
+    ],
 )
-def test_a_kill_at_any_moment_loses_nothing(press, number):
+def test_a_kill_at_any_moment_loses_nothing(press, number, kills):
     method = "dump" if number % 5 == 3 else "pages"
     settings = f"keep = {{ last = {LAST} }}\nmin_proven = 1\nlock_timeout = '60s'\nmethod = '{method}'"
     owner = other_user() if number % 2 else os.geteuid()
@@ -96,7 +100,7 @@ def test_a_kill_at_any_moment_loses_nothing(press, number):
             one = Round(hand, number)
             for words in WORDS.values():
                 one.undisturbed(*words)
-            while one.kills < KILLS:
+            while one.kills < kills:
                 for _ in range(REST):
                     verb = one.dice.choice(["backup", "backup", "backup", "verify", "expire", "sweep"])
                     one.kill(*WORDS[verb])

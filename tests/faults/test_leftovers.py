@@ -9,7 +9,7 @@ import pytest
 from tests.faults.hand import Hand, a_place, moment
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", [0, *(pytest.param(more, marks=pytest.mark.soak) for more in (1, 2))])
 def test_a_first_run_that_is_killed_does_not_stand_in_the_way_of_the_next(press, number):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")

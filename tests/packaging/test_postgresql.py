@@ -124,6 +124,7 @@ def manual(machine, name, *options):
     return text
 
 
+@trees.ONE_SUITE
 def test_a_table_that_was_dropped_comes_back_by_what_the_restore_printed(machine, shop):
     """From a whole cluster, which Debian configures from elsewhere, and which starts beside the one that runs."""
     sql(machine, "DROP TABLE purchase", "shop")
@@ -135,6 +136,7 @@ def test_a_table_that_was_dropped_comes_back_by_what_the_restore_printed(machine
     is_whole(machine)
 
 
+@trees.ONE_SUITE
 def test_a_whole_server_comes_back_by_what_the_restore_printed(machine, shop):
     """All that came since is gone, the unit of the distribution runs what was restored, and the original is kept."""
     sql(machine, "CREATE TABLE since (n int)", "shop")
@@ -151,6 +153,7 @@ def test_a_whole_server_comes_back_by_what_the_restore_printed(machine, shop):
     machine.run("rm", "-r", f"{directory}.before")
 
 
+@trees.ONE_SUITE
 def test_a_table_comes_back_from_a_dump_by_what_the_restore_printed(machine, shop):
     said = machine.ctl("protect", "postgresql:///shop", "--name", "alone")
     assert said.status == 0 and "proven  alone can be restored" in said.out, said
@@ -164,6 +167,7 @@ def test_a_table_comes_back_from_a_dump_by_what_the_restore_printed(machine, sho
     machine.does("unprotect", "alone", "--confirm", "alone")
 
 
+@trees.ONE_SUITE
 def test_a_server_that_is_stopped_is_said_and_its_backups_are_of_use(machine, shop):
     machine.run("systemctl", "stop", "postgresql")
     try:
@@ -181,6 +185,7 @@ def test_a_server_that_is_stopped_is_said_and_its_backups_are_of_use(machine, sh
     assert row(machine)["state"] == "safe"
 
 
+@trees.ONE_SUITE
 def test_over_the_network_only_as_the_manual_says(machine, shop):
     url = "postgresql://seller@localhost/shop"
     said = machine.ctl("protect", url)

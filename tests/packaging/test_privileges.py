@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+from tests.packaging import trees
 from tests.packaging.applications import application, count, held, rights
 from tests.process.house import until
 
@@ -70,6 +71,7 @@ def test_a_private_database_is_proven_without_a_permission_changed(machine, shop
     assert machine.path(f"/proc/{machine.show('MainPID')}").stat().st_uid == int(machine.run("id", "-u", "dbguard").out)
 
 
+@trees.ONE_SUITE
 def test_a_restored_file_is_the_owners_with_all_its_rights(machine, shop):
     done = machine.does("restore", "shop", "--to", "/var/lib/shop/again.db")
     assert [row["outcome"] for row in done["findings"] if row["name"] == "owner and rights"] == ["ok"]
@@ -77,6 +79,7 @@ def test_a_restored_file_is_the_owners_with_all_its_rights(machine, shop):
     assert count(machine, "/var/lib/shop/again.db", user="shop") == 500
 
 
+@trees.ONE_SUITE
 def test_in_place_the_file_keeps_its_rights_also_when_it_was_gone(machine, shop):
     before = rights(machine, shop)
     machine.does("restore", "shop", "--in-place", "--confirm", "shop")
@@ -114,6 +117,7 @@ def test_each_half_has_its_own_part_only(machine, bare):
     machine.does("reload")
 
 
+@trees.ONE_SUITE
 def test_without_capabilities_the_daemon_says_what_is_missing(machine, shop):
     drop_in = machine.put("[Service]\nCapabilityBoundingSet=\nAmbientCapabilities=\n",
                           "/run/systemd/system/dbguardd.service.d/bare.conf")  # fmt: skip

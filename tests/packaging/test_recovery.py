@@ -15,6 +15,7 @@ def steps(title):
     return [block.strip() for block in blocks(section(roff("dbguard-recovery.7"), title))]
 
 
+@trees.ONE_SUITE
 def test_a_lost_machine(machine, deb, suite, tmp_path):
     path = application(machine, "app")
     machine.does("protect", path)

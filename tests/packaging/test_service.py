@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from tests.packaging import trees
 from tests.packaging.applications import application, held
 from tests.process.house import until
 
@@ -129,6 +130,7 @@ def test_a_stopped_service_is_not_started_by_who_knocks(machine):
         machine.until_active()
 
 
+@trees.ONE_SUITE
 def test_root_runs_a_job_by_hand_as_the_service_would(machine, desk):
     machine.run("systemctl", "stop", "dbguardd")
     assert ": ok, " in machine.run("dbguardd", "--check-config", check=False).out  # and a warning: it is never proven
@@ -142,6 +144,7 @@ def test_root_runs_a_job_by_hand_as_the_service_would(machine, desk):
     assert machine.does("backup", "desk")["backup"]["kind"] == "incremental"
 
 
+@trees.ONE_SUITE
 def test_workers_give_way_and_are_the_first_to_go(machine, desk):
     """One that is killed, as by the kernel when memory runs out, is one failed job and no dead service."""
     shown = {name: machine.show(name) for name in ("CPUWeight", "IOWeight", "OOMPolicy")}

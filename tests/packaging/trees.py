@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 
 SUITES = ("bookworm", "trixie")
+ONE_SUITE = pytest.mark.parametrize("suite", SUITES[-1:], indirect=True)
+"""Marks a test of what depends on no release of Debian: the newest one stands for all."""
+
 MACHINE = ("systemd", "systemd-sysv", "dbus", "python3", "tzdata")
 """What a machine has before dbguard comes: all that the package depends on, because no machine has a network."""
 

@@ -23,6 +23,7 @@ _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday",
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
            "november", "december")  # fmt: skip
 _OFFSET = re.compile(r"\s*(utc|z|[+-]\d\d:?\d\d)$", re.I)
+_TIME = re.compile(r"(?:^|[\sT])\d{1,2}:\d\d(:\d\d)?$", re.I)
 _EXAMPLES = "2026-09-12 08:59   '2026-09-12 08:59+02:00'   09:14:07   'yesterday 09:00'   'Sun 04:20'   '3h ago'   now"
 
 
@@ -62,6 +63,12 @@ def parse_moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
             detail += f" Did you mean 'yesterday {text.strip()}'?"
         raise Usage(f"{text!r} is in the future", detail=detail)
     return moment
+
+
+def unit_of(text: str) -> timedelta:
+    """Return the unit in which a moment is typed, if as screens show it: a minute or a second; zero for any other."""
+    found = _TIME.search(_OFFSET.sub("", text.strip()))
+    return timedelta() if found is None else timedelta(seconds=1) if found[1] else timedelta(minutes=1)
 
 
 def _is_span(text: str) -> bool:

@@ -404,7 +404,7 @@ class NoSpace(GuardError):
     code, title = "DBG-3002", "Not enough space"
     exit_status, http_status, transient = 11, 507, True
     meaning = "The work was not done; nothing was changed or deleted to make room."
-    advice = "Free space on the file system, or see what retention would free: dbguardctl prune --dry-run."
+    advice = "Free space on that file system. In a storage, retention may free some: dbguardctl prune --dry-run."
 
 
 class Conflict(GuardError):
@@ -666,13 +666,17 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
 """Every row, by code."""
 
 
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""The errors of the operating system for no room: a full disk, a used-up quota, a limit of the size of files."""
+
+
 def of_file(message: str, error: OSError) -> GuardError:
     """Translate an operating system error at a file of the daemon, or of the user who asks."""
     detail = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
     match error.errno:
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return PlaceDenied(message, detail=detail)
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+        case _ if error.errno in FULL:
             return NoSpace(message, detail=detail)
         case errno.ENOENT | errno.ENOTDIR | errno.EEXIST | errno.EISDIR | errno.ELOOP | errno.ENAMETOOLONG:
             return Usage(message, detail=detail)

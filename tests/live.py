@@ -1,4 +1,8 @@
-"""A real dbguardd for tests: its own policy, state and socket, started as this user, driven through dbguardctl."""
+"""A real dbguardd for tests: its own policy, state and socket, started as this user, driven through dbguardctl.
+
+What is asked again and again until it is so is asked of the API from here: a client for each question takes the time
+of the daemon.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +21,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dbguardctl.client import Daemon
+from dbguardd.errors import GuardError
+
 SECONDS = 120.0
-"""How long anything may take before a test gives up on it. Never a measure of anything."""
+"""How long a test waits for anything before it fails; nothing is measured with it."""
 
 BIN = Path(sys.executable).parent
 
 
 class Broken(Exception):
-    """Something that had to work did not."""
+    """A command that had to succeed failed."""
 
 
 class Live:
-    """One daemon on one place. `place` has a short name, or the socket's path is too long for the kernel."""
+    """One daemon in one directory, whose name is short: the kernel limits the length of a socket's path."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.policy, self.state = place / "policy.toml", place / "state"
         self.socket, self.log = place / "api.sock", place / "dbguardd.log"
+        self.api = Daemon(str(self.socket))
         self.environment = {**os.environ, "DBGUARD_SOCKET": str(self.socket), "COLUMNS": "120"}
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -44,7 +52,7 @@ class Live:
         self.policy.chmod(0o600)
 
     def argv(self, *words: str) -> list[str]:
-        """Return the command line of dbguardd on this place."""
+        """Return the command line of dbguardd for this directory."""
         return [str(BIN / "dbguardd"), "--policy", str(self.policy), "--state", str(self.state), *words]
 
     def launch(self) -> subprocess.Popen[bytes]:
@@ -89,7 +97,7 @@ class Live:
             raise Broken(f"dbguardd does not end on signal {number}:\n{self.log.read_text()[-4000:]}") from None
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL and wait for its end."""
         self.stop(signal.SIGKILL)
 
     def __enter__(self) -> Self:
@@ -109,7 +117,7 @@ class Live:
         return done.returncode, {"message": (done.stdout + done.stderr).decode(errors="replace")[-2000:]}
 
     def must(self, *words: str) -> dict[str, Any]:
-        """Run a command that has to succeed; to need attention is a success."""
+        """Run a command that has to succeed; an exit status of 3 (attention needed) is a success."""
         status, answer = self.ctl(*words)
         if status not in (0, 3):
             raise Broken(f"dbguardctl {' '.join(words)} ended with {status}: {json.dumps(answer)[:2000]}")
@@ -125,29 +133,34 @@ class Live:
 
     def job(self, id: str) -> dict[str, Any]:
         """Return one job."""
-        answer = self.must("job", "show", id)
-        found: dict[str, Any] = answer.get("job", answer)
+        found: dict[str, Any] = self._asked("jobs", id)["job"]
         return found
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the newest jobs."""
+        return list(self._asked("jobs")["jobs"])
+
+    def _asked(self, *parts: str, **query: Any) -> dict[str, Any]:
+        try:
+            return self.api.get(*parts, **query)
+        except GuardError as error:
+            raise Broken(f"{'/'.join(parts)}: {error}") from error
 
     def until(self, id: str, *states: str) -> dict[str, Any]:
         """Wait until a job is in one of these states."""
-        deadline = time.monotonic() + SECONDS
-        while (job := self.job(id))["state"] not in states:
-            if time.monotonic() > deadline:
-                raise Broken(f"job {id} is {job['state']}, not {states}")
-            time.sleep(0.02)
-        return job
+        until(lambda: self.job(id)["state"] in states, f"job {id} is one of {states}")
+        return self.job(id)
 
     def idle(self) -> None:
-        """Wait until no job runs or waits: after a kill the next daemon makes up for what was cut short."""
-        until(lambda: not self._busy(), "an end of all jobs", 0.05)
+        """Wait until no job runs or waits: after a kill the next daemon repeats interrupted jobs."""
+        until(lambda: not self._busy(), "an end of all jobs")
 
     def _busy(self) -> bool:
-        return any(row["state"] in ("queued", "running") for row in self.must("job", "list")["jobs"])
+        return any(row["state"] in ("queued", "running") for row in self.jobs())
 
     def listed(self) -> list[str]:
         """Return the ids of all backups of the shop that dbguard says it has."""
-        return [row["id"] for row in self.must("list", "shop", "--all")["backups"]]
+        return [row["id"] for row in self._asked("databases", "shop", "backups", all=True)["backups"]]
 
     # ------------------------------------------------------------------------------------------------ looking inside
 
@@ -168,17 +181,25 @@ class Live:
         return []
 
 
-def until(condition: Callable[[], bool], what: str, pause: float = 0.01) -> None:
+def until(condition: Callable[[], bool], what: str) -> None:
     """Wait until a condition holds."""
-    deadline = time.monotonic() + SECONDS
+    began = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        if time.monotonic() > began + SECONDS:
             raise Broken(f"it never came to this: {what}")
-        time.sleep(pause)
+        rest(began)
+
+
+def rest(began: float) -> None:
+    """Pause before a condition is looked at again: shortly at first, and a fiftieth of what was waited in the end.
+
+    What takes long is not kept from its processor by who looks whether it is over.
+    """
+    time.sleep(min(0.2, 0.01 + (time.monotonic() - began) / 50))
 
 
 def gone(pids: list[int]) -> None:
-    """Wait until none of these processes lives."""
+    """Wait until all these processes have ended."""
     deadline = time.monotonic() + SECONDS
     for pid in pids:
         with suppress(ProcessLookupError):
@@ -192,7 +213,7 @@ def gone(pids: list[int]) -> None:
 
 @contextmanager
 def asking(live: Live, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `dbguardctl --json WORDS` beside the block; it is ended with it."""
+    """Run `dbguardctl --json WORDS` while the block runs; end it with the block."""
     argv = [BIN / "dbguardctl", "--json", *words]
     process = subprocess.Popen(argv, env=live.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:

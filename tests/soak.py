@@ -1,4 +1,4 @@
-"""The soak: the real daemon, an application that never stops writing, and a dice that disturbs and kills.
+"""The soak: the real daemon, an application that never stops writing, and random disturbances and kills.
 
 `python -m tests.soak [SECONDS] [SEED]`. The ledger knows what was acknowledged. It must be listed, must restore, and
 its sums must agree, whatever was killed when; the application must not notice; nothing foreign may stay beside its
@@ -71,7 +71,7 @@ class Soak:
     # ------------------------------------------------------------------------------------------------ what is done
 
     def backup(self) -> None:
-        """Make a backup that nothing disturbs."""
+        """Make a backup undisturbed."""
         self.acknowledged.add(self.live.backup(*["--full"] * (self.dice.random() < 0.1)))
 
     def restore(self) -> None:
@@ -98,13 +98,13 @@ class Soak:
         self.live.must("prune", "shop", "--confirm", "shop")
 
     def check(self) -> None:
-        """Have every byte in the repository read."""
+        """Let a check read every byte in the repository."""
         result = self.live.must("check", "shop", "--data")["job"]["result"]
         if result["damaged"]:
             raise Broken(f"check found damage: {json.dumps(result['findings'])[:2000]}")
 
     def write(self) -> None:
-        """What applications do now and then besides writing rows."""
+        """Do something that applications do now and then besides writing rows."""
         with sqlite3.connect(self.path, timeout=60, isolation_level=None) as db:
             match self.dice.randrange(4):
                 case 0:
@@ -123,19 +123,19 @@ class Soak:
         db.close()
 
     def kill_worker(self) -> None:
-        """Kill one process of a running job at any moment; an acknowledgement that came nevertheless counts."""
+        """Kill one process of a running job at a random moment; an acknowledgement that came before counts."""
         self.disturbed(self._kill_some_worker)
 
     def kill_daemon(self) -> None:
-        """Kill the daemon at any moment, and start it again."""
+        """Kill the daemon at a random moment, and start it again."""
         self.disturbed(self._kill_daemon)
 
     def restart(self) -> None:
-        """Stop the daemon at any moment as the service manager does, and start it again."""
+        """Stop the daemon at a random moment as the service manager does, and start it again."""
         self.disturbed(self._restart)
 
     def disturbed(self, disturb: Callable[[], None]) -> None:
-        """Start a job, and do something to it after a while."""
+        """Start a job, and disturb it after a while."""
         words = self.dice.choice(DISTURBED)
         with asking(self.live, *words) as client:
             with suppress(subprocess.TimeoutExpired):
@@ -168,7 +168,7 @@ class Soak:
     # ------------------------------------------------------------------------------------------------ what must hold
 
     def standing(self) -> set[str]:
-        """Return what was acknowledged and is listed; what is not, must be older than the last ones that are kept."""
+        """Return the acknowledged backups that are listed; others must be older than the last ones that are kept."""
         listed = set(self.live.listed())
         for backup in self.acknowledged - listed:
             if sum(other > backup for other in listed) < KEPT:
@@ -192,7 +192,7 @@ class Soak:
             raise Broken(f"beside the live database lie {sorted(foreign)}")
 
     def run(self, seconds: float) -> None:
-        """Do what the dice says until the time is over, then the whole check."""
+        """Do random things until the time is over, then check everything."""
         began = spoke = time.monotonic()
         self.live.start()
         while (now := time.monotonic()) - began < seconds:
@@ -213,18 +213,18 @@ class Soak:
             raise Broken(f"the daemon ended with {status} when asked to stop")
 
     def summary(self) -> str:
-        """Say in one line what was done."""
+        """Return in one line what was done."""
         done = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in self.done.most_common())
         return f"{done}; {len(self.acknowledged)} backups stand; {self.largest_kib >> 10} MiB at most"
 
 
 def _descriptors(pid: int) -> int:
-    """Count the open files of the daemon, which lets only root look into it; nothing is counted for others."""
+    """Return the number of the daemon's open files; 0 unless we are root, the only user who can see them."""
     return len(os.listdir(f"/proc/{pid}/fd")) if os.geteuid() == 0 else 0
 
 
 def main() -> int:
-    """Run, and say what was survived."""
+    """Run the soak, and print what was done."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 600.0
     number = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(10**6)
     print(f"soak for {seconds:g} s, seed {number}", flush=True)

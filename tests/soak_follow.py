@@ -1,4 +1,4 @@
-"""The soak of the follower: a dice makes databases, writers, checkpoints and kills; each position must be a moment.
+"""The soak of the follower: random databases, writers, checkpoints and kills; each position must be a real moment.
 
 `python -m tests.soak_follow [SECONDS] [SEED]`. Ends when the time is over and 1,000 restores to random positions were
 right, or with 1 and why at the first that is not. One line a minute.
@@ -26,7 +26,7 @@ KINDS = ["plain", "keyed", "shrink", "schema", "slow"]
 
 
 def story(place: Path, dice: random.Random, done: Counter[str]) -> None:
-    """Let one database live for some seconds, and prove it."""
+    """Use one database for some seconds, and prove its log."""
     page_size = dice.choice([512, 1024, 4096, 4096, 4096, 16384, 65536])
     pace = {
         "look_seconds": dice.choice([0.02, 0.05, 0.2]),
@@ -105,7 +105,7 @@ def story(place: Path, dice: random.Random, done: Counter[str]) -> None:
 
 
 def main() -> int:
-    """Tell stories until the time is over."""
+    """Repeat that with other databases until the time is over."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 600.0
     number = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(10**6)
     print(f"soak of the follower for {seconds:g} s, seed {number}", flush=True)

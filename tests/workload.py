@@ -46,13 +46,13 @@ def seed(path: Path, *, accounts: int = 500, bookings: int = 20_000, documents: 
 
 
 def transfer(dice: random.Random, accounts: int) -> tuple[int, int, int, str]:
-    """Throw one transfer: debit, credit, amount, memo."""
+    """Return a random transfer: debit, credit, amount, memo."""
     debit, credit, amount = dice.randrange(accounts), dice.randrange(accounts), dice.randint(1, 10_000)
     return debit, credit, amount, f"transfer {dice.randrange(10**9):09} of {amount} for services rendered"
 
 
 def book(db: sqlite3.Connection, dice: random.Random) -> None:
-    """Move an amount from one account to another and write it down; the caller commits."""
+    """Move an amount from one account to another and record it; the caller commits."""
     accounts = db.execute("select count(*) from account").fetchone()[0]
     debit, credit, amount, memo = transfer(dice, accounts)
     db.execute("update account set balance = balance - ? where id = ?", (amount, debit))
@@ -61,7 +61,7 @@ def book(db: sqlite3.Connection, dice: random.Random) -> None:
 
 
 def consistent(path: Path) -> bool:
-    """Say if the sums agree, as they do in every snapshot of the application."""
+    """Return whether the sums agree, as they do in every snapshot of the application."""
     db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
         total = db.execute("select sum(balance) from account").fetchone()[0]

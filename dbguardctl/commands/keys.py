@@ -50,7 +50,7 @@ def key_list(session: Session) -> None:
         session.print_json(answer)
         return
     rows = [line for row in answer["keys"] for line in _recipients(session, row)]
-    session.out.show([Table(("KEY", "KIND", "RECOVERY", "TESTED"), rows)])
+    session.out.show([Table(("KEY", "KIND", "TESTED", "RECOVERY"), rows)])
 
 
 def _recipients(session: Session, row: dict[str, Any]) -> list[tuple[Cell | str, ...]]:
@@ -58,16 +58,11 @@ def _recipients(session: Session, row: dict[str, Any]) -> list[tuple[Cell | str,
     tested = {one["recipient"]: one["tested_at"] for one in row.get("recipients") or ()}
     lines: list[tuple[Cell | str, ...]] = []
     nobody = "none" if row.get("known", True) else "not read yet"
-    for number, name in enumerate(row["recovery"] or [""]):
-        key = (Cell(row["name"], "strong"), row["kind"]) if not number else ("", "")
+    for name in row["recovery"] or [""]:
         moment = tested.get(name)
         last = when(moment, session.now, session.zone) if moment else "never"
-        lines.append((*key, _shortened(name) if name else Cell(nobody, "warn"), last))
+        lines.append((Cell(row["name"], "strong"), row["kind"], last, name or Cell(nobody, "warn")))
     return lines
-
-
-def _shortened(recipient: str) -> str:
-    return recipient if len(recipient) <= 24 else f"{recipient[:16]}...{recipient[-6:]}"
 
 
 @key.command("recovery-sheet")
@@ -101,16 +96,16 @@ def _show_sheet(session: Session, name: str, answer: dict[str, Any]) -> None:
     screen.show(paragraph(sheet if screen.utf8 else _without_code(sheet)))
     session.say("Print this or write it down, keep it away from this machine, and close this window. Then test it: ",
                 Cell(f"dbguardctl key recovery-test {name}", "try"))  # fmt: skip
-    _say_others(session, answer.get("others") or [])
+    _say_others(session, name, answer.get("others") or [])
 
 
-def _say_others(session: Session, others: list[str]) -> None:
+def _say_others(session: Session, name: str, others: list[str]) -> None:
     """List the other sheets that open the backups: one of them may be lost, and should be revoked."""
     if others:
-        named = ", ".join(map(_shortened, others))
         open_too = "opens the backups as well" if len(others) == 1 else "open the backups as well"
-        session.say(f"{count(len(others), 'other recovery key')} {open_too}: {named}. ",
-                    "Withdraw one that is lost: ", Cell("dbguardctl key recovery-drop RECIPIENT", "try"))  # fmt: skip
+        session.say(f"{count(len(others), 'other recovery key')} {open_too}. Withdraw one that is lost:")
+        for recipient in others:
+            session.say("    ", Cell(f"dbguardctl key recovery-drop {recipient} {name}", "try"))
 
 
 def _without_code(sheet: str) -> str:

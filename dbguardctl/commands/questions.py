@@ -8,21 +8,20 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from shlex import join
+from shlex import join, quote
 from typing import Any
 
 import click
 
 from dbguardctl import watch
 from dbguardctl.app import PROGRAM, Command, pass_session
-from dbguardctl.humanize import utc_text
-from dbguardctl.moments import parse_moment
+from dbguardctl.meant import meant_moment
 from dbguardctl.options import complete_id, database_argument, from_root, request_options, text_option
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import questions as view
 from dbguardd import requests
-from dbguardd.errors import TargetExists, Usage, of_file
+from dbguardd.errors import GuardError, NoSpace, TargetExists, Usage, of_file
 from dbguardd.humanize import safe
 
 Json = dict[str, Any]
@@ -120,7 +119,7 @@ class _New:
             hint = f"choose another name for the file with --to, or move {path} away"
             raise TargetExists(f"{verb}: {path} exists", hints=[hint]) from None
         except OSError as error:
-            raise of_file(f"{verb}: {path} cannot be written", error) from error
+            raise self._failure(error) from error
 
     def write(self, data: bytes) -> None:
         """Write all bytes."""
@@ -129,7 +128,7 @@ class _New:
             while rest:
                 rest = rest[os.write(self.file, rest) :]
         except OSError as error:
-            raise of_file(f"{self._verb}: {self._path} cannot be written", error) from error
+            raise self._failure(error) from error
 
     def keep(self) -> None:
         """Make it durable."""
@@ -137,7 +136,14 @@ class _New:
             os.fsync(self.file)
             os.close(self.file)
         except OSError as error:
-            raise of_file(f"{self._verb}: {self._path} cannot be written", error) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> GuardError:
+        """Return why the file was not written; if its disk is full, with the command that shows that disk."""
+        problem = of_file(f"{self._verb}: {self._path} cannot be written", error)
+        if isinstance(problem, NoSpace):
+            problem.hints = (f"df -h {quote(os.path.dirname(os.path.abspath(self._path)))}",)
+        return problem
 
     def drop(self) -> None:
         """Remove the file: half a table is useless."""
@@ -180,7 +186,7 @@ def _write(target: _New | None, portion: bytes) -> None:
 def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
     """Compare two backups."""
     for name in ("older", "newer"):
-        fields[name] = which(session, fields[name]) if fields[name] else ""
+        fields[name] = which(session, database, fields[name]) if fields[name] else ""
     job = ask(session, "diff", {"database": database, **fields})
     found: dict[str, list[Json]] = {"definitions": [], "tables": [], "changes": []}
     for line in answer_of(session, job):
@@ -232,12 +238,12 @@ def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any)
     _conclude(session, view.missing(result, to, session.arguments), to)
 
 
-def which(session: Session, said: str) -> str:
+def which(session: Session, database: str, said: str) -> str:
     """Return a moment in the API's form, or the id of a backup unchanged. Raises Usage."""
     if _ID.fullmatch(said):
         return said
     try:
-        return utc_text(parse_moment(said, session.now, session.zone))
+        return meant_moment(session, database, said)
     except Usage:
         if said.isalnum() and not said.isdigit():
             return said  # the last characters of an id
@@ -251,7 +257,7 @@ def ask(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
     if fields.get("at") and fields["backup"]:
         raise Usage(f"{verb}: --at and --id are two ways to say which backup; give one")
     if fields.get("at"):
-        wanted["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
+        wanted["at"] = meant_moment(session, session.wanted_database, fields["at"])
     job = watch.wait(session, watch.start(session, verb, wanted, quiet=True))
     if error := watch.failure(job):
         error.hints = tuple(_whole(session, hint) for hint in error.hints)

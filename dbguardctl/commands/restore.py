@@ -10,8 +10,8 @@ from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
 from dbguardctl.commands.work import seconds
 from dbguardctl.consent import can_ask, confirmed
-from dbguardctl.humanize import utc_text, when
-from dbguardctl.moments import parse_moment
+from dbguardctl.humanize import when
+from dbguardctl.meant import meant_moment
 from dbguardctl.options import Name, complete_database, database_argument, from_root, request_options, wait_options
 from dbguardctl.session import Session
 from dbguardd import requests
@@ -21,14 +21,10 @@ from dbguardd.kinds import KINDS
 from dbguardd.requests import UNDO_REASON
 
 
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    return complete_database(ctx, param, incomplete)
-
-
 @click.command(
     cls=Command, help=f"{requests.Restore.__doc__}\n\n`restore undo NAME` puts back what --in-place replaced."
 )
-@click.argument("words", metavar="NAME", nargs=-1, required=True, type=Name(), shell_complete=_complete)
+@click.argument("words", metavar="NAME", nargs=-1, required=True, type=Name(), shell_complete=complete_database)
 @click.option("--undo", "back", is_flag=True, help="Put back the state that the last restore --in-place replaced.")
 @request_options(requests.Restore, rename={"backup": "id"})
 @wait_options
@@ -57,7 +53,7 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
     if fields["to"]:
         fields["to"] = from_root(fields["to"])
     if fields["at"]:
-        fields["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
+        fields["at"] = meant_moment(session, database, fields["at"])
         session.say(f"{database}: as it was at {absolute(fields['at'], session.zone)} ({fields['at']})")
     if fields["in_place"] and not fields["dry_run"] and _asks(session, database):
         fields["confirm"] = confirmed(session, database, fields["confirm"], "replaces the live database")

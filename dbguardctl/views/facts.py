@@ -59,10 +59,23 @@ def facts(item: dict[str, Any], zone: tzinfo | None, *, indent: int = 2, skip: f
 
 
 def one_line(item: dict[str, Any], zone: tzinfo | None) -> str:
-    """Return an object in one line: name value, name value."""
+    """Return an object in one line: name value, name value. Objects in it are named or counted, not shown in full."""
     return ", ".join(
-        f"{_label(name)} {value(name, part, zone)}" for name, part in item.items() if part not in ("", None, [], {})
+        f"{_label(name)} {_short(part) or value(name, part, zone)}"
+        for name, part in item.items()
+        if part not in ("", None, [], {})
     )
+
+
+def _short(item: Any) -> str:
+    """Return a list of objects as their number, a problem as its message and code; empty for anything else."""
+    if isinstance(item, dict) and item.keys() >= {"message", "code"}:
+        return f"{item['message']} [{item['code']}]"
+    if not (isinstance(item, list) and item and all(isinstance(part, dict) for part in item)):
+        return ""
+    outcomes = [part.get("outcome") for part in item]
+    said = [f"{n} {word}" for word in ("failed", "inconclusive") if (n := outcomes.count(word))]
+    return grouped(len(item)) + (f" ({', '.join(said)})" if said else "")
 
 
 def findings(rows: list[dict[str, Any]], zone: tzinfo | None, *, verdict: bool = True) -> list[Block]:

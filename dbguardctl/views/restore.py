@@ -39,6 +39,8 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         ("takes", f"about {span(takes)}{then}" if takes is not None else "unknown: no restore has been measured"),
         ("do it", Cell(command(row, plan), "try")),
     ]
+    if plan.get("next_at"):
+        rows.append(("or after", Cell(_next(row, plan), "try")))
     if not plan.get("in_place") and plan.get("replaceable", True):
         more = Cell("... --in-place", "try")
         rows.append(("replace", more))
@@ -65,10 +67,20 @@ def _warnings(plan: Json, zone: tzinfo | None) -> list[Block]:
 
 def command(row: Json, plan: Json) -> str:
     """Return the command that does what a dry run has planned, with exactly that backup or moment."""
-    asked = row["request"]
     which = ["--at", str(plan["created_at"])] if plan.get("segments") else ["--id", str(plan.get("backup") or "")]
     for place in ("lsn", "name"):
         which = [f"--{place}", _quoted(str(plan[place]))] if plan.get(place) else which
+    return _command(row, which)
+
+
+def _next(row: Json, plan: Json) -> str:
+    """Return the command that restores the next moment after a requested one that cannot be restored."""
+    return _command(row, ["--id", str(plan["next_backup"])] if plan["next_backup"] else ["--at", str(plan["next_at"])])
+
+
+def _command(row: Json, which: list[str]) -> str:
+    """Return the command that requests the same restore of another moment."""
+    asked = row["request"]
     words = ["dbguardctl", "restore", str(row["database"]), *which]
     for option in ("to", "tablespace"):
         words += [f"--{option}", _quoted(str(asked[option]))] if asked.get(option) else []
@@ -95,6 +107,9 @@ def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Bl
     elif "inconclusive" in outcomes and row["verb"] != "undo":  # the state that undo puts back has no fingerprint
         word, but = Cell("UNSURE", "warn"), ", but could not be compared in full"
     blocks += [*_warnings(plan, zone), text(word, "  ", done, f"{but} \N{MIDDLE DOT} {took} in all")]
+    if plan.get("next_at"):
+        again = {**row, "request": {}}  # at a place of its own
+        blocks.append(text(Cell("or    ", "dim"), Cell(f"{_next(again, plan)} --dry-run", "try"), indent=4))
     if result.get("safety_copy"):
         blocks.append(text(f"the previous state is kept as backup {result['safety_copy']}", indent=4))
     if result.get("undo"):

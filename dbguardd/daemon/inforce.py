@@ -22,7 +22,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, coverage, to_moment
 from dbguardd.daemon.live import ERRANDS, JobTerms, Order
-from dbguardd.durable import sync_directory
+from dbguardd.durable import replace_file
 from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, no_database, of_file
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
@@ -118,7 +118,7 @@ class PolicyInForce:
         found: dict[str, Mapping[str, tuple[str, ...]]] = {}
         for name in policy.names():
             guarded, was = policy.guarded(name), accepted.get(name)
-            new = retention.Keep.from_spec(database_spec(guarded, _nobody))
+            new = retention.Keep.from_spec(database_spec(guarded, lambda user: 0))
             # Where no policy was accepted yet, or nothing expired until now, everything was kept.
             if was is None or (was.get("expire") == "off" and guarded.expire != "off"):
                 old = retention.Keep()
@@ -283,7 +283,7 @@ class PolicyInForce:
             guarded = policy.guarded(name)
             if not self._is_read(policy, guarded.storage[0]):
                 continue  # what was accepted before, if anything, stays accepted
-            spec = database_spec(guarded, _nobody)
+            spec = database_spec(guarded, lambda user: 0)
             kept[name] = {
                 key: spec[key]
                 for key in ("keep", "min_proven", "timezone", "continuous", "keep_log_seconds", "thin_log")
@@ -300,7 +300,10 @@ class PolicyInForce:
         with suppress(OSError, ValueError):
             if self._accepted_file.read_text() == text:
                 return  # unchanged: a daemon must be able to start on a full disk
-        write_whole(self._accepted_file, text, 0o600)
+        try:
+            replace_file(self._accepted_file, text.encode())
+        except OSError as error:
+            raise of_file(f"{self._accepted_file}: cannot be written", error) from error
 
 
 def _may_hold(storage: str) -> bool:
@@ -356,24 +359,6 @@ def states_of(rows: Iterable[BackupRow]) -> list[BackupState]:
     ]
 
 
-def write_whole(path: Path, text: str, mode: int) -> None:
-    """Write a small file all or nothing, durable on return. Raises NoSpace, PlaceDenied, Degraded."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with open(file, "w", encoding="utf-8") as opened:  # noqa: PTH123 - it takes the descriptor
-            os.fchmod(file, mode)
-            opened.write(text)
-            opened.flush()
-            os.fsync(file)
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise of_file(f"{path}: cannot be written", error) from error
-
-
 def _times(settings: Any) -> Json:
     """Return the time limits of a job and its retries."""
     retry = settings.retry
@@ -382,9 +367,3 @@ def _times(settings: Any) -> Json:
         "limit_seconds": settings.job_timeout.total_seconds(),
         **{"retries": retry.times, "wait_seconds": retry.wait.total_seconds(), "backoff": retry.backoff},
     }
-
-
-def _nobody(name: str) -> int:
-    """Stand in for uid_of_user where it does not matter which user opens the database."""
-    del name
-    return 0

@@ -20,7 +20,7 @@ from dbguardd.catalog import Catalog
 from dbguardd.daemon import adopting
 from dbguardd.daemon.environment import Look
 from dbguardd.daemon.inforce import PolicyInForce
-from dbguardd.durable import sync_directory
+from dbguardd.durable import publish_file, sync_directory
 from dbguardd.errors import (
     PolicyInvalid,
     SourceDenied,
@@ -306,27 +306,15 @@ def _numbered(stem: str, taken: Collection[str]) -> str:
 
 def write(planned: Plan) -> None:
     """Write the drop-in, complete and durable on return; never replace a file. Raises PolicyInvalid."""
-    directory = planned.file.parent
-    temporary = directory / f".{planned.database}.{os.getpid()}.tmp"
     try:
-        directory.mkdir(mode=0o750, exist_ok=True)
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
-        with open(file, "w", encoding="utf-8") as opened:  # noqa: PTH123 - it takes the descriptor
-            os.fchmod(file, 0o640)
-            opened.write(planned.text)
-            opened.flush()
-            os.fsync(file)
-        os.link(temporary, planned.file)
+        planned.file.parent.mkdir(mode=0o750, exist_ok=True)
+        publish_file(planned.file, planned.text.encode(), 0o640)
     except OSError as error:
         raise PolicyInvalid(
             f"{planned.file}: the drop-in cannot be written",
             detail=error.strerror or str(error),
             hints=["write it yourself, then: dbguardctl reload"],
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    sync_directory(directory)
 
 
 def undo(planned: Plan) -> None:

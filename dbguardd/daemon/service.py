@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import IO, Any
 
 from dbguardd.catalog import Audit, Catalog, Pause, Who, to_moment, to_text
-from dbguardd.daemon import configuration, keyring, protect
+from dbguardd.daemon import asked, configuration, keyring, protect
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
@@ -139,6 +139,7 @@ class Service:
             known = self._catalog.requests.job(idempotency_key, actor.uid, digest)
             if known is not None:
                 return self._do.runner.job(known)
+        asked.check(self._do, verb, request)
         who = self._who(actor)
         job = self._do.runner.submit(Order(verb, request, who, request.get("database"), request.get("storage")))
         if idempotency_key is not None:

@@ -17,8 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dbguardd.errors import GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
+from dbguardd.errors import FULL, GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
 
+SIDES = ("-wal", "-shm", "-journal")
+"""What SQLite appends to the name of a database for the files beside it."""
 WORK = ".dbguard"
 ASIDE = ".before-restore"  # suffix of a file that is set aside, before a -wal or the like
 ELSEWHERE = Path("/srv/restored")
@@ -26,6 +28,11 @@ _WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(WORK)}", re.DOTALL)
 _NAME_LETTERS = 200  # of the target's name: more would leave no room for the rest
 SWAP = "swapping"  # in place of tempfile's 8 letters, for a restore in place
 _YOUNG_SECONDS = 1.0  # work this young may not be locked yet by its creator
+
+
+def side_files(database: Path) -> list[Path]:
+    """Return the files that SQLite may have made beside a database, whether they exist or not."""
+    return [database.with_name(f"{database.name}{side}") for side in SIDES]
 
 
 def work_prefix(target: Path) -> str:
@@ -108,7 +115,7 @@ def outcome(target: Path, error: OSError) -> GuardError:
     match error.errno:
         case errno.EEXIST | errno.ENOTEMPTY:
             return TargetExists(f"{target}: it exists already", detail="it was created while the restore ran")
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+        case _ if error.errno in FULL:
             return NoSpace(f"{target}: not enough space for the restore", detail=detail)
         case errno.ENOENT | errno.ENOTDIR:
             return Usage(

@@ -15,13 +15,14 @@ from dbguardd.flow import Tree
 from dbguardd.frozen import frozen
 from dbguardd.humanize import count, some, span
 from dbguardd.jobs.base import Run, excluded, instant, left_out, log_view, read_progress
-from dbguardd.jobs.choose import choose, existing, states_of, to_moment
+from dbguardd.jobs.choose import choose, existing, states_of
 from dbguardd.repository import BYTES, Backup, LogRange
 from dbguardd.repository import Tree as Kept
 from dbguardd.rules import moment as rule
 from dbguardd.rules.chains import Chain, LogView, end_of
 from dbguardd.rules.coverage import Logged, logged
 from dbguardd.rules.moment import Base, Ending
+from dbguardd.rules.requested import to_moment
 
 _NEAR = timedelta(seconds=2)
 _RECORD_BYTES = 256  # the record of a restore point ends within this, including page headers
@@ -39,6 +40,7 @@ class Moment:
     size: int = 0  # in bytes, if the log has it
     sum: str = ""  # of its pages, if the log has it
     place: LogPosition | None = None  # its place in the database's log, if known
+    next: tuple[datetime, str] | None = None  # what can be restored after a moment that cannot; its id if a backup
 
     def plan(self) -> dict[str, Any]:
         """Return its part of a plan."""
@@ -52,7 +54,16 @@ class Moment:
             "log_bytes": log,
             "lsn": target.lsn or None,
             "name": target.name or None,
+            "next_at": self.next_at,
+            "next_backup": None if self.next is None else self.next[1] or None,
         }
+
+    @property
+    def next_at(self) -> str | None:
+        """The next moment that can be restored, as displayed."""
+        if self.next is None:
+            return None
+        return instant(self.next[0]) if self.next[1] else _up(self.next[0])
 
     @property
     def grain(self) -> int:
@@ -84,7 +95,7 @@ class Moment:
             return instant(self.at)
         if self.until.target.at and self.at == datetime.fromisoformat(self.until.target.at):
             return instant(self.at, exact=True)
-        return instant(self.at + timedelta(microseconds=999))
+        return _up(self.at)
 
     @property
     def which(self) -> dict[str, str]:
@@ -131,9 +142,10 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
         within = Target(at=wanted.isoformat()) if ending.link.form == BYTES and wanted is not None else None
         best = _moment(known[ending.base.id], ending, within)
         best.warnings.extend(_doubts(log, ending, wanted))
-    if wanted is not None and wanted - best.at > _NEAR and (why := _early(best)):
-        early = (wanted - best.at).total_seconds()
-        best.warnings.append(f"this is {early:.0f} s before the requested moment: {why}")
+    if wanted is not None and wanted - best.at > _NEAR:
+        best, why = _early(run, log, best, wanted)
+        early = span((wanted - best.at).total_seconds())
+        best.warnings.append(f"this is {early} before the requested moment: {why}")
     return best
 
 
@@ -177,16 +189,42 @@ def _doubts(log: LogView, ending: Ending, wanted: datetime | None) -> Iterator[s
         yield f"{said}; without --at, or with a later one, later commits are included"
 
 
-def _early(moment: Moment) -> str:
-    """Return why nothing closer to the requested time can be restored; "" if nothing changed until then."""
-    if moment.grain:
-        return f"nothing nearer can be restored: this part of the log has one moment every {span(moment.grain)}"
-    if moment.until is None:
-        if moment.backup.facts.log_start is None:
-            return ""
-        return "nothing between the two is stored; later commits, if any, are not in this backup"
-    whole = moment.until.last < moment.until.chain.last  # the next segment was committed later
-    return "" if whole else "later commits, if any, are not stored"
+def _early(run: Run, log: LogView, best: Moment, wanted: datetime) -> tuple[Moment, str]:
+    """Return why nothing closer to the requested moment can be restored, and `best` with the next one that can."""
+    chain, last = _end(log, best)
+    rest = () if chain is None else log.links(chain, last + 1)
+    commit = next((link.at for link in rest if link.size and link.at > wanted), None)
+    if commit is not None and not best.grain:
+        return best, f"the log has no commit in between; the next one is of {_up(commit)}"
+    stored = None if commit is not None or chain is None else _stored_until(run, log, chain)
+    if stored is not None and stored >= wanted:
+        return best, "nothing was committed in between"
+    later = [(backup.created_at, backup.id) for backup in _sound(run).values() if backup.created_at > wanted]
+    best = replace(best, next=min([*later, *([(commit, "")] if commit else [])], default=None))
+    if best.grain:
+        return best, f"this part of the log has one moment every {span(best.grain)}"
+    rested = f"nothing was committed up to {instant(stored)}; " if stored is not None and stored > best.at else ""
+    why = f"{rested}later commits, if any, are not stored" if log.chains else "no reliable backup was made in between"
+    return best, why if best.next is None else f"{why}; the next moment that can be restored is {best.next_at}"
+
+
+def _end(log: LogView, moment: Moment) -> tuple[Chain | None, int]:
+    """Return the part of the log in which a moment ends, or which continues from its backup, and its last segment."""
+    if moment.until is not None:
+        return moment.until.chain, moment.until.last
+    base = base_of(moment.backup)
+    return next((chain for chain in log.chains if next(rule.bases_of(chain, [base]), None)), None), base.after
+
+
+def _stored_until(run: Run, log: LogView, chain: Chain) -> datetime | None:
+    """Return up to when the daemon knows that everything committed is stored in a chain; None if there is a gap."""
+    known = (run.spec.get("log_stored") or {}).get(chain.id)
+    return None if known is None or rule.missing_segments(log, chain, None) is not None else to_moment(known)
+
+
+def _up(moment: datetime) -> str:
+    """Return a moment as text, rounded up to milliseconds: requesting the text finds the moment again."""
+    return instant(moment + timedelta(microseconds=999))
 
 
 def _left_out(backup: Backup) -> Iterator[str]:

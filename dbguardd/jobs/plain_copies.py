@@ -6,15 +6,14 @@ only ever points to the newest copy of a proven backup whose bytes were read bac
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from dbguardd.durable import sync_directory
-from dbguardd.errors import NoSpace, Unreachable
+from dbguardd.durable import create_file, sync_directory
+from dbguardd.errors import FULL, NoSpace, Unreachable
 from dbguardd.jobs.base import Run, read_progress
 from dbguardd.repository import Backup
 
@@ -48,7 +47,7 @@ def keep_plain(run: Run, backup: Backup) -> str | None:
             old.unlink(missing_ok=True)
             old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
     except OSError as error:
-        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Unreachable
+        kind = NoSpace if error.errno in FULL else Unreachable
         raise kind(
             f"{run.name}: no plain copy could be written to {place}", detail=error.strerror or str(error)
         ) from error
@@ -95,7 +94,7 @@ def _write(run: Run, backup: Backup, copy: Path) -> None:
         with os.fdopen(os.dup(file), "rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         checksum = temporary.with_name(f"{temporary.name}.sha256")
-        _write_durably(checksum, f"{digest}  {copy.name}\n")
+        create_file(checksum, f"{digest}  {copy.name}\n".encode())
         os.replace(checksum, copy.with_name(f"{copy.name}.sha256"))
         os.replace(temporary, copy)
     finally:
@@ -111,13 +110,6 @@ def _point(link: Path, name: str) -> None:
     temporary.symlink_to(name)
     os.replace(temporary, link)
     sync_directory(link.parent)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with open(path, "x") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sweep_temporary(place: Path, stem: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Bounds, ScratchRestore, ServerQuestions
-from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
+from dbguardd.errors import GuardError, NoSpace, SourceDamaged, Unsupported, Usage, of_file
 from dbguardd.flow import LOG, NO_TABLE, Pages
 from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, instant
@@ -44,16 +44,17 @@ class _Written:
     file: int
 
     def write(self, data: bytes, /) -> None:
-        """Write all of it."""
         rest = memoryview(data)
         try:
             while rest:
                 rest = rest[os.write(self.file, rest) :]
         except OSError as error:
-            raise of_file(f"{self.run.name}: the answer cannot be kept", error) from error
+            problem = of_file(f"{self.run.name}: the answer cannot be kept", error)
+            if isinstance(problem, NoSpace):
+                problem.hints = (f"df -h {shlex.quote(str(self.run.spec['state']))}",)
+            raise problem from error
 
     def beat(self) -> None:
-        """Report life."""
         self.run.progress("answer", 0, None)
 
 
@@ -215,7 +216,6 @@ class _Noted:
         self.damage: GuardError | None = None
 
     def block(self, number: int) -> bytes:
-        """Return the bytes of a block."""
         try:
             return self._pages.block(number)
         except DAMAGE as error:

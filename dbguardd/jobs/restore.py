@@ -55,19 +55,7 @@ def restore(run: Run, request: Restore) -> Result:
     """Restore one backup. A dry run returns the plan; otherwise the target and the result of comparing it."""
     if request.in_place and request.to:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
-    if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
-        raise Usage(f"{run.name}: give only one of --id, --at, --lsn and --name")
-    if (request.lsn or request.name) and not is_server(run):
-        raise Unsupported(
-            f"{run.name}: only the log of a PostgreSQL cluster has positions and restore points",
-            hints=[f"dbguardctl restore {run.name} --at TIME"],
-        )
-    if request.lsn:
-        moment = at_lsn(run, request.lsn)
-    elif request.name:
-        moment = at_restore_point(run, request.name)
-    else:
-        moment = reach(run, request.backup, request.at)
+    moment = _requested(run, request)
     if request.in_place:
         check_in_place(run, moment.backup)
     target = live_path(run) if request.in_place else Path(request.to or new_place(run, moment))
@@ -97,6 +85,20 @@ def restore(run: Run, request: Restore) -> Result:
     run.report("restore.done", **of, target=str(target), seconds=seconds)
     found = [*to_json(findings), *([] if is_server(run) else [_rights(moment.backup, target, lost)])]
     return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
+
+
+def _requested(run: Run, request: Restore) -> Moment:
+    """Return the moment to restore: by default the newest one. Raises Usage, Unsupported, NotFound."""
+    if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
+        raise Usage(f"{run.name}: give only one of --id, --at, --lsn and --name")
+    if (request.lsn or request.name) and not is_server(run):
+        raise Unsupported(
+            f"{run.name}: only the log of a PostgreSQL cluster has positions and restore points",
+            hints=[f"dbguardctl restore {run.name} --at TIME"],
+        )
+    if request.lsn:
+        return at_lsn(run, request.lsn)
+    return at_restore_point(run, request.name) if request.name else reach(run, request.backup, request.at)
 
 
 def undo(run: Run, request: Undo) -> Result:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import ProofQuery, Standby
+from dbguardd.engines.base import ProofQuery
 from dbguardd.errors import (
     Cancelled,
     Damaged,
@@ -69,7 +69,7 @@ class Keeping:
     def __init__(self, run: Run, to: str) -> None:
         if run.standby is None:
             raise Unsupported(f"{run.name}: its engine keeps no standby")
-        self._run, self._copy = run, run.standby
+        self._run, self.standby = run, run.standby
         self.target = _target(run, to)
         self.lost: list[str] = []
         self._next_look = 0.0
@@ -77,14 +77,9 @@ class Keeping:
         self.waiting = ""
         self.mark = Mark("", "", "", 0, "")
 
-    @property
-    def standby(self) -> Standby:
-        """The engine's part."""
-        return self._copy
-
     def open(self, *, make: bool) -> bool:
         """Open the copy, or `make` it; return whether its promotion was begun. Raises NotFound if it does not exist."""
-        found = self._copy.found(self.target, self._run.progress)
+        found = self.standby.found(self.target, self._run.progress)
         if found is not None:
             self.mark = _read(found, self.target)
             mine = self._run.repository.id, self._run.name
@@ -99,7 +94,7 @@ class Keeping:
         moment = reach(self._run)
         mark = self._mark_of(moment)
         with opened(self._run, moment) as tree:
-            self.lost = list(self._copy.make(tree, self.target, to_json(mark), self._run.progress))
+            self.lost = list(self.standby.make(tree, self.target, to_json(mark), self._run.progress))
         self.mark = mark
         facts = {"backup": moment.backup.id, "target": str(self.target), "at": self.mark.at}
         self._run.report("standby", state="made", **facts)
@@ -169,7 +164,7 @@ class Keeping:
             return False
         new = replace(mark, segment=last.number, at=last.at.isoformat(), place=None)
         tree = log.changes(LogRange(chain, mark.segment, last.number), last)
-        self._copy.advance(tree, self.target, to_json(new), self._run.progress)
+        self.standby.advance(tree, self.target, to_json(new), self._run.progress)
         self.mark = new
         return True
 
@@ -186,7 +181,7 @@ class Keeping:
             if (new.chain, new.segment) > (self.mark.chain, self.mark.segment):
                 old = self.mark
                 with opened(run, moment) as tree:
-                    self._copy.rebase(tree, self.target, to_json(new), run.progress)
+                    self.standby.rebase(tree, self.target, to_json(new), run.progress)
                 self.mark = new
                 facts = {"from_at": old.at, "until_at": new.at, "because": f"{error.message}. {error.detail}".strip()}
                 run.report("standby", state="rebased", **facts)

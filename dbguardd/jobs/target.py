@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.landing import ASIDE, reachable
+from dbguardd.engines.landing import ASIDE, reachable, side_files
 from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
 from dbguardd.facts import SENT
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
 from dbguardd.requests import NOWHERE, Restore
+from dbguardd.rules import requested
 
 _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, in addition to a tenth of what it needs."""
@@ -151,8 +152,9 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
         raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
     if request.in_place:
         return
+    requested.check_place(run.name, str(target))
     _check_outside(run, moment.backup, Path(os.path.normpath(target)))
-    for path in (target, *_side_files(target)):
+    for path in (target, *side_files(target)):
         if _exists(path):
             lost = (
                 not is_server(run) and not only_backups_left(run) and target == live_path(run) and not _exists(target)
@@ -164,14 +166,10 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
             )
 
 
-def _side_files(target: Path) -> list[Path]:
-    return [target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal")]
-
-
 def leftovers_beside(run: Run, target: Path) -> list[str]:
     """Return what a deleted file has left beside it, and what a restore in place does with that."""
     target = Path(os.path.realpath(target))  # beside the file that a link leads to
-    found = [] if is_server(run) or _exists(target) else [path.name for path in _side_files(target) if _exists(path)]
+    found = [] if is_server(run) or _exists(target) else [path.name for path in side_files(target) if _exists(path)]
     aside = f"{target.name}{ASIDE}"
     return [f"of the file that is gone {', '.join(found)} is left: kept under the name {aside}*"] if found else []
 
@@ -180,7 +178,8 @@ def _beside(run: Run, target: Path, moment: Moment) -> Path:
     """Return the place that was probably meant: inside a directory, or beside what is there, if its owner may write."""
     user = int(run.spec.get("run_as", os.geteuid()))
     name = run.name if is_server(run) or only_backups_left(run) else live_path(run).name
-    for place in (target / name, target.with_name(f"{target.name}.restored")):
+    special = _exists(target) and not (target.is_file() or target.is_dir())  # beside a device there is no place
+    for place in () if special else (target / name, target.with_name(f"{target.name}.restored")):
         if _may_write(place.parent, user) and not _exists(place):
             return place
     return target.with_name(f"{target.name}.restored") if only_backups_left(run) else Path(new_place(run, moment))

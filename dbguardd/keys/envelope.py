@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -26,11 +25,9 @@ _NONCE = bytes(12)
 _MOST = 64 << 10  # bytes of a wrapped secret; bounds the parsing
 
 
-def seal(
-    key: bytes, header: bytes, secret: bytes, context: bytes, random: Callable[[int], bytes] = os.urandom
-) -> bytes:
+def seal(key: bytes, header: bytes, secret: bytes, context: bytes) -> bytes:
     """Return `secret` sealed under `key` (32 bytes), bound to `header` and `context`."""
-    salt = random(32)
+    salt = os.urandom(32)
     encryption, commitment = _derive(key, salt, header, context)
     front = _MAGIC + len(header).to_bytes(2) + header + salt + commitment
     body = front + AESGCM(encryption).encrypt(_NONCE, secret, front)

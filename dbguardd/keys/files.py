@@ -7,9 +7,9 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
+from dbguardd.durable import publish_file
 from dbguardd.errors import GuardError, TargetExists, Unreachable
 from dbguardd.keys.secret import Secret
 
@@ -50,25 +50,10 @@ def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, creden
         os.close(fd)
 
 
-def write_private(path: Path, secret: Secret, random: Callable[[int], bytes] = os.urandom) -> None:
+def write_private(path: Path, secret: Secret) -> None:
     """Create a secret file (0600), complete and durable or not at all. Raises TargetExists, Unreachable."""
-    temporary = path.with_name(f".tmp-{path.name[:100]}-{random(8).hex()}")
     try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(secret.reveal())
-                    file.flush()
-                    os.fsync(fd)
-                os.link(temporary, path)
-            finally:
-                with suppress(OSError):
-                    os.unlink(temporary)
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        publish_file(path, secret.reveal())
     except FileExistsError as error:
         raise TargetExists(f"{path}: exists already", detail="a key is never overwritten") from error
     except OSError as error:

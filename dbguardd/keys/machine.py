@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -30,10 +30,10 @@ class MachineKey:
         self.label = label
 
     @classmethod
-    def create(cls, path: Path, random: Callable[[int], bytes] = os.urandom) -> Self:
+    def create(cls, path: Path) -> Self:
         """Create a key file (0600), durable on return. Raises TargetExists: a key is never overwritten."""
-        key = Secret(random(KEY_BYTES))
-        write_private(path, key, random)
+        key = Secret(os.urandom(KEY_BYTES))
+        write_private(path, key)
         return cls(key, str(path))
 
     @classmethod

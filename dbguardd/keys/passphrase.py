@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable
 from typing import Self
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -48,20 +47,17 @@ class Passphrase:
     label = "passphrase"
     offline = True
 
-    def __init__(
-        self, passphrase: Secret, *, cost: Cost | None = None, random: Callable[[int], bytes] = os.urandom
-    ) -> None:
+    def __init__(self, passphrase: Secret, *, cost: Cost | None = None) -> None:
         self._passphrase = _normal(passphrase)
         self._cost = cost or Cost()
-        self._random = random
 
     def wrap(self, secret: bytes, context: bytes) -> bytes:
         """Seal `secret`. Raises KeyUnsafe if the passphrase is too short to protect anything."""
         if (length := len(self._passphrase.reveal().decode(errors="replace"))) < SHORTEST:
             raise KeyUnsafe("passphrase: too short", detail=f"{length} characters, at least {SHORTEST}")
-        salt = self._random(16)
+        salt = os.urandom(16)
         header = _MAGIC + self._cost.encode() + salt
-        return seal(self._key(salt, self._cost), header, secret, context, self._random)
+        return seal(self._key(salt, self._cost), header, secret, context)
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         header = header_of(wrapped, self.label)

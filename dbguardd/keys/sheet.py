@@ -91,10 +91,10 @@ def recovery_sheet(
     )
 
 
-def qr_text(identity: Secret, *, dark_screen: bool = False) -> str:
-    """Return the identity as a QR code of block characters, 41 columns wide, for paper or for a dark screen."""
-    rows = [[bool(module) != dark_screen for module in row] for row in _code(identity).matrix_iter(border=4)]
-    rows += [[dark_screen] * len(rows[0])] * (len(rows) % 2)
+def qr_text(identity: Secret) -> str:
+    """Return the identity as a QR code of block characters, 41 columns wide, dark on light."""
+    rows = [[bool(module) for module in row] for row in _code(identity).matrix_iter(border=4)]
+    rows += [[False] * len(rows[0])] * (len(rows) % 2)
     pairs = zip(rows[::2], rows[1::2], strict=True)
     return "\n".join("".join(" ▄▀█"[2 * top + low] for top, low in zip(*pair, strict=True)) for pair in pairs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -13,7 +12,8 @@ from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
-from dbguardd.errors import Damaged, GuardError, NoSpace, ObjectMissing, Unreachable
+from dbguardd.durable import write_at
+from dbguardd.errors import FULL, Damaged, GuardError, NoSpace, ObjectMissing, Unreachable
 from dbguardd.frozen import frozen
 
 THREADS = 2
@@ -207,9 +207,7 @@ def _pwrite(source: Source, file: int, pieces: Sequence[Piece], start: int) -> N
     try:
         done = os.pwritev(file, pieces, start) if pieces else 0
         if done < wanted:
-            rest = memoryview(b"".join(pieces))
-            while done < wanted:
-                done += os.pwrite(file, rest[done:], start + done)
+            write_at(file, memoryview(b"".join(pieces))[done:], start + done)
     except OSError as error:
         raise refused(source.name, error, f"{wanted} bytes at {start}") from error
 
@@ -232,5 +230,5 @@ def _confirm(source: Source, digest: blake3) -> None:
 
 def refused(name: str, error: OSError, what: str) -> NoSpace | Unreachable:
     """Return the error for a failed write of stream `name` into a file."""
-    kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Unreachable
+    kind = NoSpace if error.errno in FULL else Unreachable
     return kind(f"{name}: the target cannot be written", detail=f"{what}: {error}")

@@ -21,8 +21,7 @@ import zstandard
 from dbguardd.errors import SourceChanged
 from dbguardd.repository.chunks import FlowMap, FlowRoot
 from dbguardd.repository.frames import CHUNK, FRAME_LIMIT, ROOT, Digests, Frame, compress
-from dbguardd.repository.paged import Saved
-from dbguardd.repository.pagemap import SELF
+from dbguardd.repository.paged import MAP_LEVEL, ROOT_FRAMES, Saved
 from dbguardd.repository.writing import PackHandle, PackWriter
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 LEAST, AVERAGE, MOST = 64 << 10, 256 << 10, FRAME_LIMIT
 _BUFFER = 4 << 20
 _AHEAD = 8
-_MAP_LEVEL = 3
+
 
 Found = tuple[bytes, Frame | None, int]
 """Digest of a chunk, its frame unless it is known, its length."""
@@ -127,30 +126,21 @@ class FlowSaver(io.RawIOBase):
         self._chunks.append((digest, length, *place))
 
     def _list(self, digest: bytes) -> Saved:
-        self._writer.reserve(4096)  # the currently open pack must be the one with the list
+        self._writer.reserve(ROOT_FRAMES)  # the currently open pack must be the one with the list
         numbers: dict[str | PackHandle, int] = {}
         packs = array("I", [numbers.setdefault(pack, len(numbers)) for _, _, pack, _ in self._chunks])
-        names = [_name(pack) for pack in numbers]
         root = FlowRoot(
             self._size,
             digest,
-            [name.hex() if name != SELF else "" for name in names],
+            [pack if isinstance(pack, str) else "" if pack.open else pack.name() for pack in numbers],
             b"".join([chunk[0] for chunk in self._chunks]),
             array("I", [chunk[1] for chunk in self._chunks]),
             packs,
             array("H", [chunk[3] for chunk in self._chunks]),
         ).encode()
-        squeezer, frames = zstandard.ZstdCompressor(level=_MAP_LEVEL), []
-        for at in range(0, len(root), FRAME_LIMIT):
-            data = root[at : at + FRAME_LIMIT]
-            frames.append(compress(ROOT, data, self._digests, squeezer))
+        squeezer, parts = zstandard.ZstdCompressor(level=MAP_LEVEL), range(0, len(root), FRAME_LIMIT)
+        frames = [compress(ROOT, root[at : at + FRAME_LIMIT], self._digests, squeezer) for at in parts]
         place = self._writer.add_all(frames)
         inherited = any([isinstance(pack, str) for pack in numbers])
         kept = sum([length for _, length, pack, _ in self._chunks if isinstance(pack, str)])
         return Saved(self._size, digest, place, tuple(numbers), inherited, kept)
-
-
-def _name(pack: str | PackHandle) -> bytes:
-    if isinstance(pack, str):
-        return bytes.fromhex(pack)
-    return SELF if pack.open else bytes.fromhex(pack.name())

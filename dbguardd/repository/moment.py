@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, cast
 
+from dbguardd.durable import write_at
 from dbguardd.errors import Damaged, ObjectMissing, Usage
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
 from dbguardd.repository.delivery import refused
@@ -32,11 +33,9 @@ class MomentTree:
 
     @property
     def facts(self) -> Facts:
-        """What the engine returned from dump()."""
         return self.base.facts
 
     def names(self) -> Iterator[str]:
-        """Yield the names of the streams in the order they were written."""
         return self.base.names()
 
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
@@ -176,11 +175,9 @@ class ChangesTree:
         return {"page_size": self._last.page_size, "size": self._last.size, "sum": self._last.sum}
 
     def names(self) -> Iterator[str]:
-        """Yield the name of the stream."""
         yield self._last.stream
 
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Open the stream for reading from its start."""
         return _copied(self, name)
 
     def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
@@ -242,9 +239,7 @@ def _copied(tree: MomentTree | ChangesTree, name: str) -> Iterator[BinaryIO]:
 
 
 def _put(name: str, file: int, page: memoryview, at: int) -> None:
-    done = 0
     try:
-        while done < len(page):
-            done += os.pwrite(file, page[done:], at + done)
+        write_at(file, page, at)
     except OSError as error:
         raise refused(name, error, f"{len(page)} bytes at {at}") from error

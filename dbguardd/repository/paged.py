@@ -23,7 +23,7 @@ LEAVES_PER_FRAME = 256
 MAP_LEVEL = 3
 _AHEAD = 4
 _WAITING = 2048
-_ROOT_FRAMES = 4096
+ROOT_FRAMES = 4096
 
 
 @frozen
@@ -238,7 +238,7 @@ class PagesSaver:
                     self._packs[pack].live -= 1
 
     def _finish(self, size: int, digest: bytes) -> Saved:
-        self._writer.reserve(_ROOT_FRAMES)  # the currently open pack must be the one with the root
+        self._writer.reserve(ROOT_FRAMES)  # the currently open pack must be the one with the root
         for handle, number in self._numbers.items():
             use = self._packs[number]
             use.size = handle.size

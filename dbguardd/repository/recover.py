@@ -661,7 +661,8 @@ def show(repository: Repository) -> int:
     for key in repository.keys.values():
         for name in listed(repository.storage, f"log/{key.id.hex()}")[-1:]:
             end = datetime.fromtimestamp(int(name.split("-")[3]) / 1000, UTC)
-            print(f"the log of {key.name} ends at {end.isoformat()}; --until needs the newest backup before the moment")
+            print(f"the log of {key.name} ends at {end.isoformat()}; for a moment up to then:")
+            print("    restore BACKUP TARGET --until MOMENT, where BACKUP is the newest one made before MOMENT")
     return 0
 
 

@@ -63,11 +63,9 @@ class Tree:
 
     @property
     def facts(self) -> Facts:
-        """What the engine returned from dump()."""
         return self._backup.raw_facts
 
     def names(self) -> Iterator[str]:
-        """Yield the names of the streams in the order they were written."""
         yield from self._streams
 
     @contextmanager

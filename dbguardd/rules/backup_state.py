@@ -31,3 +31,8 @@ def newest_first(backups: Iterable[BackupState]) -> list[BackupState]:
     Ids increase with every backup, whatever the clock says; times do not if the clock was ahead and was corrected.
     """
     return sorted(backups, key=lambda backup: backup.id, reverse=True)
+
+
+def made_by(created_at: datetime, moment: datetime) -> bool:
+    """Return whether a backup was made at or before a moment, to the millisecond: the time that is shown finds it."""
+    return created_at.replace(microsecond=created_at.microsecond // 1000 * 1000) <= moment

@@ -13,6 +13,7 @@ from itertools import groupby, takewhile
 
 from dbguardd.facts import LogPosition, turns_in
 from dbguardd.frozen import frozen
+from dbguardd.rules.backup_state import made_by
 from dbguardd.rules.chains import BYTES, Chain, Link, LogView, Piece, end_of
 
 _BURST = timedelta(minutes=1)  # within which many objects may be stored that have the same moment
@@ -78,7 +79,7 @@ def bases_of(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None
     """Yield the bases of a chain: the backups from which it continues, if made at or before `wanted`."""
     for base in bases:
         goes_on = base.chain == chain.id and chain.first <= base.after + 1 <= chain.last + 1
-        if goes_on and (wanted is None or base.created_at <= wanted):
+        if goes_on and (wanted is None or made_by(base.created_at, wanted)):
             yield base
 
 

@@ -7,11 +7,11 @@ never used: it holds the state that the user replaced. Every newer backup that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 from dbguardd.frozen import frozen
-from dbguardd.rules.backup_state import BackupState, newest_first
+from dbguardd.rules.backup_state import BackupState, made_by, newest_first
 
 UNDO_DAYS = 7
 """For how many days a restore in place can be undone."""
@@ -33,7 +33,7 @@ class Choice:
 
 def choose(backups: Iterable[BackupState], at: datetime | None = None) -> Choice:
     """Choose among the backups that were made at or before `at`, or among all."""
-    ordered = [backup for backup in newest_first(backups) if at is None or backup.created_at <= at]
+    ordered = [backup for backup in newest_first(backups) if at is None or made_by(backup.created_at, at)]
     sound = [backup for backup in ordered if not (backup.failed or backup.safety)]
     chosen = next((backup for backup in sound if backup.proven), sound[0] if sound else None)
     if chosen is None:
@@ -53,3 +53,15 @@ def doubt(backup: BackupState) -> str:
     if backup.safety:
         return "it is a safety copy of a restore in place"
     return "" if backup.proven else "it is not proven"
+
+
+def passed(newer: Sequence[BackupState]) -> str:
+    """Return which backups were passed over, newest first, and why the newest was."""
+    return f"{named(newer)}: passed over, {doubt(newer[0])}"
+
+
+def named(some: Sequence[BackupState]) -> str:
+    """Return the first of some backups with its moment, and how many more there are."""
+    made = some[0].created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+    return f"{some[0].id} of {made}{more}"

@@ -17,7 +17,17 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dbguardd.errors import Conflict, Damaged, Degraded, GuardError, NoSpace, ObjectMissing, Unreachable, Unsupported
+from dbguardd.errors import (
+    FULL,
+    Conflict,
+    Damaged,
+    Degraded,
+    GuardError,
+    NoSpace,
+    ObjectMissing,
+    Unreachable,
+    Unsupported,
+)
 from dbguardd.storage.base import MAX_OBJECT, Buffer, Capabilities, Entry
 from dbguardd.storage.calls import Calls
 from dbguardd.storage.names import as_parts, as_range, is_part, split_name, split_prefix
@@ -35,7 +45,6 @@ from dbguardd.storage.room import Limits, Room
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # non-blocking: a planted pipe must not hang us
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _PROBE = "probe-"
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 
@@ -290,7 +299,7 @@ def _close(fd: int) -> None:
 
 def _outcome(path: Path, what: str, error: OSError, storing: int | None = None) -> GuardError:
     detail = f"directory:{path}: {error.strerror or error} ({errno.errorcode.get(error.errno or 0, 'no code')})"
-    if error.errno in _FULL:
+    if error.errno in FULL:
         detail, facts = f"{detail}; {storing or 0} bytes to store", {"needed_bytes": storing}
         return NoSpace(f"{what}: no room", detail=detail, hints=[f"df -h {path}"], facts=facts)
     if storing is not None and error.errno in _NO_LINKS:

@@ -40,7 +40,6 @@ class SeamSink:
         self._channel = channel
 
     def admit(self, facts: Facts) -> None:
-        """Ask whether the backup is accepted."""
         self._channel.send({"sink": "admit", "facts": facts})
         self._channel.answer()
 
@@ -111,7 +110,6 @@ class SeamSink:
             raise
 
     def reuse(self, name: str, stamp: str) -> bool:
-        """Ask whether the parent backup already has the stream."""
         self._channel.send({"sink": "reuse", "name": name, "stamp": stamp})
         return bool(self._channel.answer())
 
@@ -124,7 +122,6 @@ class SeamTree:
 
     @property
     def facts(self) -> Facts:
-        """What dump() returned when the backup was made."""
         self._channel.send({"tree": "facts"})
         answer: Facts = self._channel.answer()
         return answer
@@ -179,7 +176,6 @@ class SeamLogSink:
         self._channel = channel
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:
-        """Announce where the first segment will begin."""
         facts = {"place": place, "continued": continued, "because": because}
         self._channel.send({"ship": "begin", "at": None, **facts})
 
@@ -196,15 +192,12 @@ class SeamLogSink:
         self._channel.answer()
 
     def audited(self, wrong: str) -> None:
-        """Report that the whole live database was compared with its log."""
         self._channel.send({"ship": "audited", "at": None, "wrong": wrong})
 
     def held(self, log_bytes: int, by: Sequence[str]) -> None:
-        """Report which processes hold a long log."""
         self._channel.send({"ship": "held", "at": None, "log_bytes": log_bytes, "by": list(by)})
 
     def reached(self, at: datetime | None) -> None:
-        """Report that everything committed before `at` has been shipped."""
         self._channel.send({"ship": "reached", "at": None if at is None else at.isoformat()})
 
 

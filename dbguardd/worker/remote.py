@@ -40,18 +40,15 @@ class RemoteEngine:
         self._within = False  # a call has not returned yet
 
     def probe(self) -> Probe:
-        """Examine the database."""
         found = self.call("probe", {}, no_progress)
         findings = tuple(Finding(**finding) for finding in found["findings"])
         return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]), findings)
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
-        """Write a consistent backup of the live database into `sink`."""
         facts: Facts = self.call("dump", {"compared": compared}, progress, sink=sink)
         return facts
 
     def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
-        """Return the content of the snapshot that the last dump() wrote."""
         found = self.call("fingerprint", {}, progress, tree=stored)
         return NoFingerprint(str(found["why"])) if "why" in found else fingerprint_from(found)
 
@@ -65,12 +62,10 @@ class RemoteEngine:
     def restore(
         self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
     ) -> list[str]:
-        """Rebuild the database at `target`; return the permissions that could not be restored."""
         args = {"target": str(target), "places": dict(places or {})}
         return [str(lost) for lost in self.call("restore", args, progress, tree=tree)]
 
     def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
-        """Open a restored database and return the findings."""
         found = self.call("examine", {"target": str(target), "queries": to_json(queries)}, progress)
         print_ = found["fingerprint"]
         return Examination(
@@ -80,19 +75,15 @@ class RemoteEngine:
         )
 
     def check_unused(self) -> None:
-        """Raise an error if the live database is in use."""
         self.call("check_unused", {}, no_progress)
 
     def replace(self, source: Path, progress: Progress) -> None:
-        """Make the live database equal to the restored one at `source`."""
         self.call("replace", {"source": str(source)}, progress)
 
     def follow(self, ship: LogSink, resume: Facts | None) -> None:
-        """Ship every commit from now on, or from `resume` on."""
         self.call("follow", {"resume": resume}, no_progress, ship=ship)
 
     def unfollow(self, *, if_short: bool = False) -> None:
-        """Release what keeps the log."""
         self.call("unfollow", {"if_short": if_short}, no_progress)
 
     def find(self, tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:

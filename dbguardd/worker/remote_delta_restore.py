@@ -16,24 +16,19 @@ class RemoteDeltaRestore:
         self._engine = engine
 
     def inspect(self, live: Path, facts: Facts) -> LiveState:
-        """Return what is there."""
         found = self._engine.call("delta_restore.inspect", {"live": str(live), "facts": dict(facts)}, no_progress)
         return LiveState(int(found["bytes"]), int(found["free_bytes"]), bool(found["begun"]))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
-        """Raise an error if the live database is in use."""
         self._engine.call("delta_restore.check_unused", {"live": str(live), "facts": dict(facts)}, no_progress)
 
     def save(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
-        """Back up the stopped database."""
         args = {"live": str(live), "facts": dict(facts)}
         made: Facts = self._engine.call("delta_restore.save", args, progress, sink=sink)
         return made
 
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
-        """Make it equal to `tree`."""
         return Path(self._engine.call("delta_restore.overwrite", {"live": str(live)}, progress, tree=tree))
 
     def publish(self, live: Path) -> str:
-        """Move it into its place."""
         return str(self._engine.call("delta_restore.publish", {"live": str(live)}, no_progress))

@@ -34,32 +34,27 @@ class RemoteQuestions:
         self._names = set[str]()
 
     def scratch_restore(self, tree: Tree, place: Path, database: str, progress: Progress) -> ScratchRestore:
-        """Restore what questions about a database need."""
         self._engine.call("scratch_restore", {"place": str(place), "database": database}, progress, tree=tree)
         self._names |= {database, *(tree.facts.get("snapshots") or ())} - {""}
         return ScratchRestore(place, database)
 
     def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
-        """Answer one SELECT."""
         found = self._ask("query", {"sql": sql}, (asked,), bounds, answer)
         more = found.get("more")
         more = more if more in ("rows", "bytes") else None
         return {"rows": _count(found, "rows"), "more": more, **self._asked(found)}
 
     def table(self, asked: Asked, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
-        """Write one table."""
         found = self._ask("table", {"name": name, "form": form}, (asked,), bounds, answer)
         return {"rows": _count(found, "rows"), "triggers": _count(found, "triggers"), **self._asked(found)}
 
     def difference(self, older: Asked, newer: Asked, table: str, bounds: Bounds, answer: Answer) -> Facts:
-        """Compare two backups."""
         found = self._ask("difference", {"table": table}, (older, newer), bounds, answer)
         return {**{name: _count(found, name) for name in _COUNTS}, **self._asked(found)}
 
     def missing(
         self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
-        """Find the rows that the second backup no longer has."""
         args = {"table": search[0], "where": search[1], "form": form}
         found = self._ask("missing", args, both, bounds, answer)
         names = ("rows", "listed", *(["differing"] if "differing" in found else []))

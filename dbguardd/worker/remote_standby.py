@@ -19,26 +19,21 @@ class RemoteStandby:
         self._engine = engine
 
     def found(self, target: Path, progress: Progress) -> Facts | None:
-        """Open the copy and return its mark."""
         mark = self._engine.call("standby.found", {"target": str(target)}, progress)
         if mark is not None and not isinstance(mark, dict):
             raise WorkerDied("the engine half named a mark that is none")
         return mark
 
     def make(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> list[str]:
-        """Create the copy; return the permissions that could not be restored."""
         args = {"target": str(target), "mark": mark}
         return [str(lost) for lost in self._engine.call("standby.make", args, progress, tree=tree)]
 
     def advance(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
-        """Replay a part of the log onto the copy."""
         self._engine.call("standby.advance", {"target": str(target), "mark": mark}, progress, tree=tree)
 
     def rebase(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
-        """Make the copy equal to another state."""
         self._engine.call("standby.rebase", {"target": str(target), "mark": mark}, progress, tree=tree)
 
     def promote(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> list[Finding]:
-        """Check the copy and end its replay."""
         args = {"target": str(target), "queries": to_json(queries)}
         return [Finding(**found) for found in self._engine.call("standby.promote", args, progress)]

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from dbguardd.durable import replace_file
 from dbguardd.errors import GuardError, of_file
 from dbguardd.verbs import staging_suffix
 from dbguardd.worker.owner import identity
@@ -70,13 +71,9 @@ def _seed(state: Path) -> bytes:
     with suppress(OSError):
         if len(seed := path.read_bytes()) == _SEED_BYTES:
             return seed
-    seed, draft = os.urandom(_SEED_BYTES), path.with_suffix(".tmp")
+    seed = os.urandom(_SEED_BYTES)
     try:
-        draft.unlink(missing_ok=True)
-        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(file, "wb") as opened:
-            opened.write(seed)
-        draft.replace(path)
+        replace_file(path, seed)
     except OSError as error:
         raise of_file(f"{path}: cannot be written", error) from error
     return seed

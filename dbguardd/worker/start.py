@@ -66,24 +66,10 @@ async def run_worker(
             answer = anonymous_file(Path(spec["state"]))
             spec = {**spec, "answer": answer.fileno()}
         if has_engine_half(spec["verb"], engine):
-            database, run_as = spec["database"], owner_of_database(spec["database"], spec["request"])
-            staging, asking, follows = (
-                staging_of(spec["state"], database["name"], run_as, aside)
-                for aside in (
-                    staging_suffix(spec["verb"], spec["request"]),
-                    staging_suffix("query", {}),
-                    staging_suffix("follow", {}),
-                )
-            )
-            spec = {**spec, "run_as": run_as, "staging": staging}
+            run_as = owner_of_database(spec["database"], spec["request"])
+            settings = _engine_settings(spec, run_as)
+            spec = {**spec, "run_as": run_as, "staging": settings["staging"]}
             remove_foreign(Path(spec["staging"]), run_as)
-            settings = {
-                **database["settings"],
-                "engine": engine,
-                "staging": staging,
-                "left": asking,
-                "follows": follows,
-            }
             children["engine"] = await _start("engine", there, settings, run_as)
         elif answer is not None:
             settings = {**spec["database"]["settings"], "engine": engine, "staging": NOWHERE}
@@ -107,6 +93,21 @@ async def run_worker(
         await asyncio.gather(*map(_end, children.values()))
         if "staging" in spec:
             await wipe(Path(spec["staging"]), int(spec["run_as"]))  # what a killed half has left
+
+
+def _engine_settings(spec: Mapping[str, Any], run_as: int) -> dict[str, Any]:
+    """Return the settings of an engine half: those of the database, and its private directories.
+
+    `left` is the directory of a question, which a killed worker may have left; `follows` is that of the follower.
+    """
+    database = spec["database"]
+
+    def staging(verb: str, request: Mapping[str, Any]) -> str:
+        return staging_of(spec["state"], database["name"], run_as, staging_suffix(verb, request))
+
+    own = {"staging": staging(spec["verb"], spec["request"])}
+    others = {"left": staging("query", {}), "follows": staging("follow", {})}
+    return {**database["settings"], "engine": database["engine"], **own, **others}
 
 
 async def _start(

@@ -1,4 +1,4 @@
-"""A whole daemon in this process: real policy files, catalog, audit log and schedule; workers that the test plays."""
+"""A whole daemon in this process: real policy files, catalog, audit log and schedule; the test plays the workers."""
 
 import asyncio
 import os
@@ -100,7 +100,7 @@ class Place:
             await asyncio.wait_for(life, SECONDS)
 
     async def until(self, event: str, times: int = 1) -> dict[str, Any]:
-        """Wait for the log to tell an event so many times; return its facts."""
+        """Wait until an event was logged `times` times; return its facts."""
         async with asyncio.timeout(SECONDS):
             while True:
                 facts = [facts for _, name, facts in self.log.events if name == event]
@@ -137,7 +137,7 @@ async def done(service: Service, job: JobRow) -> JobRow:
 
 
 def stored(number: int, created_at: str, grade: str = "proven", **more: Any) -> dict[str, Any]:
-    """What a worker reports of a backup."""
+    """Return the facts that a worker reports of a backup."""
     return {
         **{"id": f"01JB{number:022d}", "database": "app", "engine": "sqlite", "created_at": created_at},
         **{"kind": "full", "method": "pages", "grade": grade, "source_bytes": 10, "stored_bytes": 5, "note": ""},

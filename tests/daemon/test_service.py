@@ -235,7 +235,8 @@ def test_backups_in_a_storage_that_a_database_left_can_be_restored_and_proven(pl
         assert await where("restore", at="2026-09-12T04:00:00Z") == "local"
         assert await where("verify", backup=old["id"][:26]) == "local"
         assert await where("restore", backup=old["id"], dry_run=True) == "local"
-        assert await where("restore", at="nonsense") == "far"
+        with pytest.raises(Usage, match="not a moment"):
+            await where("restore", at="nonsense")
 
     live(place, test)
 

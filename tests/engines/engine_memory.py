@@ -12,7 +12,7 @@ from dbguardd.errors import NotFound
 
 
 class MemorySink:
-    """Keeps the streams of one backup. `before` is called with each stream's name before it is taken."""
+    """Stores the streams of one backup. `before` is called with the name of each stream before it is read."""
 
     def __init__(self, before: Any = None) -> None:
         self.streams: dict[str, bytes] = {}
@@ -57,7 +57,7 @@ class MemorySink:
 
 
 class MemoryTree:
-    """Reads back what a MemorySink holds."""
+    """Reads back what a MemorySink has."""
 
     def __init__(self, sink: MemorySink, facts: Any) -> None:
         self._streams = sink.streams
@@ -81,4 +81,4 @@ class MemoryTree:
 
 
 def no_progress(step: str, done: int, total: int | None) -> None:
-    """Go on."""
+    """Ignore progress."""

@@ -1,9 +1,9 @@
-"""Processes that use a SQLite database that is followed: python follow_user.py ACTION DB ARGUMENTS, JSON in the last.
+"""Processes that use a followed SQLite database: python follow_user.py ACTION DB ARGUMENTS, the last one in JSON.
 
-`write` numbers its commits and notes each one in a ledger, before (b) and after (a) the commit, with the time: what is
-acknowledged there must be in every copy of a later moment, and nothing may be in a copy that was not begun; `some` does
-so many of them. `checkpoint` does foreign checkpoints of all modes. They end when their input ends. `follow` is a
-follower in a process of its own, which can be killed.
+`write` numbers its commits and notes each one in a ledger with the time, before (b) and after (a) the commit. Every
+copy of a later moment must have the commits that were acknowledged there, and no copy may have one that was not begun.
+`some` makes a given number of commits. `checkpoint` makes checkpoints of all modes. All of them end when their input
+ends. `follow` is a follower in a process of its own, which can be killed.
 """
 
 import json
@@ -24,7 +24,7 @@ def ended(seconds=0.0):
 
 
 def busy(action):
-    """Do it until nobody is in the way: a barrier keeps writers out for a moment, and busy_timeout may be 0."""
+    """Retry while the database is busy: the follower blocks writers for a moment, and busy_timeout may be 0."""
     met = 0
     while True:
         try:
@@ -39,7 +39,7 @@ def busy(action):
 
 
 class Writer:
-    """One of several writers. Writer k of n makes the commits k, k + n, k + 2n... in a ledger of its own."""
+    """One of several writers. Writer k of n makes the commits k, k + n, k + 2n..., and has a ledger of its own."""
 
     def __init__(self, path, ledger, options):
         self.path, self.options = path, options
@@ -61,7 +61,7 @@ class Writer:
         os.write(self.ledger, f"{what} {self.number} {time.time():.6f}\n".encode())
 
     def commit(self):
-        """One numbered commit."""
+        """Make one numbered commit."""
         self.number += 1
         self.note("b")
         db, dice, kinds = self.db, self.dice, self.options["kinds"]
@@ -94,13 +94,13 @@ class Writer:
         self.note("a")
 
     def sign(self):
-        """Write down, in the transaction, what the tables have after it."""
+        """Record, in the transaction, what the tables contain after it."""
         small = "big" not in self.options["kinds"]
         state = self.db.execute(STATE).fetchone()[0] if small else None
         self.db.execute("INSERT INTO ledger VALUES(?, ?, ?)", (self.who, self.number, state))
 
     def between(self):
-        """What is not a numbered commit, and must change nothing of what the ledger says."""
+        """Do something that is not a numbered commit and does not affect what the ledger says."""
         db, kind = self.db, self.dice.choice(self.options.get("between", ["nothing"]))
         if kind == "vacuum":
             busy(lambda: db.execute("VACUUM"))
@@ -125,7 +125,7 @@ class Writer:
         self.db.close()
 
     def some(self, count, hold):
-        """So many commits, and then one that stays open until its input ends."""
+        """Make `count` commits; with `hold`, then one that stays open until the input ends."""
         for _ in range(count):
             self.commit()
         if hold:

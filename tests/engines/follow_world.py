@@ -1,4 +1,4 @@
-"""A database that is written, checkpointed, followed and killed, and the proof that what was shipped is what happened.
+"""A database that is written, checkpointed and followed while processes are killed; proves that its log is right.
 
 No process here opens the live database both raw and with SQLite: writers and checkpointers are follow_user.py, the
 follower is one too, and this process takes bases (raw) and opens copies only.
@@ -58,7 +58,7 @@ def until(condition, what):
 
 @dataclass
 class Chain:
-    """A log without a gap, as it was shipped; `read_at` is when each segment had been read."""
+    """A shipped log without a gap; `read_at` has the time at which each segment was read."""
 
     place: Any
     begun_at: float
@@ -70,7 +70,7 @@ class Chain:
         return self.segments[-1].until if self.segments else self.place
 
     def reaches(self, base: Base) -> int:
-        """Return which segment is the first to hold all that is in a base: of those after it, whatever its round."""
+        """Return the first segment after a base that includes everything in it, whatever its round."""
         before = self.segments[base.after - 1] if base.after else None
         at = before.at if before else datetime.fromtimestamp(self.begun_at, UTC)
         if base.reached(before.until if before else self.place, at):
@@ -81,7 +81,7 @@ class Chain:
 
 @dataclass
 class Base:
-    """A backup beside the follower: it holds all of the first `after` segments of the chain `chain`, and `place`."""
+    """A backup made beside the follower: it includes the first `after` segments of `chain`, up to `place`."""
 
     data: bytes
     place: Any
@@ -91,7 +91,7 @@ class Base:
     taken_at: datetime
 
     def reached(self, place: Any, at: datetime) -> bool:
-        """Say if a segment up to `place` holds all that is in the base.
+        """Return whether a segment up to `place` includes everything in the base.
 
         A log that was emptied tells no place: its first frame may give it another name.
         """
@@ -101,7 +101,7 @@ class Base:
 
 
 def gone(pid: int) -> bool:
-    """Say if a process has ended, whether or not anybody has asked for its status."""
+    """Return whether a process has ended, reaped or not."""
     try:
         return not Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -119,7 +119,7 @@ def sql(path, text):
 
 
 class World:
-    """One database and its story."""
+    """One database, its users and its followers."""
 
     def __init__(self, place: Path, seed: int, *, page_size: int = 4096, vacuum: int = 0, **pace: Any) -> None:
         self.place, self.dice = place, random.Random(seed)
@@ -155,18 +155,18 @@ class World:
 
     @contextmanager
     def open_writer(self, count: int, *, hold: bool = False, **options: Any) -> Iterator[None]:
-        """So many commits, and with `hold` one more that is open until the block ends; until then nobody closes it."""
+        """Make `count` commits; with `hold`, one more that stays open until the block ends."""
         options = {"kinds": ["plain"], "seed": self.dice.random(), "auto": 0, **options}
         with self.user("some", self.place / "ledger0", count=count, hold=hold, **options):
             yield
 
     def commits(self, count: int, **options: Any) -> None:
-        """So many commits by a process that opens the database for them."""
+        """Make `count` commits in a process that opens the database for them."""
         with self.open_writer(count, **options):
             pass
 
     def writer(self, who: int = 0, **options: Any) -> Any:
-        """A writer that goes on where the last one of that number stopped."""
+        """A writer that continues where the last one with its number stopped."""
         options = {"kinds": ["plain", "keyed"], "seed": self.dice.random(), "who": who, **options}
         return self.user("write", self.place / f"ledger{who}", **options)
 
@@ -175,7 +175,7 @@ class World:
         return self.user("checkpoint", modes=modes, seed=self.dice.random(), **options)
 
     def start(self, resume: bool = True, **pace: Any) -> None:
-        """Start a follower; it goes on from what is on the shelf."""
+        """Start a follower, which continues the log that is stored."""
         options: dict[str, Any] = {**self.pace, **pace}
         if resume and (chains := self.chains()):
             segments = chains[-1].segments
@@ -199,7 +199,7 @@ class World:
         return int(children[0]) if children else 0
 
     def kill(self) -> None:
-        """Kill the follower at once; its child must go by itself."""
+        """Kill the follower; its child must end by itself."""
         assert self._follower is not None
         keeper = self.keeper()
         self._follower.kill()
@@ -207,7 +207,7 @@ class World:
         until(lambda: not keeper or gone(keeper), "the end of the child")
 
     def pause(self) -> None:
-        """Stop the follower where it is; it takes part again after go_on()."""
+        """Stop the follower (SIGSTOP) until go_on()."""
         assert self._follower is not None
         self._follower.send_signal(signal.SIGSTOP)
         until(lambda: "T" in Path(f"/proc/{self._follower.pid}/stat").read_text().split(")")[1], "a stop")
@@ -231,7 +231,7 @@ class World:
     # ------------------------------------------------------------------------------------------ what was shipped
 
     def told(self) -> list[Any]:
-        """All that followers said until now."""
+        """Return everything that followers have reported so far."""
         if self.shelf.exists():
             with open(self.shelf, "rb") as file:
                 file.seek(self._seen)
@@ -243,7 +243,7 @@ class World:
         return sum(1 for told in self.told() if told[0] == what)
 
     def ends(self) -> list[tuple[str, str]]:
-        """Why followers ended that were not killed."""
+        """Return why followers ended that were not killed."""
         return [(told[1], told[2]) for told in self.told() if told[0] == "end"]
 
     def chains(self) -> list[Chain]:
@@ -264,7 +264,7 @@ class World:
         return found
 
     def caught_up(self) -> None:
-        """Wait until the follower has looked twice from now on."""
+        """Wait until the follower has read the log twice from now on."""
         now = time.time()
         until(
             lambda: (
@@ -275,7 +275,7 @@ class World:
         )
 
     def base(self, progress: Any = None) -> Any:
-        """Take a backup with the engine, beside whatever happens; return its facts."""
+        """Make a backup with the engine while everything else continues; return its facts."""
         from engine_memory import MemorySink, no_progress  # noqa: PLC0415
 
         chains = self.chains()
@@ -292,7 +292,7 @@ class World:
     # ------------------------------------------------------------------------------------------ the proof
 
     def ledger(self, who: int) -> tuple[dict[int, float], dict[int, float]]:
-        """When each commit was begun first, and acknowledged."""
+        """Return when each commit was begun first, and when it was acknowledged."""
         begun: dict[int, float] = {}
         done: dict[int, float] = {}
         file = self.place / f"ledger{who}"
@@ -302,7 +302,7 @@ class World:
         return begun, done
 
     def prove(self, *, most: int = 40, writers: int = 1, needed: int = 1) -> None:
-        """Put the segments over each base, and look at up to `most` random positions of each."""
+        """Apply the segments to each base, and check up to `most` random positions of each."""
         chains, books = self.chains(), [self.ledger(who) for who in range(writers)]
         proven = 0
         for base in self.bases:
@@ -361,7 +361,7 @@ class World:
             before[who] = n
 
     def prove_end(self) -> None:
-        """When all is quiet, the newest base with all of the newest chain over it is the live database, row by row."""
+        """Assert that, at rest, the newest base with all of the newest chain applied equals the live database."""
         chain = self.chains()[-1]
         base = next(base for base in reversed(self.bases) if base.chain == len(self.chains()) - 1)
         work = self.place / "end.db"
@@ -384,7 +384,7 @@ class World:
 
 
 def wait_a_while(seconds: float) -> None:
-    """Let the story go on for a time that is part of it; nothing is expected of the end."""
+    """Let everything continue for some time; nothing is expected at its end."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
@@ -392,7 +392,7 @@ def wait_a_while(seconds: float) -> None:
 
 @contextmanager
 def reading(path):
-    """Somebody else reads, and does not stop."""
+    """Let another process hold a read transaction until the block ends."""
     code = """if True:
         import sqlite3, sys
         db = sqlite3.connect(sys.argv[1], isolation_level=None)

@@ -1,4 +1,4 @@
-"""Backups of SQLite that are only files, for tests of the questions to them."""
+"""Backups of SQLite as plain files, for tests of questions to them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FilePages:
 
 
 class Told:
-    """An Answer; after `patience` signs of life it is cancelled."""
+    """An Answer that is cancelled after `patience` calls of beat()."""
 
     def __init__(self, patience=1 << 60):
         self.data = bytearray()

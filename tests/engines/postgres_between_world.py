@@ -1,4 +1,4 @@
-"""What may stand between us and a server: it alters what comes, or chooses a server for each connection."""
+"""A proxy in front of PostgreSQL servers: it alters their answers, or chooses a server for each connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 
 class Between:
-    """A port that leads to `servers` (ports), in turn for each connection; what they send goes through `alter`."""
+    """A port that connects to `servers` (ports) in turn; what they send is passed through `alter`."""
 
     def __init__(self, servers, alter):
         self._servers, self._alter = servers, alter
@@ -53,7 +53,7 @@ class Between:
 
 @contextmanager
 def between(*servers, alter=None):
-    """Stand before servers for the length of a block. `alter(number)` makes what alters a connection's answers."""
+    """Run the proxy for the length of a block. `alter(number)` returns what alters a connection's answers."""
     made = Between(servers, alter)
     made.start()
     try:

@@ -1,4 +1,4 @@
-"""Followers of a real cluster in processes of their own, which can be killed; and what they stored, for a restore."""
+"""Followers of a real cluster, in processes that can be killed, and what they have stored, for restores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def opened(live, **settings):
 
 @contextmanager
 def followable(prepared=0, *options):
-    """A server whose log may be followed, with a ledger, and so many prepared transactions."""
+    """A server whose log can be followed, with a ledger; it allows `prepared` prepared transactions."""
     with cluster(*options) as made:
         made.sql(BOUNDED)
         made.sql("ALTER SYSTEM SET wal_sender_timeout = 0")
@@ -38,7 +38,7 @@ def followable(prepared=0, *options):
 
 
 class _Shelf:
-    """A LogSink that keeps what it gets in a file; with mode 0700 that is full."""
+    """A LogSink that stores what it gets in a file; if the file has mode 0700 it counts as full."""
 
     def __init__(self, path):
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -60,7 +60,7 @@ class _Shelf:
 
 
 class Follower:
-    """What follows a server, time and again, and all that it has stored."""
+    """A follower that can be started repeatedly, and everything that it has stored."""
 
     def __init__(self, live, place, uid=None):
         self._live, self.path, self.process = live, place / "shelf", None
@@ -84,19 +84,19 @@ class Follower:
         os.close(shelf.file)
 
     def kill(self):
-        """End it by SIGKILL."""
+        """Send it SIGKILL."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.join()
 
     def ended(self):
-        """Wait until it ends by itself; return what ended it."""
+        """Wait until it ends by itself; return the reason."""
         outcome, error = self._said.recv()
         self.process.join()
         assert outcome == "raised"
         return error
 
     def events(self, kind=""):
-        """Return what it told so far."""
+        """Return what it has reported so far."""
         found = []
         with self.path.open("rb") as file:
             while True:
@@ -116,7 +116,7 @@ class Follower:
         return found
 
     def resume(self):
-        """Return the place where the stored log ends, as a repository tells it."""
+        """Return the place where the stored log ends, as a repository would."""
         ends = [(event[1].until, event[1].at) if event[0] == "segment" else (event[1], None)
                 for event in self.events() if event[0] != "reached"]  # fmt: skip
         if not ends:
@@ -166,7 +166,7 @@ def base(live):
 
 
 def moment(backup, body, since, until_, target=None):
-    """Return the tree of a moment, as the repository makes it."""
+    """Return the tree of a moment, as the repository would make it."""
     streams, facts, _ = backup
     sink = MemorySink()
     sink.streams = {**streams, "log": body}
@@ -176,7 +176,7 @@ def moment(backup, body, since, until_, target=None):
 
 
 def restored(live, tree, target):
-    """Restore a moment; what started on it recovers by itself."""
+    """Restore a moment; a server started on it recovers by itself."""
     opened(live).snapshots.restore(tree, target, no_progress)
 
 

@@ -1,4 +1,4 @@
-"""A real cluster with something of everything in it, its physical backups, and what the tests of them share."""
+"""A real cluster with an object of every kind, its physical backups, and what their tests share."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ FACTS = ClusterFacts(
 
 @contextmanager
 def shop():
-    """A server with something of everything."""
+    """A server with an object of every kind."""
     with cluster("--data-checksums") as made:
         far = made.place / "far"
         far.mkdir()
@@ -78,7 +78,7 @@ def shop():
 
 
 def move_out(live):
-    """Have the cluster configured as Debian does it: from a directory of its own, with one more that it includes."""
+    """Configure the cluster as Debian does: from a separate directory, which includes another one."""
     live.stop(signal.SIGINT)
     live.config = live.place / "etc"
     (live.config / "conf.d").mkdir(parents=True)
@@ -113,7 +113,7 @@ def bench(live, *words):
 
 @contextmanager
 def writers(live):
-    """Eight clients who transfer money, for the length of a block."""
+    """Run eight clients that transfer money for the length of a block."""
     before = live.sql("SELECT count(*) FROM pgbench_history", "shop")
     words = bench(live, "-n", "-c", "8", "-R", "800", "-T", "120")
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/")
@@ -131,7 +131,7 @@ def made(live, **settings):
 
 
 def backed_up(live, before=None, after=None, progress=no_progress):
-    """Back up and read the content of the snapshot. `before` is called with each stream, `after` before the reading."""
+    """Back up and fingerprint the snapshot. `before` is called with each stream, `after` before the fingerprint."""
     engine, sink = made(live), MemorySink(before)
     facts = engine.dump(sink, progress)
     if after is not None:
@@ -188,7 +188,7 @@ def failed(found):
 
 
 def by_hand(live, streams, target):
-    """Start a server on what recover.py writes of a backup, at port 5433, by what dbguard-recovery(7) says to type."""
+    """Start a server at port 5433 on what recover.py writes of a backup, with the commands in dbguard-recovery(7)."""
     for name, data in streams.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_bytes(data)

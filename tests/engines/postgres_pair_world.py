@@ -1,4 +1,4 @@
-"""Two servers of one cluster, and what happens to such: one is promoted, one is lost, one comes back."""
+"""Two servers of one cluster: one is promoted, one is lost, one comes back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engines.postgres_world import Cluster, cluster, identity, owner, unti
 
 
 class Pair:
-    """Servers of one cluster, by one url. What is asked of it, the first answers."""
+    """Servers of one cluster, in one url. SQL goes to the first one."""
 
     def __init__(self, *servers):
         self.servers, self.programs = servers, servers[0].programs
@@ -45,7 +45,7 @@ def standby_of(live, place):
 
 @contextmanager
 def pair(*options):
-    """A primary whose log may be followed, with a ledger; and its standby."""
+    """A primary whose log can be followed, with a ledger, and its standby."""
     with cluster(*options) as first, place() as where:
         first.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '128MB'")
         first.sql("ALTER SYSTEM SET wal_sender_timeout = 0")
@@ -69,7 +69,7 @@ def place():
 
 
 def replayed(first, second):
-    """Wait until a standby has all that was committed."""
+    """Wait until a standby has everything that was committed."""
     at = first.sql("SELECT pg_current_wal_flush_lsn()")
     until(lambda: second.sql(f"SELECT pg_last_wal_replay_lsn() >= '{at}'") == "t", "the log, on the standby")
 
@@ -80,7 +80,7 @@ def promote(server):
 
 
 def demote(server, primary):
-    """Make a server that is stopped a standby of another one, which has all of its log."""
+    """Make a stopped server a standby of another one, which has all of its log."""
     (server.data / "standby.signal").touch()
     os.chown(server.data / "standby.signal", owner(), -1)
     with (server.data / "postgresql.auto.conf").open("a") as conf:
@@ -89,7 +89,7 @@ def demote(server, primary):
 
 
 def rewind(server, primary):
-    """Make a server that was lost, and has what its successor has not, a standby of that: by pg_rewind."""
+    """Make a lost server a standby of its successor with pg_rewind: it has commits that the successor lacks."""
     conf = (server.data / "postgresql.conf").read_bytes()
     where = f"host={primary.socket} port={primary.port} user=postgres dbname=postgres"
     words = [server.programs / "pg_rewind", "-D", server.data, "--source-server", where, "-R", "--no-sync"]
@@ -100,7 +100,7 @@ def rewind(server, primary):
 
 
 def take_over(server):
-    """Make a standby, whose primary was lost while it was stopped, the primary: it lacks what was written since."""
+    """Promote a standby that was stopped when its primary was lost: it lacks what was written since."""
     with (server.data / "postgresql.auto.conf").open("a") as conf:
         conf.write("primary_conninfo = ''\n")
     server.start()
@@ -108,5 +108,5 @@ def take_over(server):
 
 
 def lose(server):
-    """End a server as a machine ends that is lost."""
+    """End a server as if its machine was lost."""
     server.stop(signal.SIGQUIT)

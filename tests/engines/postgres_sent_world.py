@@ -1,4 +1,4 @@
-"""A server at a port of this host whose files are not read, its backups, and how its network may be."""
+"""A server that is reached by a port of this host and backed up over the network, and faults of that network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOUNDED = "ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'"
 
 @pytest.fixture(scope="module")
 def live():
-    """A server at a port, where it wants a password; its owner's socket lets everybody in, as ever."""
+    """A server at a port where it asks for a password; the owner's socket admits everybody."""
     with shop() as made:
         move_out(made)
         made.stop(signal.SIGINT)
@@ -45,12 +45,12 @@ def place():
 
 
 def here(action, *arguments):
-    """Do it as somebody who reads nothing of the data directory."""
+    """Run something as a user who cannot read the data directory."""
     return as_user(stranger(), action, *arguments)
 
 
 def over(live, place, user="dbguard", port=0):
-    """Where the server is for who comes over the network, and has his password in a file."""
+    """Return the server's address for a client on the network whose password is in a file."""
     (place / "pass").write_text(f"127.0.0.1:*:*:{user}:secret")
     (place / "pass").chmod(0o600)
     os.chown(place / "pass", stranger(), -1)
@@ -73,7 +73,7 @@ def sent(live, place, url="", before=None, *, compared=True, progress=no_progres
 
 
 def clean(live):
-    """Say if nothing is left of us at the server: no slot, no session, no backup mode."""
+    """Return whether nothing of ours is left at the server: no slot, no session, no backup mode."""
     held = "SELECT count(*) FROM pg_replication_slots"
     senders = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'"
     return live.sql(held) == live.sql(senders) == live.sql(OURS) == "0"

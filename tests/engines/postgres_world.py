@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests: made once, Unix socket only, of a user without rights, and gone afterwards.
+"""A real PostgreSQL server for tests: made once, on a Unix socket only, by an unprivileged user, removed afterwards.
 
 PostgreSQL does not run as root, and neither does the engine half: where the tests do, whatever touches the server runs
 in a child of `OWNER` (see `as_owner`).
@@ -22,12 +22,14 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from tests.live import rest
+
 PREFERRED = int(os.environ.get("DBGUARD_TEST_POSTGRESQL", "0"))
 _SECONDS = 120.0
 
 
 def bin_directory():
-    """Where the newest installed PostgreSQL has its programs, or that of DBGUARD_TEST_POSTGRESQL; None without any."""
+    """Return the programs of the newest installed PostgreSQL, or of DBGUARD_TEST_POSTGRESQL; None if there is none."""
     found = [place for place in Path("/usr/lib/postgresql").glob("*/bin") if (place / "initdb").exists()]
     found = [place for place in found if not PREFERRED or int(place.parent.name) == PREFERRED]
     newest = max(found, key=lambda place: int(place.parent.name), default=None)
@@ -37,12 +39,12 @@ def bin_directory():
 
 
 def owner():
-    """The uid that the server runs as: ours, or that of nobody if we are root."""
+    """Return the uid that the server runs as: ours, or that of nobody if we are root."""
     return os.geteuid() or pwd.getpwnam("nobody").pw_uid
 
 
 def identity():
-    """The arguments of subprocess that make a child the owner's."""
+    """Return the arguments with which subprocess runs a child as the owner."""
     if os.geteuid() != 0:
         return {}
     user = pwd.getpwuid(owner())
@@ -50,12 +52,12 @@ def identity():
 
 
 def as_owner(action, *arguments):
-    """Run something in a child that belongs to the owner; return what it returned, or raise what it raised."""
+    """Run something in a child of the owner; return what it returns, or raise what it raises."""
     return as_user(owner(), action, *arguments) if os.geteuid() == 0 else action(*arguments)
 
 
 def stranger():
-    """The uid of somebody who may not read what the owner has; skips loudly where nobody can become that."""
+    """Return the uid of a user who cannot read the owner's files; skip if we cannot become that user."""
     if os.geteuid() != 0:
         pytest.skip("not root: NOTHING is tested of a server whose files are not read here")
     return pwd.getpwnam("daemon").pw_uid
@@ -100,7 +102,7 @@ def _as_user(pipe, uid, action, arguments):
 
 
 def _python():
-    """A Python that the owner may run: ours, or the system's."""
+    """Return a Python that the owner can run: ours, or the system's."""
     return sys.executable if os.access(os.path.realpath(sys.executable), os.X_OK) else shutil.which("python3")
 
 
@@ -173,7 +175,7 @@ class Cluster:
 
 @contextmanager
 def cluster(*options):
-    """Make and start a server; skips loudly where there is no PostgreSQL."""
+    """Make and start a server; skip if there is no PostgreSQL."""
     programs = bin_directory()
     if programs is None:
         pytest.skip("PostgreSQL is not installed: NOTHING of its engine is tested (apt-get install postgresql)")
@@ -191,7 +193,7 @@ def cluster(*options):
 
 
 def alive_processes(*words):
-    """The pids of processes whose command line has all these words in it."""
+    """Return the pids of processes whose command line contains all these words."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -203,7 +205,7 @@ def alive_processes(*words):
 
 
 def ended(pid):
-    """Say if a process is gone, or only waits to be reaped."""
+    """Return whether a process has ended, reaped or not."""
     try:
         return "(zombie)" in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -212,8 +214,8 @@ def ended(pid):
 
 def until(condition, what):
     """Wait until a condition holds; return what it returned."""
-    deadline = time.monotonic() + _SECONDS
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.02)
+        assert time.monotonic() < began + _SECONDS, f"never came: {what}"
+        rest(began)
     return found

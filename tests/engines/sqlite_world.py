@@ -28,7 +28,7 @@ class User:
         return json.loads(line) if line else {}
 
     def end(self):
-        """Close its input and return its last words."""
+        """Close its input and return the rest of its output."""
         self.child.stdin.close()
         heard = {}
         while words := self.hear():
@@ -39,7 +39,7 @@ class User:
 
 @contextmanager
 def using(path, action, number=0.0):
-    """Another process uses the database until the block ends."""
+    """Let another process use the database until the block ends."""
     command = [sys.executable, str(_USER), str(path), action, str(number)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         user = User(child)
@@ -78,7 +78,7 @@ def balance(path):
 
 
 def directory(path):
-    """Names and sizes of everything in a directory."""
+    """Return names and sizes of everything in a directory."""
     return {entry.name: entry.stat().st_size for entry in Path(path).iterdir()}
 
 

@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql import _ServerDump
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import Contents, Part
 from dbguardd.engines.postgresql.dump_files import manual
-from dbguardd.engines.postgresql.prove import examine, told
+from dbguardd.engines.postgresql.prove import examine, without_rows
 from dbguardd.engines.postgresql.snapshot import Database, holding, list_databases
 from dbguardd.errors import (
     Cancelled,
@@ -468,7 +468,7 @@ def test_what_does_not_come_back_fails_and_quotes_no_value(live, place):
     ],
 )
 def test_only_names_are_told_of_what_a_server_says(said, shown):
-    assert told(said) == shown
+    assert without_rows(said) == shown
 
 
 class Nowhere:

@@ -12,9 +12,9 @@ from postgres_follow_world import STAGING, Follower, asked, base, followable, mo
 from postgres_pages_world import own_place
 from postgres_world import as_owner, owner, until
 
-from dbguardd.engines.postgresql.connect import refusal
 from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.slot import name_of
+from dbguardd.engines.postgresql.refusals import refusal
 from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, SourceLocked, SourceReplaced, Unsupported
 from dbguardd.flow import TURNS
 

@@ -15,7 +15,7 @@ from dbguardd.engines.postgresql.physical.history import timeline_in
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.physical.segments import parse_lsn, turns_of
 from dbguardd.engines.postgresql.physical.slot import name_of
-from dbguardd.engines.postgresql.roles import each
+from dbguardd.engines.postgresql.roles import addresses_of
 from dbguardd.errors import Damaged, PolicyInvalid, ServerUnreachable, SourceReplaced
 from dbguardd.flow import TURNS
 from dbguardd.repository import recover
@@ -204,4 +204,4 @@ def test_a_server_that_was_left_behind_is_never_taken(life):
 
 def test_lists_of_servers_that_do_not_fit_are_refused_in_words():
     with pytest.raises(PolicyInvalid, match="3 of host, 2 of port"):
-        each(address_of("postgresql:///?host=a,b,c&port=1,2"))
+        addresses_of(address_of("postgresql:///?host=a,b,c&port=1,2"))

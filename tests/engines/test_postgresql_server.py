@@ -18,9 +18,10 @@ from psycopg import errors
 
 from dbguardd.engines import ENGINES
 from dbguardd.engines.postgresql.child import run, tool
-from dbguardd.engines.postgresql.connect import address_of, connected, refusal, rows, version_of
+from dbguardd.engines.postgresql.connect import address_of, connected, rows, version_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
 from dbguardd.engines.postgresql.physical.stream import replicating
+from dbguardd.engines.postgresql.refusals import refusal
 from dbguardd.engines.postgresql.server import make_cluster, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import (

@@ -1,4 +1,4 @@
-"""dbguardd by hand, as often as it takes: `dbguardd run` on a place of its own, and a hand that kills it.
+"""Runs `dbguardd run` in a directory of its own, hundreds of times, and kills it.
 
 The interpreter and dbguard's parent process are loaded once and forked for each run (main() of the real
 `dbguardd`, then the real worker halves), so that hundreds of runs fit in a test. Run as a module it is that parent.
@@ -26,14 +26,14 @@ from typing import Any
 from tests.workload import consistent, seed
 
 SECONDS = 120.0
-"""How long anything may take before a test gives up on it. Never a measure of anything."""
+"""How long a test waits for anything before it fails; nothing is measured with it."""
 
 SIDES = ("", "-wal", "-shm", "-journal")
 
 
 @dataclass
 class Ended:
-    """How a run ended: its exit status (negative: the signal), what it said, and its problem."""
+    """How a run ended: its exit status (negative: the signal), its messages and its problem."""
 
     status: int
     messages: list[dict[str, Any]]
@@ -42,7 +42,7 @@ class Ended:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The result of a run that came to its end; a check exits with 3 or 4 for what it found."""
+        """The result of a run that finished; a check exits with 3 or 4 if it found something."""
         assert self.status in (0, 3, 4), f"ended with {self.status}: {self.stderr}"
         (found,) = [message["result"] for message in self.messages if message["type"] == "result"]
         return found
@@ -53,7 +53,7 @@ class Ended:
 
 
 class Press:
-    """The loaded parent that is forked for each run."""
+    """A process with everything imported, which is forked for each run."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Press:
         self.ask()
 
     def ask(self, **question: Any) -> Any:
-        """Ask and wait for the answer; without a question, wait until it is loaded."""
+        """Send a question and wait for the answer; without a question, wait until everything is imported."""
         assert self.process.stdin is not None and self.process.stdout is not None
         if question:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -78,7 +78,7 @@ class Press:
 
 
 def main() -> None:
-    """Fork a dbguardd for each question, and wait for those that one asks about."""
+    """Fork a dbguardd for each question, and wait for those that a question names."""
     import dbguardd.daemon.state_directory
     import dbguardd.policy
     import dbguardd.worker.by_hand  # noqa: F401
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 class Running:
-    """A run that has begun."""
+    """A run in progress."""
 
     def __init__(self, press: Press, argv: Sequence[str], place: Path) -> None:
         self._press = press
@@ -126,11 +126,11 @@ class Running:
         self._pidfd = os.pidfd_open(self.pid)
 
     def ended(self, seconds: float = 0.0) -> bool:
-        """Wait so long at most; say if it has ended."""
+        """Wait at most `seconds`; return whether it has ended."""
         return bool(select.select([self._pidfd], [], [], seconds)[0])
 
     def heard(self, event: str) -> bool:
-        """Wait until an event was reported, or the run ended; say if it was."""
+        """Wait until an event was reported or the run ended; return whether it was reported."""
         wanted = f'"event": "{event}"'.encode()
         deadline = time.monotonic() + SECONDS
         while wanted not in self.out.read_bytes():
@@ -140,7 +140,7 @@ class Running:
         return True
 
     def halves(self) -> dict[str, int]:
-        """Return the pids of the halves that live now."""
+        """Return the pids of the worker halves that run now."""
         found = {}
         with suppress(OSError):
             for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
@@ -150,7 +150,7 @@ class Running:
         return found
 
     def kill(self, dice: random.Random) -> str:
-        """SIGKILL the parent, a half or all of them, whatever is there; say which, nothing if all had ended."""
+        """SIGKILL the parent, a half or all that run; return which, or "" if all had ended."""
         there = {**self.halves(), "parent": self.pid}
         if self.ended():
             return ""
@@ -237,17 +237,17 @@ class Hand:
         policy.chmod(0o600)
 
     def start(self, *words: str) -> Running:
-        """Begin `dbguardd run WORDS`."""
+        """Start `dbguardd run WORDS`."""
         self.runs += 1
         argv = ["--policy", str(self.place / "policy.toml"), "--state", str(self.state), "run", "--json", *words]
         return Running(self.press, argv, self.place)
 
     def run(self, *words: str) -> Ended:
-        """Do `dbguardd run WORDS` undisturbed, and note what it acknowledged."""
+        """Run `dbguardd run WORDS` to its end, and note what it acknowledged."""
         return self.noted(self.start(*words).wait())
 
     def noted(self, ended: Ended) -> Ended:
-        """Note what a run acknowledged, however it ended."""
+        """Note what a run acknowledged, whether it succeeded or not."""
         self.acknowledged += [facts["id"] for facts in ended.said("backup.stored") if facts["database"] == "shop"]
         return ended
 
@@ -256,7 +256,7 @@ class Hand:
         return str(self.run("backup", "shop", *words).result["backup"]["id"])
 
     def fails(self, code: str, status: int, *words: str) -> dict[str, Any]:
-        """Run what must fail with that code and exit status; return the problem, which must say what to do."""
+        """Run a command that must fail with this code and exit status; return the problem, which must have advice."""
         ended = self.run(*words)
         assert (ended.problem.get("code"), ended.status) == (code, status), ended.stderr
         assert ended.problem["message"]
@@ -265,13 +265,13 @@ class Hand:
         return ended.problem
 
     def is_tidy(self, allowed: Sequence[str] = ()) -> None:
-        """Nothing foreign lies beside the live database, and nothing in staging."""
+        """Assert that nothing unexpected lies beside the live database, and nothing in staging."""
         ours = {f"shop.db{side}" for side in SIDES} | set(allowed)
         assert {path.name for path in self.live.iterdir()} <= ours
         assert list((self.state / "staging").iterdir()) == []
 
     def repository(self) -> Any:
-        """Open the repository in this process, to look into it."""
+        """Open the repository in this process, for inspection."""
         from dbguardd.keys import open_wrappers
         from dbguardd.repository import Repository
         from dbguardd.storage import open_storage
@@ -285,7 +285,7 @@ class Hand:
         return [backup.id for backup in self.repository().backups("shop")]
 
     def restores(self, *ids: str) -> None:
-        """Restore these backups by `dbguardd run`; the sums of the application must agree in each."""
+        """Restore these backups with `dbguardd run`; the application's sums must agree in each."""
         target = self.place / "restored"
         for id in ids:
             with removed(target):
@@ -295,7 +295,7 @@ class Hand:
                 assert consistent(target / "shop.db"), id
 
     def reads(self, ids: Sequence[str]) -> None:
-        """Put these backups together without an engine, which is quicker; the sums must agree in each."""
+        """Read these backups without an engine, which is faster; the application's sums must agree in each."""
         repository = self.repository()
         with tempfile.TemporaryDirectory(dir=self.place) as place:
             for id in ids:
@@ -307,7 +307,7 @@ class Hand:
                 path.unlink()
 
     def is_clean(self) -> None:
-        """Every stored byte is as it should be."""
+        """Assert that every stored byte is correct."""
         findings = self.run("check", "shop", "--data").result["findings"]
         bad = [f for f in findings if f["outcome"] == "failed" and not f["name"].startswith(("key ", "proof"))]
         assert not bad, bad
@@ -324,7 +324,7 @@ def removed(path: Path) -> Iterator[None]:
 
 @contextmanager
 def a_place() -> Iterator[Path]:
-    """Make a directory that everyone may pass through, with a short name; remove it."""
+    """Yield a new directory with a short name that every user may enter; remove it afterwards."""
     place = Path(tempfile.mkdtemp(prefix="dbg-"))
     with removed(place):
         place.chmod(0o755)
@@ -332,7 +332,7 @@ def a_place() -> Iterator[Path]:
 
 
 def other_user() -> int:
-    """Return an unprivileged user who can run dbguard, if this process may become one; else its own."""
+    """Return the uid of an unprivileged user who can run dbguard, if this process may become one; else our own."""
     nobody = pwd.getpwnam("nobody").pw_uid
     with suppress(OSError):
         argv = [sys.executable, "-I", "-c", "import dbguardd.worker.channel"]
@@ -343,7 +343,7 @@ def other_user() -> int:
 
 @contextmanager
 def writing(path: Path, owner: int, rate: int = 60) -> Iterator[None]:
-    """Let the application write until the block ends. It must never notice us."""
+    """Let the application write until the block ends. None of its transactions may fail."""
     argv = [sys.executable, "-m", "tests.workload", str(path), "86400", str(rate)]
     user = {} if owner == os.geteuid() else {"user": owner, "group": pwd.getpwuid(owner).pw_gid, "extra_groups": []}
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **user)
@@ -358,7 +358,7 @@ def writing(path: Path, owner: int, rate: int = 60) -> Iterator[None]:
 
 
 def nobody_left(parent: int) -> None:
-    """Wait until no half of a worker that `parent` started is left."""
+    """Wait until all worker halves that `parent` started have ended."""
     deadline = time.monotonic() + SECONDS
     while left := [pid for pid in _pids() if _is_half_of(_command(pid), parent)]:
         assert time.monotonic() < deadline, f"processes {left} outlive process {parent}"
@@ -373,7 +373,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def moment(dice: random.Random, seconds: float) -> float:
-    """Return a moment within a duration."""
+    """Return a random time within a duration."""
     return dice.random() * seconds
 
 

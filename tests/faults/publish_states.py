@@ -1,4 +1,4 @@
-"""A model of what a disk may hold after a power cut, fed with the system calls that a storage really made.
+"""A model of the disk's possible states after a power cut, derived from the system calls that a storage made.
 
 Nothing is durable before its fsync: of the directory entries that were made or removed since the last fsync of their
 directory any subset may have reached the disk, and of unsynced writes nothing, half, all, or only the length.
@@ -15,7 +15,7 @@ from dbguardd.storage.calls import Calls
 
 
 class Killed(BaseException):
-    """The process is gone: not even its `finally` blocks reach the kernel any more."""
+    """The process was killed: not even the calls in its `finally` blocks reach the kernel."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ Op = Make | Write | Link | Unlink | Sync | Acknowledge | Withdraw
 
 @dataclass
 class Recorder:
-    """Real system calls, noted. After `lives` changing calls the process is killed."""
+    """Makes real system calls and records them. After `lives` calls that change something the process is killed."""
 
     ops: list[Op] = field(default_factory=list)
     lives: int = 1 << 30
@@ -89,7 +89,7 @@ class Recorder:
         )
 
     def node(self, fd: int | None) -> int:
-        """The root of the model, node 0, is the directory in which the storage's directory stands."""
+        """Return the node of an open file; node 0 is the directory that contains the storage."""
         return 0 if fd is None else self._nodes.get(os.fstat(fd).st_ino, 0)
 
     def bury(self) -> None:
@@ -180,7 +180,7 @@ def _apply(folders: Folders, op: Op) -> None:
 
 @dataclass
 class Disk:
-    """What is certainly on the disk, and what may be."""
+    """What is certainly on disk, and what may be."""
 
     folders: Folders = field(default_factory=lambda: {0: {}})
     files: dict[int, bytes] = field(default_factory=dict)
@@ -241,7 +241,7 @@ class Findings:
 
 
 def cut_power_everywhere(ops: Sequence[Op], contents: dict[str, bytes]) -> Findings:
-    """Cut the power after each op, in every way. `contents` are the right bytes of every object that is ever put."""
+    """Check every state that a power cut after each call can leave. `contents` has the bytes of every object."""
     findings, disk = Findings(), Disk()
     for op in [None, *ops]:
         if op is not None:

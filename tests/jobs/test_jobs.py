@@ -145,14 +145,16 @@ def test_restore_goes_to_a_new_place_and_never_overwrites(world, tmp_path):
     world.backup()
     target = tmp_path / "live" / "restored.json"
     plan = world.do("restore", database="app", to=str(target), dry_run=True)["plan"]
-    assert not target.exists()
-    assert (plan["to"], plan["in_place"], plan["grade"]) == (str(target), False, "stored")
+    assert (target.exists(), plan["to"], plan["in_place"], plan["grade"]) == (False, str(target), False, "stored")
     world.do("restore", database="app", to=str(target))
     assert json.loads(target.read_text()) == {"users": [1, 2, 3]}
     id = plan["backup"][:12]
     with pytest.raises(TargetExists) as caught:
         world.do("restore", database="app", to=str(target), backup=id, dry_run=True)
     assert caught.value.hints == (f"dbguardctl restore app --id {id} --to {target}.restored --dry-run",)
+    with pytest.raises(TargetExists) as caught:
+        world.do("restore", database="app", to="/dev/null")
+    assert f"--to {world.path.parent}/" in caught.value.hints[0]
     target.with_name("other.json-wal").touch()
     with pytest.raises(TargetExists):
         world.do("restore", database="app", to=str(target.with_name("other.json")))

@@ -1,4 +1,4 @@
-"""A whole world for jobs in one process: storage in memory, a toy engine, a clock that is set by hand."""
+"""Everything that jobs need, in one process: storage in memory, a toy engine, a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.storage.memory import Memory
 
 
 class ToyEngine:
-    """A database that is one JSON file: {"table": [rows]}. `break_*` make it misbehave on purpose."""
+    """A database that is one JSON file: {"table": [rows]}. The `break_*` attributes make it fail."""
 
     def __init__(self, path: Path, staging: Path) -> None:
         self.path = path
@@ -216,7 +216,7 @@ class World:
             raise Cancelled("cancelled")
 
     def backup(self, **tables: list[int]) -> str:
-        """Change the database, back it up, and return the id of the backup; each one a minute after the last."""
+        """Change the database, back it up a minute after the last backup, and return the id."""
         self.later(minutes=1)
         if tables:
             self.write(**tables)
@@ -224,9 +224,9 @@ class World:
         return made
 
     def said(self, event: str) -> list[dict[str, Any]]:
-        """Return the facts of all events of that name."""
+        """Return the facts of all events with this name."""
         return [facts for name, facts in self.events if name == event]
 
     def ids(self) -> list[str]:
-        """Return the ids of the backups that can be seen, newest first."""
+        """Return the ids of the visible backups, newest first."""
         return [backup.id for backup in self.repository.backups("app")]

@@ -1,6 +1,6 @@
-"""A dbguardd of its own in a process of its own: policy, state, socket, databases, users, and the commands on it.
+"""A dbguardd process with its own policy, state, socket, databases and users, and the commands that talk to it.
 
-Everything waits on conditions, at most SECONDS, which measures nothing.
+Tests wait for conditions, at most SECONDS; nothing is measured with that.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 from dbguardctl.client import Daemon
 from dbguardd.errors import DaemonUnreachable
+from tests.live import rest
 
 SECONDS = 90.0
 FINAL = ("done", "failed", "cancelled", "interrupted")
@@ -34,16 +35,16 @@ BUGS = ("job.crashed", "daemon.broken", "Traceback", "DBG-0008")
 
 def until(condition: Callable[[], Any], what: object) -> Any:
     """Wait until a condition holds; return what it returned."""
-    deadline = time.monotonic() + SECONDS
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"never came: {what() if callable(what) else what}"
-        time.sleep(0.02)
+        assert time.monotonic() < began + SECONDS, f"never came: {what() if callable(what) else what}"
+        rest(began)
     return found
 
 
 @dataclass
 class Completed:
-    """How a command ended, and what it said."""
+    """How a command ended, and its output."""
 
     status: int
     out: str
@@ -60,7 +61,7 @@ class Completed:
 
 
 class House:
-    """A place with a daemon."""
+    """A directory with a daemon."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -96,7 +97,7 @@ class House:
         return "\n".join([f"\n[database.{name}]", 'engine = "sqlite"', f'path = "{where}"', *lines, ""])
 
     def database(self, name: str, rows: int = 50, *, wal: bool = False, blob: int = 0) -> Path:
-        """Make a small database; with `blob`, so many random bytes in each row."""
+        """Make a small database; with `blob`, each row has that many random bytes."""
         path = self.place / f"{name}.db"
         with closing(sqlite3.connect(path)) as db, db:
             db.execute(f"pragma journal_mode = {'wal' if wal else 'delete'}")
@@ -147,7 +148,7 @@ class House:
         gone(process)
 
     def close(self) -> None:
-        """End what is left, and look at what the log says of bugs."""
+        """End what still runs, and assert that the log reports no bugs."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.stop()
@@ -155,12 +156,12 @@ class House:
         assert not [word for word in BUGS if word in said], said[-4000:]
 
     def workers(self) -> dict[str, int]:
-        """Return the pids of the halves of workers that live now."""
+        """Return the pids of the worker halves that run now."""
         assert self.process is not None
         return halves(self.process.pid)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """What the log says of an event."""
+        """Return the log lines of an event."""
         found = []
         for line in self.log.read_text().splitlines():
             with suppress(ValueError):
@@ -171,7 +172,7 @@ class House:
     # ------------------------------------------------------------------------------------------------ using it
 
     def ctl(self, *words: str, uid: int | None = None, stdin: str = "") -> Completed:
-        """Run dbguardctl, perhaps as somebody else."""
+        """Run dbguardctl, as user `uid` if given."""
         with self.starting(*words, uid=uid) as process:
             out, err = process.communicate(stdin, timeout=SECONDS)
         return Completed(process.returncode, out, err)
@@ -199,7 +200,7 @@ class House:
         return said.json
 
     def fails(self, code: str, status: int, *words: str, uid: int | None = None) -> Any:
-        """Run dbguardctl --json, which must fail so; return the problem."""
+        """Run dbguardctl --json, which must fail with this code and exit status; return the problem."""
         said = self.ctl("--json", *words, uid=uid)
         assert (said.status, said.problem()["code"]) == (status, code), (words, said)
         return said.problem()
@@ -228,17 +229,21 @@ class House:
         """Return the backups of a database, newest first."""
         return list(self.api.get("databases", name, "backups", all=True, why=True)["backups"])
 
+    def coverage(self, name: str) -> list[Any]:
+        """Return the stretches of time that the log of a database covers, oldest first."""
+        return list(self.api.get("databases", name, "backups")["log"])
+
     def status(self, name: str) -> Any:
         """Return the status of one database."""
         return next(row for row in self.api.get("status")["databases"] if row["name"] == name)
 
     def audit(self) -> list[Any]:
-        """Return the audit log as it lies on disk."""
+        """Return the audit log as it is on disk."""
         lines = (self.state / "audit.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
     def is_sound(self) -> None:
-        """The audit chain verifies; stopped, the catalog is whole and nothing lies in staging. Nothing may run."""
+        """Stop the daemon, and assert that audit log and catalog are intact and staging is empty. No job may run."""
         assert self.does("audit", "verify")["ok"]
         assert self.stop() == 0
         with closing(sqlite3.connect(f"file:{self.state}/catalog.db?mode=ro", uri=True)) as db:
@@ -250,20 +255,20 @@ class House:
 
 
 def typed(command: str, stdin: str = "") -> str:
-    """Run what a person is told to type as root, who becomes somebody by it; everybody else is that one already."""
+    """Run a command with runuser that a user is told to type as root; if we are not root, run it without runuser."""
     words = shlex.split(command, comments=True)
     words = words if os.geteuid() == 0 else words[words.index("--") + 1 :]
     return subprocess.run(words, check=True, cwd="/", capture_output=True, text=True, input=stdin).stdout
 
 
 def far(hours: int) -> str:
-    """Return a schedule whose next time is about so many hours ahead, at whatever time of day tests run."""
+    """Return a schedule whose next run is about `hours` hours ahead, whatever the time of day."""
     return f"daily {(datetime.now(UTC) + timedelta(hours=hours)).hour:02}:00"
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock that a long transaction has: who wants to read the database waits."""
+    """Hold the exclusive lock of a long transaction: readers of the database wait."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("begin exclusive")
         yield
@@ -271,7 +276,7 @@ def held(path: Path) -> Iterator[None]:
 
 @contextmanager
 def a_place() -> Iterator[Path]:
-    """Make a directory that everyone may pass through, with a short name (sockets); remove it."""
+    """Yield a new directory that every user may enter, with a name short enough for sockets; remove it afterwards."""
     place = Path(tempfile.mkdtemp(prefix="dbg-"))
     try:
         place.chmod(0o755)
@@ -293,7 +298,7 @@ def gone(process: subprocess.Popen[bytes]) -> int:
 
 
 def halves(parent: int) -> dict[str, int]:
-    """Return the halves of workers that a daemon started and that live now."""
+    """Return the pids of the worker halves that a daemon started and that run now."""
     found = {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         with suppress(OSError):
@@ -305,7 +310,7 @@ def halves(parent: int) -> dict[str, int]:
 
 
 def rows(path: Path) -> int:
-    """Return how many notes a database has; it must be whole."""
+    """Return how many notes a database has; it must be intact."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         assert db.execute("pragma integrity_check").fetchall() == [("ok",)]
         return int(db.execute("select count(*) from note").fetchone()[0])
@@ -328,7 +333,7 @@ class Systemd:
         self.heard: list[dict[str, str]] = []
 
     def listen(self) -> list[dict[str, str]]:
-        """Return all messages so far, each as its variables."""
+        """Return all messages so far, each as a mapping of its variables."""
         with suppress(BlockingIOError):
             while True:
                 text = self.socket.recv(65536).decode()
@@ -340,5 +345,5 @@ class Systemd:
         return dict(until(lambda: next((m for m in self.listen()[after:] if name in m), None), f"{name}= {self.heard}"))
 
     def mark(self) -> int:
-        """Return how many messages came so far."""
+        """Return how many messages have come so far."""
         return len(self.listen())

@@ -1,6 +1,6 @@
-"""Looks for a secret in every place but the daemon's own memory: each byte that is kept, shown or said.
+"""Searches for a secret everywhere but in the daemon's own memory: files, process listings, output, answers.
 
-A search that finds nothing proves nothing: each also looks for what must be there, and a test has it find something.
+A search that finds nothing proves nothing: each one also searches for a text that must be there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_BYTES = 64 << 20
 
 
 def forms(secret: bytes) -> list[bytes]:
-    """Return how a secret may look where it does not belong."""
+    """Return the encodings in which a secret could leak."""
     known = [secret, secret.lower(), secret.hex().encode(), secret.hex().upper().encode(), repr(secret)[2:-1].encode()]
     coded = [base64.b64encode(secret), base64.urlsafe_b64encode(secret), base64.b32encode(secret)]
     escaped = json.dumps(secret.decode("latin-1"))[1:-1].encode()
@@ -32,7 +32,7 @@ def forms(secret: bytes) -> list[bytes]:
 
 
 class Hunt:
-    """One house, before and after. `planted` are the files where the secret belongs."""
+    """A search of one house. `planted` are the files in which the secret belongs."""
 
     def __init__(self, house: House, *planted: Path, journal: Journal | None = None) -> None:
         self.house = house
@@ -41,13 +41,13 @@ class Hunt:
         self._before = set(_temporary())
 
     def is_nowhere(self, *secrets: str | bytes) -> None:
-        """None of the secrets is anywhere; what is no secret is found by the same search."""
+        """Assert that no secret is found anywhere, while the same search finds a text that is no secret."""
         places = list(self.everywhere())
         assert any(str(self.house.policy).encode() in content for where, content in places if where.endswith("cmdline"))
         _search(places, secrets)
 
     def is_nowhere_kept(self, *secrets: str | bytes) -> None:
-        """The same when the daemon has ended."""
+        """Assert the same after the daemon has ended."""
         _search(list(self._kept()), secrets)
 
     def everywhere(self) -> Iterator[tuple[str, bytes]]:
@@ -57,7 +57,7 @@ class Hunt:
         yield from self._answers()
 
     def _kept(self) -> Iterator[tuple[str, bytes]]:
-        """What is there also when the daemon has ended."""
+        """Yield what is still there after the daemon has ended."""
         yield "log", self.house.log.read_bytes()
         if self.journal is not None:
             yield "journal files", self.journal.raw()
@@ -66,7 +66,7 @@ class Hunt:
         yield from self._files()
 
     def _files(self) -> Iterator[tuple[str, bytes]]:
-        """What lies in the daemon's directories, and in those for temporary files since the hunt began."""
+        """Yield the files in the daemon's directories, and the temporary files created since the search began."""
         ours = [path for path in self.house.place.rglob("*") if path != self.house.log]
         for path in [*ours, *(set(_temporary()) - self._before)]:
             if path.resolve() not in self.planted:
@@ -75,7 +75,7 @@ class Hunt:
                         yield str(path), path.read_bytes()[:MOST_BYTES]
 
     def _processes(self) -> Iterator[tuple[str, bytes]]:
-        """What the system shows of every process, and the files that those of the daemon have open."""
+        """Yield what /proc shows of every process, and the files that the daemon's processes have open."""
         for name in filter(str.isdigit, os.listdir("/proc")):
             for part in ("cmdline", "environ"):
                 with suppress(OSError):
@@ -94,7 +94,7 @@ class Hunt:
                 yield f"{file} -> {leads}", file.read_bytes()[:MOST_BYTES]
 
     def tree(self) -> list[int]:
-        """Return the daemon and all that it started, directly or not."""
+        """Return the pids of the daemon and all its descendants."""
         parents = {}
         for name in filter(str.isdigit, os.listdir("/proc")):
             with suppress(OSError):
@@ -105,7 +105,7 @@ class Hunt:
         return found
 
     def _answers(self) -> Iterator[tuple[str, bytes]]:
-        """What the daemon says to whoever may read."""
+        """Yield the daemon's answers to a peer with the role read."""
         names = [row["name"] for row in self._ask("status")["databases"]]
         ids = [row["id"] for row in self.house.jobs()]
         ids += [row["id"] for name in names for row in self.house.backups(name)]
@@ -133,7 +133,7 @@ def _search(places: list[tuple[str, bytes]], secrets: Sequence[str | bytes]) -> 
 
 
 def _temporary() -> Iterator[Path]:
-    """Yield the files for which temporary directories are, and those one directory below."""
+    """Yield the files in the temporary directories, and one level below them."""
     for top in TEMPORARY:
         for pattern in ("*", "*/*"):
             yield from (path for path in Path(top).glob(pattern) if path.is_file() and not path.is_symlink())

@@ -1,4 +1,4 @@
-"""A journal of its own: systemd's journald in a mount namespace, with the catalog of this checkout.
+"""A separate journal: systemd's journald in a mount namespace, with the catalog of this checkout.
 
 Nothing of the host is touched: /run and the directories of the catalog are file systems of that namespace. It takes
 root, and the tools of systemd and util-linux; where one is missing, tests say that they could not run.
@@ -61,7 +61,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 
 class Journal:
-    """A running journald: what is in it, and how to be in its namespace."""
+    """A running journald, its entries, and commands in its namespace."""
 
     def __init__(self, holder: int, nsenter: str) -> None:
         self.root = Path(f"/proc/{holder}/root")
@@ -75,11 +75,11 @@ class Journal:
         return done.stdout.decode(errors="replace")
 
     def service(self, house: House) -> None:
-        """Have a house start its daemon with its output in this journal."""
+        """Start the daemon of a house with its output connected to this journal."""
         house.become = [*self._inside, sys.executable, "-c", STREAM]
 
     def journalctl(self, *words: str) -> str:
-        """Ask the journal, when everything that was sent is in it."""
+        """Query the journal after everything that was sent has arrived."""
         self.run("journalctl", "--sync")
         return self.run("journalctl", "--directory", DIRECTORY, "--no-pager", *words)
 
@@ -97,7 +97,7 @@ class Journal:
 
 @contextmanager
 def a_journal() -> Iterator[Journal]:
-    """Run a journald; skips, and says why, where that cannot be done."""
+    """Run a journald; skip with the reason where that is impossible."""
     tools = {name: shutil.which(name) for name in ("unshare", "nsenter", "journalctl", "mount")}
     tools["systemd-journald"] = shutil.which("systemd-journald", path="/usr/lib/systemd:/lib/systemd")
     missing = [name for name, path in tools.items() if path is None]

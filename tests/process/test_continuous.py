@@ -416,6 +416,7 @@ def test_recover_py_reaches_the_same_moment(house: House) -> None:
     assert (target / "database").read_bytes() == place.read_bytes()
     listed = subprocess.run([*argv, "list"], capture_output=True, text=True, check=True).stdout
     assert "the log of app ends at" in listed
+    assert "restore BACKUP TARGET --until MOMENT, where BACKUP is the newest one made before MOMENT" in listed
     assert json.loads((target / "facts.dbguard.json").read_text())["log"]["chain"]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the data path share: a domain, a storage in memory, one backup, one restore."""
+"""Shared by the tests of the data path: a domain, a storage in memory, one backup, one restore."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def load(storage: Any, backup: Backup, *, domain: Domain = DOMAIN) -> dict[str, 
 
 
 class Drawer:
-    """A storage that a test can reach into. `room` puts succeed, the next one finds the disk full."""
+    """A storage whose objects a test can change. `room` puts succeed; the next one finds the disk full."""
 
     url = "memory:drawer"
 
@@ -145,5 +145,5 @@ class Drawer:
 
 
 def threads() -> set[str]:
-    """Names of the data path's threads that are alive."""
+    """Return the names of the data path's running threads."""
     return {t.name for t in threading.enumerate() if t.name.startswith(("seal", "put", "deliver"))}

@@ -1,4 +1,4 @@
-"""What the tests of objects and lifecycle share: a clock to set, cheap keys, a storage that dies, small backups."""
+"""Shared by the tests of objects and lifecycle: a settable clock, cheap keys, a dying storage, small backups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRACE = timedelta(hours=24)
 
 
 class Clock:
-    """The storage's time, the host's and the uptime; each can go wrong on its own."""
+    """The storage's time, the host's time and the uptime; each can be wrong independently."""
 
     def __init__(self) -> None:
         self.storage = self.host = START
@@ -36,7 +36,7 @@ class Clock:
 
 
 class Key:
-    """A wrapper that costs nothing: the secret xored with a hash."""
+    """A cheap key wrapper: the secret xored with a hash."""
 
     def __init__(self, word: str = "machine", *, kind: str = "machine", offline: bool = False, only_wrap: bool = False):
         self.word, self.kind, self.label, self.offline, self.only_wrap = word, kind, word, offline, only_wrap
@@ -58,11 +58,11 @@ class Key:
 
 
 class Killed(BaseException):
-    """The process is gone: nobody catches this on purpose."""
+    """The process was killed. Code under test must not catch this."""
 
 
 class Mortal:
-    """A storage that dies at call `last` (from 0): before the call takes effect, or just after it."""
+    """A storage whose process is killed at call `last` (from 0), before the call takes effect or just after it."""
 
     def __init__(self, storage: Memory, last: int | None = None, *, after: bool = False) -> None:
         self.inner, self.last, self.after, self.calls = storage, last, after, 0
@@ -121,7 +121,7 @@ class World:
         )
 
     def copy(self) -> World:
-        """Return the same world again, to let it go another way."""
+        """Return a copy of this world, so that both can continue differently."""
         other = World()
         other.clock.__dict__.update(self.clock.__dict__)
         for name, (data, at) in self.storage._objects.items():
@@ -141,7 +141,7 @@ class World:
         return new
 
     def save(self, repository: Repository, database: str = "orders", *, full: bool = False) -> Backup:
-        """Back up a changed database; remembers what it must look like when it is restored."""
+        """Back up a changed database, and remember the content that a restore must have."""
         data = self.change(database)
         with tempfile.TemporaryFile() as file:
             file.write(data)

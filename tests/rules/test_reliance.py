@@ -53,6 +53,12 @@ def test_what_is_younger_than_asked_for_does_not_count():
     assert choose(backups, NOW - timedelta(days=1)).backup is None
 
 
+def test_the_time_that_is_shown_in_milliseconds_finds_the_backup():
+    made = BackupState("01", NOW + timedelta(microseconds=320_456))
+    assert choose([made], NOW + timedelta(microseconds=320_000)).backup == made
+    assert choose([made], NOW + timedelta(microseconds=319_999)).backup is None
+
+
 def test_a_later_time_is_no_newer_state():
     """A clock that was ahead has dated what was made before it was set right."""
     ahead = BackupState("01", NOW + timedelta(days=365), proven=True)

@@ -1,4 +1,4 @@
-"""Storages around storages: one notes what is asked of it, one refuses to change anything."""
+"""Storages around storages: one records calls, one refuses changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Call:
 
 @frozen
 class Recording:
-    """Notes every call in `calls`, including those that fail (with the size that was to be put)."""
+    """Records every call in `calls`, including those that fail (with the size of the data passed to put)."""
 
     storage: Storage
     calls: list[Call] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Recording:
 
 @frozen
 class ReadOnly:
-    """Refuses whatever would change the storage."""
+    """Refuses every call that would change the storage."""
 
     storage: Storage
 

@@ -17,7 +17,7 @@ def _utc_now() -> datetime:
 
 
 class Memory:
-    """Keeps every promise of a storage except that it does not outlive the process. `now` is its clock."""
+    """Keeps every invariant of a storage, except that it does not outlive the process. `now` is its clock."""
 
     def __init__(self, now: Callable[[], datetime] = _utc_now) -> None:
         self._now = now

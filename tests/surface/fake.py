@@ -1,4 +1,4 @@
-"""A daemon that answers from a table: HTTP on a Unix socket, no database in sight."""
+"""A daemon that answers from a table: HTTP on a Unix socket, without any database."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FakeDaemon:
         self.asked: list[tuple[str, str, dict[str, str], Any]] = []
         self.keys: list[str] = []
         self.lose_answers = 0
-        """So many POSTs are done, and their answers lost."""
+        """The number of POSTs that are carried out but whose answers are lost."""
         self.misfits: list[str] = []
         """What the API of the real daemon would have refused to read."""
         self.routes: dict[str, Answer] = dict(ROUTES)
@@ -50,7 +50,7 @@ class FakeDaemon:
         return [body for method, path, _, body in self.asked if f"{method} {path}" == route]
 
     def check(self, method: str, path: str, query: str, body: Any) -> None:
-        """Note what the strict API of the real daemon would refuse."""
+        """Record what the strict API of the real daemon would refuse."""
         found = find(method, strict.segments(path))
         if isinstance(found, set):
             self.misfits.append(f"no route {method} {path}")

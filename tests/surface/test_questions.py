@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_json_has_rows_and_where_they_come_from(ctl: Ctl, daemon: FakeDaemon) ->
         "database": "app", "sql": "select 1", "backup": "", "at": "2026-09-12T06:59:00Z", "rows": 1000, "seconds": 60,
             "in_database": "",
     }  # fmt: skip
+
+
+def test_a_full_disk_is_named_and_not_taken_for_a_storage(ctl: Ctl, tmp_path: Path) -> None:
+    file = tmp_path / "left over" / "orders.sql"
+    file.parent.mkdir()
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, allowed[1]))  # of the child, which inherits it
+    try:
+        done = ctl("get", "app", "--table", "orders", "--to", str(file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert (done.returncode, file.exists()) == (11, False)
+    assert f"df -h '{file.parent}'" in done.stderr
+    assert "prune" not in done.stderr
 
 
 def test_a_moment_or_an_id_says_what_to_compare(ctl: Ctl, daemon: FakeDaemon) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from dbguardctl.humanize import dated, when, zoned
 from dbguardctl.screen import Cell, Screen, Table, text
-from dbguardctl.views.facts import findings
+from dbguardctl.views.facts import findings, one_line
 from dbguardd.errors import NotFound, SourceLocked
 from dbguardd.humanize import hint_word
 from tests.surface import answers
@@ -36,6 +36,30 @@ class Narrow(Screen):
 
     def _columns(self) -> int:
         return 60
+
+
+def test_a_recipient_is_shown_whole_wherever_it_has_to_be_copied(
+    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipients = [f"age1{letter * 58}" for letter in "qz"]
+    row = {"name": "main", "kind": "machine", "recovery": recipients, "known": True, "recipients": []}
+    daemon.routes["GET /keys"] = {"schema": "dbguard.keys/1", "keys": [row]}
+    assert inside("key", "list") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown[1:]] == [["main", "machine", "never", one] for one in recipients]
+    rows = [("main", "machine", "never", one) for one in recipients]
+    narrow = drawn([Table(("KEY", "KIND", "TESTED", "RECOVERY"), rows)], Narrow())
+    assert all(one in narrow for one in recipients)
+    sheet = {"sheet_text": "AGE-SECRET-KEY-1X", "identity": "x", "recipient": "age1x", "others": recipients}
+    daemon.routes["POST /keys/main/recovery-sheet"] = sheet
+    assert inside("key", "recovery-sheet") == 0
+    assert f"dbguardctl key recovery-drop {recipients[1]} main" in capsys.readouterr().err
+
+
+def test_of_the_findings_of_a_check_an_event_shows_how_many_there_are() -> None:
+    rows = [{"name": "x", "outcome": outcome, "detail": "y"} for outcome in ("ok", "failed", "failed", "inconclusive")]
+    assert one_line({"findings": rows}, UTC) == "findings 4 (2 failed, 1 inconclusive)"
+    assert one_line({"chains": [{"chain": "x"}], "names": ["a", "b"]}, UTC) == "chains 1, names a, b"
 
 
 @pytest.mark.parametrize("fold", [frozenset[int](), frozenset({2})], ids=["numbers", "prose"])

@@ -1,9 +1,9 @@
 """PostgreSQL: the databases of one server, dumped with PostgreSQL's own programs and proven in a throw-away server.
 
-Modules, in reading order: connect (what a server says), snapshot (one moment, held open), content (the fingerprint),
-tools, child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a throw-away server),
-sandbox (where a dump is restored for a proof), prove, look (what is there). The other method, backing up whole clusters
-by their pages, is in physical; questions to backups are in questions.
+Modules, in reading order: connect and refusals (what a server says), snapshot (one moment, held open), content (the
+fingerprint), tools, child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a
+throw-away server), sandbox (where a dump is restored for a proof), prove, look (what is there). The other method,
+backing up whole clusters by their pages, is in physical; questions to backups are in questions.
 """
 
 from __future__ import annotations
@@ -16,15 +16,7 @@ from typing import Any
 
 from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Snapshots
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
-from dbguardd.engines.postgresql.connect import (
-    address_of,
-    connected,
-    is_plain,
-    major_of,
-    place_of,
-    refusals,
-    version_of,
-)
+from dbguardd.engines.postgresql.connect import address_of, connected, is_plain, major_of, place_of, version_of
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.dump_files import write_files
@@ -37,7 +29,8 @@ from dbguardd.engines.postgresql.physical.rebuild import Restored
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.questions import PostgresqlQuestions
-from dbguardd.engines.postgresql.roles import meant, servers
+from dbguardd.engines.postgresql.refusals import refusals
+from dbguardd.engines.postgresql.roles import choose_server, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_closed, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceDamaged, SourceMissing, Unsupported
@@ -131,7 +124,7 @@ class PostgresqlDumps:
 
     def probe(self) -> Probe:
         address, only = self._where()
-        found = probe(meant(address), only, self._exclude)
+        found = probe(choose_server(address), only, self._exclude)
         return replace(found, findings=(*found.findings, *filter(None, [servers(address)])))
 
     def _where(self) -> tuple[dict[str, str], str]:
@@ -147,7 +140,7 @@ class PostgresqlDumps:
         """
         self.release()
         several, only = self._where()
-        address = meant(several)
+        address = choose_server(several)
         progress("connect", 0, None)
         with connected(address) as connection:
             version, major, plain = version_of(connection), major_of(connection), is_plain(connection)

@@ -1,4 +1,4 @@
-"""Connects to a server, and translates its refusals into our errors.
+"""Connects to a server, and reads small results.
 
 A connection uses the bytes of the database (client_encoding SQL_ASCII): nothing is converted, so no conversion can
 fail. Names are bytes; `shown` turns them into text for people. Names are not resolved by a search path, and values are
@@ -9,31 +9,17 @@ user who runs this.
 from __future__ import annotations
 
 import os
-import pwd
 import re
-import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from dbguardd.engines.postgresql.refusals import no_answer, refusals, unconnected
 from dbguardd.engines.postgresql.tools import OLDEST
-from dbguardd.errors import (
-    GuardError,
-    PolicyInvalid,
-    ServerUnreachable,
-    SourceChanged,
-    SourceDamaged,
-    SourceDenied,
-    SourceInvalid,
-    SourceLocked,
-    SourceMissing,
-    Unsupported,
-)
+from dbguardd.errors import PolicyInvalid, Unsupported
 from dbguardd.places import POSTGRESQL_SOCKETS
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -77,7 +63,6 @@ _MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepal
 """Keepalives for the server: if our host loses power, it ends our silent sessions, and their slots, within minutes. No
 tcp_user_timeout: that would also end a session whose data we do not read, and a storage may stall for longer."""
 _OPTIONS = f"-c role=none {UNHAMPERED} {_MISSED}"
-_FROM = re.compile(r"""["»„“]([0-9a-f.]*[.:][0-9a-f.:]*)["«“”]""")
 _TAKES_NONE = re.compile("startup parameter|command-line option")
 """What a proxy such as pgbouncer says of a connection with options."""
 
@@ -102,7 +87,7 @@ def place_of(address: Address) -> str:
     return f"PostgreSQL, {where}" + (f", port {address['port']}" if "port" in address else "")
 
 
-def told(address: Address, database: str = "", *, plain: bool = False) -> dict[str, str]:
+def parameters(address: Address, database: str = "", *, plain: bool = False) -> dict[str, str]:
     """Return the libpq parameters for a database of a server; options in the url take precedence over ours.
 
     With `plain` ours are omitted: a proxy such as pgbouncer may refuse them.
@@ -150,7 +135,7 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
 
 def connect_bare(address: Address, database: str, about: str) -> Connection:
     """Return a connection without sending SQL, which not every connection accepts. Raises as connect()."""
-    where = told(address, database)
+    where = parameters(address, database)
     usual = {"application_name": "dbguard", "client_encoding": "SQL_ASCII", **_LIVELY}
     if where.get("sslrootcert") == "system":
         _trust_whom_the_system_trusts()
@@ -160,9 +145,9 @@ def connect_bare(address: Address, database: str, about: str) -> Connection:
         except psycopg.OperationalError as error:
             if not _TAKES_NONE.search(str(error)):
                 raise
-            return psycopg.connect(**{**usual, **told(address, database, plain=True)}, autocommit=True)  # type: ignore[arg-type]
+            return psycopg.connect(**{**usual, **parameters(address, database, plain=True)}, autocommit=True)  # type: ignore[arg-type]
     except psycopg.Error as error:
-        raise _unconnected(about, where, error) from error
+        raise unconnected(about, where, error) from error
 
 
 def is_plain(connection: Connection) -> bool:
@@ -208,11 +193,6 @@ def row(connection: Connection, kinds: Sequence[type], query: bytes, *values: An
     return found[0]
 
 
-def no_answer(said: Any) -> SourceInvalid:
-    """Return an error: the answer is not one that PostgreSQL gives."""
-    return SourceInvalid("PostgreSQL: the server gave an unexpected answer", detail=repr(said)[:500])
-
-
 def text(value: Any) -> str:
     """Return a number, a version or a keyword from the server as text. Not for names, which would lose bytes."""
     return bytes(value).decode("ascii", "replace") if isinstance(value, bytes | memoryview) else str(value)
@@ -221,179 +201,3 @@ def text(value: Any) -> str:
 def shown(name: bytes) -> str:
     """Return a name as text: bytes that are not UTF-8 are escaped in hexadecimal, so different names stay different."""
     return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-
-
-@contextmanager
-def refusals(about: str) -> Iterator[None]:
-    """Translate the server's errors that leave the block. Errors of the driver without a server's code are our bugs."""
-    try:
-        yield
-    except psycopg.Error as error:
-        lost = isinstance(error, psycopg.OperationalError) or type(error) is psycopg.DatabaseError  # another protocol
-        if error.sqlstate is None and not lost:
-            raise
-        raise refusal(about, error) from error
-
-
-_STATES: Mapping[str, type[GuardError]] = {
-    "08": ServerUnreachable,  # connection exception
-    "28": SourceDenied,  # invalid authorization
-    "3D": SourceMissing,  # invalid catalog name
-    "42501": SourceDenied,  # insufficient privilege
-    "42P01": SourceChanged,  # undefined table: dropped meanwhile
-    "53": ServerUnreachable,  # insufficient resources
-    **dict.fromkeys(("55P03", "55006"), SourceLocked),  # lock not available; object in use: a slot
-    "55": SourceChanged,  # object not in prerequisite state
-    "57": ServerUnreachable,  # operator intervention: it is shut down
-    "58": SourceDamaged,  # system error: a file cannot be read
-    **dict.fromkeys(("XX001", "XX002"), SourceDamaged),
-}
-
-_BY = "  -- as a superuser; ROLE is the user of the url"
-READ_ALL = f"GRANT pg_read_all_data TO ROLE;{_BY}"
-"""Lets a role read all tables; `check` names the role, and whatever else it lacks."""
-
-_RIGHTS: Mapping[str, str] = {
-    "check_enable_rls": "ALTER ROLE ROLE BYPASSRLS;",
-    "CheckSlotPermissions": "ALTER ROLE ROLE REPLICATION;",
-    "GetConfigOptionByName": "GRANT pg_monitor TO ROLE;",
-}
-"""The statement that grants what a function of the server refuses."""
-
-_MENDS: Mapping[str, Sequence[str]] = {
-    "53100": ("df -h  # on the host of the server, whose disk is full; SHOW data_directory says where that is",),
-    "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
-    "53300": ("ALTER SYSTEM SET max_connections = 200;  -- or more than it is; then restart the server",),
-    "55006": ("SELECT * FROM pg_stat_replication;  -- who uses the slot: perhaps a copy of this dbguard",),
-    "ReplicationSlotCreate": (  # 53400 also covers other limits
-        "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop those that are no longer needed",
-        "ALTER SYSTEM SET max_replication_slots = 20;  -- or more than it is; then restart the server",
-    ),
-}
-"""What a person can do, by SQLSTATE or by the function of the server that has reached a limit."""
-
-
-def silent(about: str, what: str, seconds: float) -> ServerUnreachable:
-    """Return an error: a server keeps its connections open but sends nothing."""
-    return ServerUnreachable(
-        f"{about}: {what}, for {seconds:g} s",
-        detail="The connection is open: the server is stopped, its disk hangs, or the network loses its packets. "
-        "dbguard has stopped waiting.",
-    )
-
-
-def refusal(about: str, error: psycopg.Error) -> GuardError:
-    """Return the meaning of a server's error. Its message is kept: it names objects, but quotes no row."""
-    state, said = error.sqlstate or "", _first_line(error)
-    if not state:
-        return ServerUnreachable(f"{about}: the connection was lost", detail=said)
-    kind = _STATES.get(state) or _STATES.get(state[:2]) or SourceChanged
-    limit = error.diag.source_function if state == "53400" else None
-    hints = _rights(error, said) if state == "42501" else _MENDS.get(limit or state, ())
-    return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})", hints=hints)
-
-
-def _rights(error: psycopg.Error, said: str) -> Sequence[str]:
-    """Return the statement that grants the missing right, if it is known; it is not for databases and large objects."""
-    if mend := _RIGHTS.get(error.diag.source_function or ""):
-        return [f"{mend}{_BY}"]
-    if found := re.search(r"permission denied for (\w+)(?: (\w+)$)?", said):
-        match found.groups():
-            case ("table" | "view" | "materialized" | "foreign" | "sequence" | "schema", _):
-                return [READ_ALL]
-            case ("function", str() as name):  # overloads are not told apart: psql runs a line for each
-                grant = "SELECT format('GRANT EXECUTE ON FUNCTION %s TO ROLE', oid::regprocedure) FROM pg_proc"
-                return [f"/*{_BY.strip(' -')} */ {grant} WHERE proname = '{name}' \\gexec"]
-    return ["dbguardctl check NAME  # it says what the role lacks"]
-
-
-def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardError:
-    """Return why connecting failed. Before a connection there are no codes, only messages, perhaps not in English."""
-    said = _first_line(error).split(" Multiple connection attempts failed")[0]  # the other attempts failed alike
-    if found := re.search(r'database "(.*)" does not exist', said):
-        return SourceMissing(
-            f"{about}: there is no database {found[1]}",
-            detail=said,
-            hints=["su postgres -c 'psql -l'  # the existing databases"],
-        )
-    if re.search(r"authentication failed|pg_hba\.conf|no password supplied|role .* does not exist", said):
-        return SourceDenied(
-            f"{about}: the server refuses the login",
-            detail=said,
-            hints=_hints_for_denied(said, address),
-        )
-    if "max_wal_senders" in said:
-        return ServerUnreachable(
-            f"{about}: accepts no more replication connections",
-            detail=said,
-            hints=["ALTER SYSTEM SET max_wal_senders = 20;  -- or more than it is; then restart the server"],
-        )
-    if re.search("permission denied for database", said):
-        return SourceDenied(f"{about}: no permission to connect", detail=said)
-    said, hints = _unreachable(address, said)
-    return ServerUnreachable(f"{about}: cannot be reached", detail=said, hints=hints)
-
-
-def _unreachable(address: Address, said: str) -> tuple[str, list[str]]:
-    """Return what to say of a server that does not answer, and what a person should do first."""
-    host = address.get("hostaddr") or address.get("host", "")
-    if re.search("definition of service|service file", said):
-        return said, [f"{pwd.getpwuid(os.geteuid()).pw_dir}/.pg_service.conf, or that of the system, has to define it"]
-    if host.startswith("/"):
-        lists = shutil.which("pg_lsclusters")
-        return said, ["pg_lsclusters  # which servers run, and at which port" if lists else f"ls -A {host}  # sockets"]
-    if _reaches_hosts() or not re.search("no error details|unreachable|[Aa]ddress family|refused|resolve", said):
-        return said, []
-    local = ["dbguardctl protect postgresql:///  # the server of this host, by its socket"]
-    return (
-        f"{said}\nNo other host can be reached from here: dbguardd.service has network access only with a drop-in.",
-        [*(local if re.match(r"localhost$|127\.|::1$", host) else ()), "man 5 dbguard.toml  # POSTGRESQL, Network"],
-    )
-
-
-def line_of_hba(database: str, role: str, host: str) -> str:
-    """Return the pg_hba.conf line that lets a role in from a host, or over the socket. The first matching line decides.
-
-    `database` and `role` are already quoted where necessary; "replication" is not a database.
-    """
-    line = f"host {database} {role} {host} scram-sha-256" if host else f"local {database} {role} peer"
-    return f"first in pg_hba.conf: {line}  -- then SELECT pg_reload_conf()"
-
-
-def _hints_for_denied(said: str, address: Address) -> list[str]:
-    if "pg_hba.conf" in said:
-        host = _FROM.search(said)  # as the server sees us
-        database = "replication" if "replication" in address else _in_hba(address["dbname"])
-        role = _in_hba(address.get("user") or pwd.getpwuid(os.geteuid()).pw_name)
-        here = address.get("host", "/").startswith("/")
-        seen = f"{host[1]}/{128 if ':' in host[1] else 32}" if host else "ADDRESS"
-        return [line_of_hba(database, role, "" if here else seen)]
-    if "password" in said:
-        user = pwd.getpwuid(os.geteuid())
-        return [f"{user.pw_dir}/.pgpass, of {user.pw_name} and with mode 0600, has a line HOST:PORT:*:USER:PASSWORD"]
-    return ["set run_as to a user whom the server knows, or user= in the url", "man 5 dbguard.toml  # POSTGRESQL"]
-
-
-def _in_hba(name: str) -> str:
-    return name if re.fullmatch("(?!replication$)[a-z_][a-z0-9_]*", name) else '"{}"'.format(name.replace('"', '""'))
-
-
-def _reaches_hosts() -> bool:
-    """Return whether this process could reach another host: in the service's sandbox it lacks a socket or a route."""
-    try:
-        socket.socket(socket.AF_INET).close()
-    except OSError:
-        return False
-    routes = list[str]()
-    with suppress(OSError):
-        routes += Path("/proc/self/net/route").read_text().splitlines()[1:]
-    with suppress(OSError):
-        lines = Path("/proc/self/net/ipv6_route").read_text().splitlines()
-        routes += [line for line in lines if not line.endswith(" lo")]
-    return bool(routes)
-
-
-def _first_line(error: psycopg.Error) -> str:
-    if error.diag.message_primary:
-        return error.diag.message_primary[:500]
-    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -18,9 +18,10 @@ from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.child import tool
-from dbguardd.engines.postgresql.connect import READ_ALL, Address, place_of, told
+from dbguardd.engines.postgresql.connect import Address, parameters, place_of
 from dbguardd.engines.postgresql.content import Stored
 from dbguardd.engines.postgresql.meaning import TOO_LONG
+from dbguardd.engines.postgresql.refusals import READ_ALL
 from dbguardd.engines.postgresql.snapshot import Database, Extension, Held
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import (
@@ -176,8 +177,8 @@ class Dumper:
             out.write(contents.encode())
 
     def _told(self, database: str) -> str:
-        where: Mapping[str, Any] = {**told(self._address, database, plain=self._plain), "application_name": "dbguard"}
-        return make_conninfo("", **where)
+        where: Mapping[str, Any] = parameters(self._address, database, plain=self._plain)
+        return make_conninfo("", **{**where, "application_name": "dbguard"})
 
     def _stream(self, name: str, words: Sequence[str], what: str) -> None:
         def alive() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
+from dbguardd.durable import create_file
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.connect import address_of
 from dbguardd.engines.postgresql.dump import CONTENTS, ROLES, TABLESPACES, Contents, decode
@@ -47,10 +48,7 @@ def write_files(tree: Tree, target: Path, progress: Progress, address: Mapping[s
                 out.flush()
                 os.fsync(out.fileno())
         contents = read_contents(work)
-        with (work / MANUAL).open("x", encoding="utf-8", errors="backslashreplace") as out:
-            out.write(manual(contents, target, address))
-            out.flush()
-            os.fsync(out.fileno())
+        create_file(work / MANUAL, manual(contents, target, address).encode(errors="backslashreplace"))
 
 
 def read_contents(place: Path) -> Contents:

@@ -136,7 +136,7 @@ def _tried(db: Connection, statements: bytes, count: int) -> Finding:
         result = db.pgconn.exec_(statements)
         if result.status not in (psycopg.pq.ExecStatus.COMMAND_OK, psycopg.pq.ExecStatus.EMPTY_QUERY):
             said = result.error_field(psycopg.pq.DiagnosticField.MESSAGE_PRIMARY) or b""  # others may quote passwords
-            return Finding(name, "failed", told(said.decode(errors="replace")))
+            return Finding(name, "failed", without_rows(said.decode(errors="replace")))
     finally:
         db.execute(b"ROLLBACK")
     return Finding(name, "ok", f"{count}, with what they may and are members of; made, and taken back")
@@ -185,7 +185,7 @@ def judged(said: str) -> tuple[str, str, bool]:
 
 def errors_of(said: str) -> list[str]:
     """Return what pg_restore could not restore, one line each, without values of rows."""
-    return [f"{where}: {told(line)}".removeprefix(": ") for where, line in _ERROR.findall(said)]
+    return [f"{where}: {without_rows(line)}".removeprefix(": ") for where, line in _ERROR.findall(said)]
 
 
 # ------------------------------------------------------------------------------------------------ proof queries
@@ -253,7 +253,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def told(said: str) -> str:
+def without_rows(said: str) -> str:
     """Return a server's message in one line, without values of rows."""
     line = " ".join(said.split())
     if not _QUOTES_NO_ROW.fullmatch(line):

@@ -47,7 +47,7 @@ class Seen:
         return "standby" if self.standby else "primary"
 
 
-def each(address: Address) -> list[Address]:
+def addresses_of(address: Address) -> list[Address]:
     """Return a separate address for each server that an address names, without the requested role.
 
     An address of a single server, or of a service, is returned as it is. Raises PolicyInvalid for lists of different
@@ -60,18 +60,18 @@ def each(address: Address) -> list[Address]:
     if any(len(found) not in (1, count) for found in told.values()):
         lists = ", ".join(f"{len(found)} of {name}" for name, found in told.items())
         raise PolicyInvalid(f"{place_of(address)}: the url names servers by lists that do not fit: {lists}")
-    alone = {name: value for name, value in address.items() if name not in (*_TOGETHER, ROLE, "load_balance_hosts")}
+    common = {name: value for name, value in address.items() if name not in (*_TOGETHER, ROLE, "load_balance_hosts")}
     # as in libpq, one port applies to all hosts, and an empty list entry means the default
     values = {name: found * count if len(found) == 1 else found for name, found in told.items()}
-    return [{**alone, **{name: found[n] for name, found in values.items() if found[n]}} for n in range(count)]
+    return [{**common, **{name: found[n] for name, found in values.items() if found[n]}} for n in range(count)]
 
 
-def meant(address: Address, about: str = "") -> Address:
+def choose_server(address: Address, about: str = "") -> Address:
     """Return the address of the server to use: the primary, unless another role is requested.
 
     Raises ServerUnreachable if none has that role, SourceReplaced if they are not one cluster.
     """
-    if len(several := each(address)) == 1:
+    if len(several := addresses_of(address)) == 1:
         return address
     about, role = about or place_of(address), address.get(ROLE, "primary")
     seen, lost = look_at(several)
@@ -92,12 +92,12 @@ def meant(address: Address, about: str = "") -> Address:
     return {**wanted[0].address, ROLE: "standby"} if wanted[0].standby else wanted[0].address
 
 
-def writing(address: Address, about: str) -> Address:
+def primary_of(address: Address, about: str) -> Address:
     """Return the address of the primary, whatever role is requested: its log is the one to follow."""
-    return meant({**address, ROLE: "primary"}, about) if len(each(address)) > 1 else address
+    return choose_server({**address, ROLE: "primary"}, about) if len(addresses_of(address)) > 1 else address
 
 
-def alone(address: Address) -> Address:
+def without_role(address: Address) -> Address:
     """Return an address without the requested role."""
     return {name: value for name, value in address.items() if name != ROLE}
 
@@ -133,7 +133,7 @@ def check_one(seen: Sequence[Seen], about: str) -> None:
 
 def servers(address: Address) -> Finding | None:
     """Return what the servers of a url are, and which of them lag or do not answer; None for a single server."""
-    if len(several := each(address)) == 1:
+    if len(several := addresses_of(address)) == 1:
         return None
     seen, lost = look_at(several)
     most = max((one.at for one in seen), default=0)

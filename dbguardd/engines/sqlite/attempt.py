@@ -13,7 +13,6 @@ from dbguardd.flow import Facts
 from dbguardd.frozen import frozen
 
 NAME = "snapshot.db"
-SUFFIXES = ("", "-wal", "-shm", "-journal")
 TICK_SECONDS = 0.01  # file times have the granularity of a timer tick (at most 10 ms)
 
 

@@ -13,6 +13,7 @@ import apsw
 
 from dbguardd.engines.base import Answer, Bounds
 from dbguardd.engines.sqlite.ask import encoded, stored_names
+from dbguardd.engines.sqlite.content import quoted
 from dbguardd.engines.sqlite.pages import Opened, opened
 from dbguardd.engines.sqlite.tables import (
     Table,
@@ -20,7 +21,6 @@ from dbguardd.engines.sqlite.tables import (
     exact,
     known,
     plain,
-    quoted,
     same_row,
     tables,
     told_apart,

@@ -20,6 +20,9 @@ from blake3 import blake3
 
 from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 
+ROWID_NAMES = ("rowid", "_rowid_", "oid")
+"""The names of the hidden row id; a column of that name hides it."""
+
 Tick = Callable[[int], None]
 """Called with the bytes encoded so far; raises to stop."""
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dbguardd.errors import NoSpace, Unreachable
+from dbguardd.durable import write_at
+from dbguardd.errors import FULL, NoSpace, Unreachable
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _FICLONE = 0x40049409
@@ -70,7 +71,7 @@ class Copy:
         return done > 0
 
     def _refused(self, error: OSError) -> NoSpace | Unreachable:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             return NoSpace(f"{self._name}: not enough space for the staged copy", detail=error.strerror or "")
         return Unreachable(f"{self._name}: cannot be copied to staging", detail=error.strerror or str(error))
 
@@ -82,11 +83,9 @@ class Copy:
                 if error.errno not in _NOT_HERE:
                     raise
                 self._in_kernel = False
-        data = memoryview(os.pread(self._source, limit, self.position))
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._target, data[done:], self.position + done)
-        return done
+        data = os.pread(self._source, limit, self.position)
+        write_at(self._target, data, self.position)
+        return len(data)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from dbguardd.engines.base import Examination, Finding, Progress, ProofQuery, judge
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.sqlite.content import text as as_text
-from dbguardd.engines.sqlite.newer import Unread, bears, check_all_read
+from dbguardd.engines.sqlite.newer import Unread, check_all_read, ignores_schema
 from dbguardd.engines.sqlite.still import open_still, page_span, read_fingerprint
 from dbguardd.errors import GuardError
 
@@ -100,7 +100,7 @@ def _integrity(connection: sqlite3.Connection) -> Finding:
     if lines == ["ok"]:
         return Finding(name, "ok")
     # An index that is only partly understood may be built wrongly here, and then seems to lack rows.
-    return Finding(name, "inconclusive" if bears(connection) else "failed", "; ".join(lines))
+    return Finding(name, "inconclusive" if ignores_schema(connection) else "failed", "; ".join(lines))
 
 
 def _foreign_keys(connection: sqlite3.Connection) -> Finding:
@@ -153,7 +153,7 @@ def _proof(target: Path, queries: Sequence[ProofQuery], progress: Progress) -> l
 def _ask(target: Path, query: ProofQuery, progress: Progress) -> Finding:
     """Run one query. Values of rows are not reported: findings are kept, logged, and shown to all who may read."""
     name = f"query: {query.sql}"
-    borne = running = False
+    ignoring = running = False
     raised: list[GuardError] = []
     end = time.monotonic() + _QUERY_SECONDS
 
@@ -166,9 +166,9 @@ def _ask(target: Path, query: ProofQuery, progress: Progress) -> Finding:
 
     try:
         with open_still(target) as connection:
-            borne = bears(connection)
+            ignoring = ignores_schema(connection)
             connection.set_progress_handler(watch, _STEPS)
-            connection.set_authorizer(_authorize_tables if borne else _authorize)
+            connection.set_authorizer(_authorize_tables if ignoring else _authorize)
             connection.text_factory = as_text
             connection.execute(f"EXPLAIN {query.sql}").close()  # up to here errors concern the query, not rows
             running = True
@@ -179,7 +179,8 @@ def _ask(target: Path, query: ProofQuery, progress: Progress) -> Finding:
         if time.monotonic() > end:
             return Finding(name, "inconclusive", f"no answer within {_QUERY_SECONDS:.0f} s")
         what = getattr(error, "sqlite_errorname", type(error).__name__)
-        outcome = "inconclusive" if borne and not running else _outcome(error)  # the query may use what is unknown here
+        unknown = ignoring and not running  # the query may use what this SQLite ignores
+        outcome = "inconclusive" if unknown else _outcome(error)
         return Finding(name, outcome, f"{what} while it ran" if running else str(error))
     if len(rows) != 1 or len(rows[0]) != 1:
         return Finding(name, "failed", "the query must return exactly one row of one value")

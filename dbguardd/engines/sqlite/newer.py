@@ -40,7 +40,7 @@ def version_of(path: Path) -> tuple[int, ...]:
     return number // _NUMBER**2, number // _NUMBER % _NUMBER, number % _NUMBER
 
 
-def bear(connection: sqlite3.Connection, version: tuple[int, ...]) -> None:
+def ignore_newer_syntax(connection: sqlite3.Connection, version: tuple[int, ...]) -> None:
     """Ignore what is not understood, if SQLite `version`, which wrote the database, is newer than ours."""
     if version <= sqlite3.sqlite_version_info:
         return
@@ -51,14 +51,14 @@ def bear(connection: sqlite3.Connection, version: tuple[int, ...]) -> None:
             connection.execute("PRAGMA writable_schema=ON")
 
 
-def bears(connection: sqlite3.Connection) -> bool:
+def ignores_schema(connection: sqlite3.Connection) -> bool:
     """Return whether a connection ignores parts of the schema."""
     return bool(connection.execute("PRAGMA writable_schema").fetchone()[0])
 
 
 def check_all_read(connection: sqlite3.Connection) -> None:
     """Raise Unread if a table with rows or an index, which owns pages too, is ignored."""
-    if not bears(connection):
+    if not ignores_schema(connection):
         return
     with texts(connection, text):
         lost = [f"{kind} {name}" for kind, name in connection.execute(_ROOTED)]

@@ -17,11 +17,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import field
 from pathlib import Path
 
-from dbguardd.durable import sync_directory
-from dbguardd.engines.landing import outcome
+from dbguardd.durable import sync_directory, write_at
+from dbguardd.engines.landing import outcome, side_files
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import refusal
-from dbguardd.engines.sqlite.publish import SIDES
 from dbguardd.errors import TargetInUse
 from dbguardd.frozen import frozen
 
@@ -84,7 +83,7 @@ def overwrite(path: Path, file: int, change: Change, ready: Callable[[], None], 
             )
         idle = False
         for number in change.numbers():
-            _put(file, change.image(number), (number - 1) * change.page_size)
+            write_at(file, change.image(number), (number - 1) * change.page_size)
         os.ftruncate(file, change.after * change.page_size)
         os.fsync(file)
         journal.unlink()  # this is the commit
@@ -122,7 +121,7 @@ def settle(path: Path) -> None:
 
 def sides(path: Path) -> list[Path]:
     """Return the side files that exist."""
-    return [side for end in SIDES if os.path.lexists(side := path.with_name(f"{path.name}{end}"))]
+    return [side for side in side_files(path) if os.path.lexists(side)]
 
 
 def _write_journal(journal: Path, file: int, change: Change) -> None:
@@ -136,10 +135,10 @@ def _write_journal(journal: Path, file: int, change: Change) -> None:
     nonce = int.from_bytes(os.urandom(4), "big")
     head = _HEADER.pack(_MAGIC, len(numbers), nonce, change.before, _SECTOR, change.page_size)
     with _created(journal, file) as out:
-        _put(out, head.ljust(_SECTOR, b"\0"), 0)
+        write_at(out, head.ljust(_SECTOR, b"\0"), 0)
         at = _SECTOR
         for record in _records(file, numbers, change.page_size, nonce):
-            _put(out, record, at)
+            write_at(out, record, at)
             at += len(record)
         os.fsync(out)
 
@@ -166,9 +165,3 @@ def _created(journal: Path, file: int) -> Iterator[int]:
         raise
     finally:
         os.close(out)
-
-
-def _put(file: int, data: bytes, at: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(file, data[done:], at + done)

@@ -86,7 +86,7 @@ def pour(live: str, source: Path, pouring: Pouring) -> None:
         def tick(done: int) -> None:
             pouring.show(min(done, size), size)
 
-        newer.bear(target, newer.version_of(source))
+        newer.ignore_newer_syntax(target, newer.version_of(source))
         with suppress(newer.Unread):  # what cannot be read cannot be compared: SQLite itself has copied its pages
             newer.check_all_read(origin)
             if fingerprint(origin, size, tick) != fingerprint(target, size, tick):
@@ -100,7 +100,7 @@ def _lock(target: sqlite3.Connection, origin: sqlite3.Connection, version: tuple
     were kept it would leave a journal behind, and the transaction of the backup interface takes its own.
     """
     target.execute("PRAGMA locking_mode=EXCLUSIVE")
-    newer.bear(target, version)
+    newer.ignore_newer_syntax(target, version)
     target.execute("BEGIN EXCLUSIVE")
     target.execute("COMMIT")
     (mode,) = target.execute("PRAGMA journal_mode").fetchone()

@@ -12,10 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dbguardd.durable import sync_directory
-from dbguardd.engines.landing import WORK, is_left, is_work, outcomes, work_prefix
+from dbguardd.engines.landing import WORK, is_left, is_work, outcomes, side_files, work_prefix
 from dbguardd.errors import TargetExists
 
-SIDES = ("-wal", "-shm", "-journal")
 _RIGHTS = 0o777
 
 
@@ -42,9 +41,9 @@ def fresh(target: Path, mode: int) -> Iterator[Path]:
             work.unlink()
             sync_directory(target.parent)
     finally:
-        for side in ("", *SIDES):
+        for path in (work, *side_files(work)):
             with suppress(OSError):
-                work.with_name(f"{work.name}{side}").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         os.close(file)
 
 
@@ -58,8 +57,8 @@ def clear(directory: Path) -> None:
                 if not stat.S_ISREG(found.st_mode) or not is_left(path, found):
                     continue
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for side in (*SIDES, ""):
-                    path.with_name(f"{path.name}{side}").unlink(missing_ok=True)
+                for left in (*side_files(path), path):
+                    left.unlink(missing_ok=True)
             finally:
                 os.close(file)
 
@@ -96,10 +95,9 @@ def only_name(target: Path) -> None:
 
 def check_free(target: Path) -> None:
     """Raise TargetExists if `target` or a side file of that name exists."""
-    for side in ("", *SIDES):
-        path = target.with_name(f"{target.name}{side}")
+    for path in (target, *side_files(target)):
         if os.path.lexists(path):
-            what = "something is there" if not side else "a side file of an earlier database is there"
+            what = "something is there" if path == target else "a side file of an earlier database is there"
             raise TargetExists(f"{path}: {what}", detail="a restore never overwrites", hints=[f"ls -l {path}"])
 
 

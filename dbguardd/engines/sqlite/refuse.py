@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import apsw
 
+from dbguardd.engines.sqlite.tables import instead_of
 from dbguardd.errors import GuardError, SourceDamaged, TooCostly, Unsupported, Usage
 
-_SHOWN = 20
 _PLAIN = re.compile("integer overflow|malformed JSON|string or blob too big|no such (function|collation sequence): .*")
 """Run-time messages of SQLite that quote no row: all others may, and errors are kept and logged."""
 
@@ -53,16 +52,6 @@ class Refusals:
                 f"{self._about}: a question may only read",
                 detail=f"{error}; in: {sql}",
             )
-        return Usage(f"{self._about}: {error}", detail="\n".join([f"in: {sql}", *_likely(str(error), tables)]))
-
-
-def _likely(said: str, tables: Sequence[str]) -> list[str]:
-    """Return the existing tables and the likely one, if the error is a table that was not found."""
-    found = re.search(r"no such table: (?:main\.)?(.*)", said)
-    if found is None:
-        return []
-    near = get_close_matches(found[1].lower(), {name.lower(): name for name in tables}, 3)
-    names = {name.lower(): name for name in tables}
-    meant = [f"Did you mean {' or '.join(names[name] for name in near)}?"] if near else []
-    more = ["…"] if len(tables) > _SHOWN else []
-    return [f"Its tables: {', '.join([*tables[:_SHOWN], *more]) or 'none'}.", *meant]
+        missing = re.search(r"no such table: (?:main\.)?(.*)", str(error))
+        existing = instead_of(missing[1], tables) if missing else []
+        return Usage(f"{self._about}: {error}", detail="\n".join([f"in: {sql}", *existing]))

@@ -11,12 +11,12 @@ from typing import Any
 
 from dbguardd.durable import sync_directory
 from dbguardd.engines.base import REPLACED, Progress
-from dbguardd.engines.landing import ASIDE, SWAP, WORK, describe, naming, outcome, users, work_prefix
+from dbguardd.engines.landing import ASIDE, SIDES, SWAP, WORK, describe, naming, outcome, users, work_prefix
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import child
 from dbguardd.engines.sqlite.live import open_live, read_header, resolve
 from dbguardd.engines.sqlite.marks import KEEP
-from dbguardd.engines.sqlite.publish import SIDES, fresh, hold, sweep
+from dbguardd.engines.sqlite.publish import fresh, hold, sweep
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.errors import (
     GuardError,

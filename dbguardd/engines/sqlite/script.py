@@ -23,7 +23,7 @@ from contextlib import closing
 from typing import Any, BinaryIO
 
 from dbguardd.engines.sqlite import content
-from dbguardd.engines.sqlite.content import quoted
+from dbguardd.engines.sqlite.content import ROWID_NAMES, quoted
 from dbguardd.errors import Unsupported
 
 Tick = Callable[[int], None]
@@ -31,7 +31,6 @@ Tick = Callable[[int], None]
 _ODD = re.compile("[\0\r\ud800-\udfff\ufeff\ufffe\uffff]|;\n")
 _EXACT_FLOATS = (1e-280, 1e280)
 _STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
-_ROWID_NAMES = ("rowid", "_rowid_", "oid")
 _OWN_TABLES = ("sqlite_sequence", "sqlite_stat1", "sqlite_stat3", "sqlite_stat4")
 _PRAGMAS = frozenset(
     (
@@ -137,18 +136,22 @@ def _rows(connection: sqlite3.Connection, table: str, encoding: str) -> Iterator
     names = [rowid, *names] if rowid else names
     listed = ", ".join(names)
     query = f"SELECT {listed} FROM main.{quoted(table)} NOT INDEXED"  # noqa: S608 - names come from the catalog
-    opening = f"INSERT INTO {quoted(table)}({listed}) VALUES\n"
-    rows: list[str] = []
-    size = 0
-    for row in connection.execute(query):
-        literal = "(" + ",".join([_LITERALS[type(value)](value, encoding) for value in row]) + ")"
-        rows.append(literal)
-        size += len(literal)
-        if size >= _STATEMENT_BYTES or len(rows) >= _STATEMENT_ROWS:
-            yield opening + ",\n".join(rows) + ";\n"
-            rows, size = [], 0
-    if rows:
-        yield opening + ",\n".join(rows) + ";\n"
+    rows = (",".join([_LITERALS[type(value)](value, encoding) for value in row]) for row in connection.execute(query))
+    for statement, _ in inserts(table, listed, rows):
+        yield f"{statement};\n"
+
+
+def inserts(table: str, columns: str, rows: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield INSERT statements, without their end, and how many rows each has. `rows` are lists of literals."""
+    opening, waiting, size = f"INSERT INTO {quoted(table)}({columns}) VALUES\n", list[str](), 0
+    for row in rows:
+        waiting.append(f"({row})")
+        size += len(row) + 2
+        if size >= _STATEMENT_BYTES or len(waiting) >= _STATEMENT_ROWS:
+            yield opening + ",\n".join(waiting), len(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield opening + ",\n".join(waiting), len(waiting)
 
 
 def _rowid_name(connection: sqlite3.Connection, table: str) -> str:
@@ -158,7 +161,7 @@ def _rowid_name(connection: sqlite3.Connection, table: str) -> str:
     if any(row[5] for row in info) and "pk" not in kinds:
         return ""  # INTEGER PRIMARY KEY
     taken = {row[1].lower() for row in info}
-    name = next((name for name in _ROWID_NAMES if name not in taken), "")
+    name = next((name for name in ROWID_NAMES if name not in taken), "")
     try:
         connection.execute(f"SELECT {name or 'NULL'} FROM main.{quoted(table)} LIMIT 0")  # noqa: S608 - as above
     except sqlite3.OperationalError:

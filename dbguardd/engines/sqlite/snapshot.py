@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
+from dbguardd.engines.landing import side_files
 from dbguardd.engines.sqlite import locks
-from dbguardd.engines.sqlite.attempt import NAME, SUFFIXES, Attempt, Budget, Moved, Snapshot
+from dbguardd.engines.sqlite.attempt import NAME, Attempt, Budget, Moved, Snapshot
 from dbguardd.engines.sqlite.copy import opened
 from dbguardd.engines.sqlite.live import State, open_live, read_header
 from dbguardd.engines.sqlite.rollback import hot_journal, in_slices
@@ -26,8 +27,8 @@ from dbguardd.errors import Internal, SourceLocked, WouldBlock
 
 def wipe(staging: Path) -> None:
     """Delete what a copy or an earlier run left in staging; no other files."""
-    for suffix in SUFFIXES:
-        (staging / f"{NAME}{suffix}").unlink(missing_ok=True)
+    for path in (staging / NAME, *side_files(staging / NAME)):
+        path.unlink(missing_ok=True)
 
 
 def take(path: str, staging: Path, budget: Budget, progress: Progress, *, tries: int = 0) -> Snapshot:

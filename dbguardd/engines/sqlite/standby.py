@@ -14,19 +14,18 @@ import os
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from struct import pack
 from typing import Any
 
-from dbguardd.durable import sync_directory
+from dbguardd.durable import replace_file, sync_directory
 from dbguardd.engines.base import Finding, Progress, ProofQuery
-from dbguardd.engines.landing import outcome
+from dbguardd.engines.landing import SIDES, outcome
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.live import MAGIC, Header
 from dbguardd.engines.sqlite.overwrite import Change, overwrite, page_at, settle, sides
-from dbguardd.engines.sqlite.publish import SIDES, fresh, only_name
+from dbguardd.engines.sqlite.publish import fresh, only_name
 from dbguardd.engines.sqlite.rights import give
 from dbguardd.errors import (
     Damaged,
@@ -317,18 +316,8 @@ def _read(note: Path) -> tuple[int, list[State]]:
 
 def _write(target: Path, inode: int, states: Sequence[State]) -> None:
     """Record the states that the copy may have from now on; durable on return."""
-    note = _note(target)
-    draft = note.with_name(f".{note.name}.new")
     text = json.dumps({"file": inode, "states": [state.facts() for state in states]}, indent=1)
-    with suppress(FileNotFoundError):
-        draft.unlink()
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file, "w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    draft.rename(note)
-    sync_directory(note.parent)
+    replace_file(_note(target), text.encode())
 
 
 def _anew(target: Path) -> list[str]:

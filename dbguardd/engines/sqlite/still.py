@@ -10,9 +10,9 @@ from pathlib import Path
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.fingerprint import Fingerprint
+from dbguardd.engines.landing import side_files
 from dbguardd.engines.sqlite import content, newer
 from dbguardd.engines.sqlite.child import uri
-from dbguardd.engines.sqlite.publish import SIDES
 
 _CACHE_KIB = 16_000
 """A check that visits pages at random takes twice the CPU time with less (measured). Mapping the file would save
@@ -26,13 +26,13 @@ def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Co
     Without a WAL or journal beside it the file is opened as immutable, so that reading leaves no file behind. What only
     a newer SQLite understands is ignored (see `newer`).
     """
-    alone = not any((path.parent / f"{path.name}{side}").exists() for side in SIDES)
+    alone = not any(side.exists() for side in side_files(path))
     query = "mode=ro&immutable=1" if alone else "mode=ro"
     address, version = uri(os.fspath(path.absolute()), query), newer.version_of(path)
     with closing(
         sqlite3.connect(address, uri=True, isolation_level=None, timeout=5.0, check_same_thread=not many_threads)
     ) as connection:
-        newer.bear(connection, version)  # some of these pragmas need the schema
+        newer.ignore_newer_syntax(connection, version)  # some of these pragmas need the schema
         for pragma in (
             "query_only=1",
             "trusted_schema=0",
@@ -49,14 +49,14 @@ def is_empty(path: Path) -> bool | None:
 
     One left by an application that was killed is not inspected: reading its WAL would create a file beside it.
     """
-    log, shared, journal = ((path.parent / f"{path.name}{side}").exists() for side in ("-wal", "-shm", "-journal"))
+    log, shared, journal = (side.exists() for side in side_files(path))
     if journal or (log and not shared):
         return None
     tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_' AND rootpage > 0"
     try:
         with open_still(path) as connection:
-            names = [str(name).replace('"', '""') for (name,) in connection.execute(tables)]
-            return not any(connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchall() for name in names)  # noqa: S608
+            names = [content.quoted(str(name)) for (name,) in connection.execute(tables)]
+            return not any(connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchall() for name in names)  # noqa: S608
     except sqlite3.Error:
         return None
 

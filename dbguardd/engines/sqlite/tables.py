@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import apsw
 
+from dbguardd.engines.sqlite.content import ROWID_NAMES, quoted
 from dbguardd.errors import Unsupported, Usage
 from dbguardd.flow import NO_TABLE
 from dbguardd.frozen import frozen
 
-_ROWID_NAMES = ("rowid", "_rowid_", "oid")
 _SHOWN = 20
 _CODECS = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
 
@@ -43,11 +43,6 @@ class Table:
         return f"{self.schema}.{quoted(self.name)}"
 
 
-def quoted(name: str) -> str:
-    """Return an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def encoding(connection: apsw.Connection) -> str:
     """Return the encoding of a database, in SQLite's notation."""
     return str(connection.pragma("encoding", schema="main"))
@@ -70,7 +65,7 @@ def _table(connection: apsw.Connection, schema: str, name: str, sql: str) -> Tab
     kinds = [row[3] for row in connection.execute(f"PRAGMA {schema}.index_list({quoted(name)})")]
     aliased = len(key) == 1 and not without and "pk" not in kinds  # INTEGER PRIMARY KEY
     taken = {str(row[1]).lower() for row in rows}
-    free = next((word for word in _ROWID_NAMES if word not in taken), "")
+    free = next((word for word in ROWID_NAMES if word not in taken), "")
     loose = not (without or aliased) and any(row[5] and not row[3] for row in rows)
     return Table(schema, name, sql, columns, key, "" if without or aliased else free, loose)
 
@@ -103,11 +98,16 @@ def known(found: dict[str, Table], name: str, about: str, others: Sequence[str] 
             f"{about}: {name} is a view, or the table of a module, which stores no rows of its own",
             detail="Its rows can be asked for with a SELECT: dbguardctl query.",
         )
+    raise Usage(f"{about}: no such table: {name}", detail="\n".join(instead_of(name, found)), facts={NO_TABLE: name})
+
+
+def instead_of(name: str, names: Iterable[str]) -> list[str]:
+    """Return in words, for a table that does not exist: which ones exist, and which of them was probably meant."""
+    by_lower = {each.lower(): each for each in names}
     near = get_close_matches(name.lower(), by_lower, 3)
-    meant = [f"Did you mean {' or '.join(by_lower[each].name for each in near)}?"] if near else []
-    shown = [*list(found)[:_SHOWN], *["…"] * (len(found) > _SHOWN)]
-    raise Usage(f"{about}: no such table: {name}", facts={NO_TABLE: name},
-                detail="\n".join([f"Its tables: {', '.join(shown) or 'none'}.", *meant]))  # fmt: skip
+    shown = [*list(by_lower.values())[:_SHOWN], *["…"] * (len(by_lower) > _SHOWN)]
+    meant = [f"Did you mean {' or '.join(by_lower[each] for each in near)}?"] if near else []
+    return [f"Its tables: {', '.join(shown) or 'none'}.", *meant]
 
 
 def exact(columns: Sequence[str], alias: str = "") -> str:

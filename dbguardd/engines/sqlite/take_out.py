@@ -12,14 +12,13 @@ from typing import Any
 import apsw
 
 from dbguardd.engines.base import Answer, Bounds
+from dbguardd.engines.sqlite import script
 from dbguardd.engines.sqlite.ask import stored_names
+from dbguardd.engines.sqlite.content import quoted
 from dbguardd.engines.sqlite.pages import Opened, opened
-from dbguardd.engines.sqlite.script import literal
-from dbguardd.engines.sqlite.tables import Table, Text, encoding, exact, known, quoted, tables, values
+from dbguardd.engines.sqlite.tables import Table, Text, encoding, exact, known, tables, values
 from dbguardd.errors import TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts, Pages
-
-_STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
 
 
 def table(pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
@@ -102,23 +101,13 @@ def _sql(backup: Opened, table: Table) -> Facts:
 
 def inserts(table: str, columns: Sequence[str], rows: Iterable[list[Any]], known_as: str) -> Iterator[tuple[str, int]]:
     """Yield statements, without their end, that insert rows into a table; and how many rows each inserts."""
-    opening = f"INSERT INTO {quoted(table)}({', '.join(map(quoted, columns))}) VALUES\n"
-    waiting: list[str] = []
-    size = 0
-    for row in rows:
-        words = f"({','.join([literal_of(item, known_as) for item in row])})"
-        waiting.append(words)
-        size += len(words)
-        if size >= _STATEMENT_BYTES or len(waiting) >= _STATEMENT_ROWS:
-            yield opening + ",\n".join(waiting), len(waiting)
-            waiting, size = [], 0
-    if waiting:
-        yield opening + ",\n".join(waiting), len(waiting)
+    literals = (",".join([literal_of(item, known_as) for item in row]) for row in rows)
+    return script.inserts(table, ", ".join(map(quoted, columns)), literals)
 
 
 def literal_of(item: Any, known_as: str) -> str:
     """Return a value of values() as SQL."""
-    return f"CAST(x'{item.raw.hex()}' AS TEXT)" if isinstance(item, Text) else literal(item, known_as)
+    return f"CAST(x'{item.raw.hex()}' AS TEXT)" if isinstance(item, Text) else script.literal(item, known_as)
 
 
 def one_line(name: str) -> str:

@@ -17,8 +17,9 @@ from dataclasses import field
 from itertools import chain
 from struct import unpack_from
 
+from dbguardd.engines.landing import side_files
 from dbguardd.engines.sqlite import locks
-from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Moved, Snapshot
+from dbguardd.engines.sqlite.attempt import TICK_SECONDS, Attempt, Moved, Snapshot
 from dbguardd.engines.sqlite.child import Hold, hold, refusal
 from dbguardd.engines.sqlite.copy import Copy, copying, opened
 from dbguardd.engines.sqlite.live import Mark, open_side
@@ -310,7 +311,8 @@ def recover(run: Attempt) -> None:
     checkpoints and deletes the WAL. No statement needs the schema: a damaged one is kept as it is, and one larger than
     the head of the file may lie where nothing was copied yet.
     """
-    if not any(run.staged(suffix).exists() for suffix in SUFFIXES[1:]):
+    sides = side_files(run.staged())
+    if not any(side.exists() for side in sides):
         return
     try:
         with closing(sqlite3.connect(run.staged(), isolation_level=None)) as connection:
@@ -319,6 +321,5 @@ def recover(run: Attempt) -> None:
             connection.execute("PRAGMA user_version").fetchall()
     except sqlite3.Error as error:
         raise refusal(run.live.path, str(error), error.sqlite_errorcode) from error
-    left = [suffix for suffix in SUFFIXES[1:] if run.staged(suffix).exists()]
-    if left:
+    if left := [side.name for side in sides if side.exists()]:
         raise SourceDamaged(f"{run.live.path}: SQLite could not apply its log to the copy", detail=f"left over: {left}")

@@ -41,7 +41,7 @@ from dbguardd.engines.postgresql.physical.other_servers import watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
 from dbguardd.engines.postgresql.physical.slot import Slot, name_of
 from dbguardd.engines.postgresql.physical.way import way_of
-from dbguardd.engines.postgresql.roles import meant
+from dbguardd.engines.postgresql.roles import choose_server
 from dbguardd.errors import GuardError, LogBroken, Unsupported
 from dbguardd.facts import Turn
 from dbguardd.flow import Facts, LogSink, Segment
@@ -66,7 +66,7 @@ class ArchivedLog:
         self._about, self._staging = place_of(address), staging
 
     def follow(self, ship: LogSink, resume: Facts | None) -> None:
-        address = meant(self._address, self._about)
+        address = choose_server(self._address, self._about)
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
             others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
             cluster = look(keeper, self._about)

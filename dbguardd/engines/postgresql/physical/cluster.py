@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any, cast
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Connection, major_of, no_answer, row, rows, shown, text, version_of
+from dbguardd.engines.postgresql.connect import Connection, major_of, row, rows, shown, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.segments import WalTimeline
+from dbguardd.engines.postgresql.refusals import no_answer
 from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import SourceDenied, SourceInvalid, Unsupported
 from dbguardd.frozen import frozen

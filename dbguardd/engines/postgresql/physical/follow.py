@@ -25,7 +25,7 @@ from typing import NoReturn
 from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, silent, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, WalPosition, across, round_of
@@ -35,7 +35,8 @@ from dbguardd.engines.postgresql.physical.segments import PAGE, parse_lsn, turns
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating, streaming
 from dbguardd.engines.postgresql.physical.way import way_of
-from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, writing
+from dbguardd.engines.postgresql.refusals import silent
+from dbguardd.engines.postgresql.roles import addresses_of, left_behind, other_cluster, primary_of
 from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
 from dbguardd.facts import Turn
 from dbguardd.flow import Facts, LogSink, Segment
@@ -80,7 +81,7 @@ class PagesLog:
 
     def follow(self, ship: LogSink, resume: Facts | None) -> None:
         try:
-            address = writing(self._address, self._about)
+            address = primary_of(self._address, self._about)
         except SourceReplaced:
             self.unfollow(if_short=True)
             raise
@@ -106,7 +107,7 @@ class PagesLog:
 
     def _let_others_go(self, meant: Address) -> None:
         """Drop our slot on the other servers of the url: the one that was followed before has one."""
-        for other in each(self._address):
+        for other in addresses_of(self._address):
             if other != meant:
                 with suppress(GuardError), connected(other, about=self._about) as keeper:
                     Slot(keeper, self._slot).drop()
@@ -146,7 +147,7 @@ class PagesLog:
 
     def unfollow(self, *, if_short: bool = False) -> None:
         lost = list[GuardError]()
-        for address in each(self._address):
+        for address in addresses_of(self._address):
             try:
                 with connected(address, about=place_of(address)) as keeper:
                     slot = Slot(keeper, self._slot)

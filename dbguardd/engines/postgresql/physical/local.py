@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Finding
-from dbguardd.engines.postgresql.connect import Address, Connection, connected, line_of_hba, place_of, rows, shown, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look
 from dbguardd.engines.postgresql.physical.mode import BackupMode
@@ -17,6 +17,7 @@ from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.slot import PREFIX, check_bound
 from dbguardd.engines.postgresql.physical.stream import replicating
 from dbguardd.engines.postgresql.physical.way import way_of, way_to
+from dbguardd.engines.postgresql.refusals import line_of_hba
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import in_one_line, statements
@@ -129,14 +130,14 @@ def left_over(address: Address) -> Finding | None:
     return Finding("replication slots", "inconclusive", said)
 
 
-def lagging(address: Address, most_seconds: float = _LAG_SECONDS) -> Finding | None:
+def lagging(address: Address) -> Finding | None:
     """Return how far a standby is behind; None for a primary."""
     with connected(address) as connection:
         if rows(connection, b"SELECT pg_is_in_recovery()") != [(True,)]:
             return None
         seconds = (datetime.now(UTC) - replayed_at(connection)).total_seconds()
     said = f"it has all that had committed {span(seconds)} ago, and so have backups that are made of it"
-    if seconds <= most_seconds:
+    if seconds <= _LAG_SECONDS:
         return Finding("the standby", "ok", said)
     mend = (
         "SELECT status, latest_end_lsn, last_msg_send_time FROM pg_stat_wal_receiver; SELECT pg_is_wal_replay_paused()"

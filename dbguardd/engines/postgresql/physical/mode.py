@@ -15,12 +15,13 @@ import psycopg
 from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Address, Connection, connect, no_answer, row, rows, silent, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connect, row, rows, text
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, label_start, let_go, parse_lsn
 from dbguardd.engines.postgresql.physical.slot import Slot, check_room
+from dbguardd.engines.postgresql.refusals import no_answer, silent
 from dbguardd.errors import GuardError, ServerUnreachable, SourceChanged
 from dbguardd.frozen import frozen
 

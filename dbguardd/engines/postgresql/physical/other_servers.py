@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dbguardd.engines.postgresql.connect import Address
-from dbguardd.engines.postgresql.roles import check_one, each, look_at
+from dbguardd.engines.postgresql.roles import addresses_of, check_one, look_at
 from dbguardd.errors import SourceReplaced
 
 _BRIEF = {
@@ -29,7 +29,7 @@ class Others:
     """What was seen of the servers of a url since one of them is followed."""
 
     def __init__(self, address: Address, about: str) -> None:
-        self._several, self._about = [{**_BRIEF, **one} for one in each(address)], about
+        self._several, self._about = [{**_BRIEF, **one} for one in addresses_of(address)], about
         self.problem: SourceReplaced | None = None
 
     def __len__(self) -> int:

@@ -19,7 +19,6 @@ from dbguardd.engines.postgresql.connect import (
     address_of,
     connected,
     place_of,
-    refusals,
     row,
     rows,
     shown,
@@ -44,7 +43,16 @@ from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.replayed import catch_up, last_record, replayed
 from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.way import way_to
-from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
+from dbguardd.engines.postgresql.refusals import refusals
+from dbguardd.engines.postgresql.roles import (
+    ROLE,
+    STANDBYS,
+    addresses_of,
+    choose_server,
+    primary_of,
+    servers,
+    without_role,
+)
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import (
     Cancelled,
@@ -101,8 +109,8 @@ class Pages:
         self.restored: dict[Path, Restored] = {}
 
     def probe(self) -> Probe:
-        address = meant(self._address, self._about)
-        found = probe(address, "", writing=writing(self._address, self._about) if self._continuous else None)
+        address = choose_server(self._address, self._about)
+        found = probe(address, "", writing=primary_of(self._address, self._about) if self._continuous else None)
         needed = (BY_PAGES, FOLLOWED) if self._continuous else (BY_PAGES,)
         findings = [
             replace(one, outcome="failed") if one.name in needed and one.outcome != "ok" else one
@@ -111,8 +119,9 @@ class Pages:
         if self._continuous == "archive":
             findings = [one for one in findings if one.name != FOLLOWED]
             findings.append(archived(address, self._follows))
-        for server in each(self._address):
-            if alone(server) != alone(address) or not self._continuous:  # the followed server has our slot in use
+        for server in addresses_of(self._address):
+            # the followed server has our slot in use
+            if without_role(server) != without_role(address) or not self._continuous:
                 with suppress(ServerUnreachable):
                     findings += filter(None, [left_over(server)])
         more = (servers(self._address), lagging(address))
@@ -132,7 +141,7 @@ class Pages:
             progress("copy", done, None)
 
         self.release()
-        self._server = meant(self._address, self._about)
+        self._server = choose_server(self._address, self._about)
         with ExitStack() as stack:
             keeper, cluster = self._look(stack)
             sink.admit(known(keeper, cluster))

@@ -20,8 +20,9 @@ from typing import BinaryIO, cast
 
 from psycopg.errors import Diagnostic
 
+from dbguardd.durable import write_at
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Address, Connection, connect, silent
+from dbguardd.engines.postgresql.connect import Address, Connection, connect
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster, check_same, clock
 from dbguardd.engines.postgresql.physical.copy import FILES, LABEL, MAP, PAGED_BYTES, Copy, Tell
@@ -39,7 +40,8 @@ from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.physical.sent import BaseBackupStream, Entry
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating
-from dbguardd.engines.postgresql.physical.tarred import TarWriter, written
+from dbguardd.engines.postgresql.physical.tarred import TarWriter
+from dbguardd.engines.postgresql.refusals import silent
 from dbguardd.errors import NoSpace, SourceChanged, SourceInvalid, of_file
 from dbguardd.flow import Sink
 from dbguardd.frozen import frozen
@@ -161,7 +163,7 @@ class StreamedCopy(Copy):
         """Write a file as it arrives, and yield how many bytes are there."""
         at = told = 0
         for piece in self._counted(entry):
-            written(file, piece, at)
+            write_at(file, piece, at)
             at += len(piece)
             if at - told >= _PIECE:
                 told = at
@@ -213,7 +215,7 @@ class StreamedCopy(Copy):
         try:
             if not offset:
                 os.ftruncate(file, self._cluster.log.segment)
-            written(file, piece, offset)
+            write_at(file, piece, offset)
         finally:
             os.close(file)
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from dbguardd.durable import write_at
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
@@ -31,7 +32,6 @@ from dbguardd.engines.postgresql.physical.history import (
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, wrong
 from dbguardd.engines.postgresql.physical.segments import PAGE, WalTimeline, format_lsn
-from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.flow import Tree
@@ -149,7 +149,7 @@ class Files:
                 self._open(self._log.name(self.at))
                 self._compare(part, start)
                 self._check_timeline(part, start)
-                written(self._file, part, start)
+                write_at(self._file, part, start)
             self.at += len(part)
 
     def turn(self, timeline: int, at: int) -> None:

@@ -18,8 +18,9 @@ import psycopg
 from psycopg import pq
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Connection, silent
+from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.physical.datadir import TABLESPACES
+from dbguardd.engines.postgresql.refusals import silent
 from dbguardd.errors import ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
 from dbguardd.frozen import frozen
 

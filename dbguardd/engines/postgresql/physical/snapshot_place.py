@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 
-from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
+from dbguardd.engines.postgresql.connect import Connection, row, text
 from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
 from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
+from dbguardd.engines.postgresql.refusals import no_answer
 from dbguardd.frozen import frozen
 
 TRIES, _EACH = 40, 25
@@ -39,15 +40,14 @@ _XIDS = 1 << 32
 class Snapshot:
     """What a snapshot sees: transactions before `top` that are not in `running`."""
 
-    bottom: int
     top: int
     running: frozenset[int]
 
     @classmethod
     def parse(cls, said: str) -> Snapshot:
         """Parse PostgreSQL's text form, "bottom:top:running,running"."""
-        bottom, top, running = said.split(":")
-        return cls(int(bottom), int(top), frozenset(int(xid) for xid in running.split(",") if xid))
+        _bottom, top, running = said.split(":")
+        return cls(int(top), frozenset(int(xid) for xid in running.split(",") if xid))
 
     def sees(self, xid: int) -> bool:
         """Return whether a committed transaction is visible. The log only has the lower half of its number."""

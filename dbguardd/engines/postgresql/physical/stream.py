@@ -15,10 +15,11 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import pq
 
-from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare, no_answer, refusals
+from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare
 from dbguardd.engines.postgresql.physical.cluster import two_servers
 from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.slot import patiently
+from dbguardd.engines.postgresql.refusals import no_answer, refusals
 from dbguardd.errors import LogBroken, ServerUnreachable
 
 _DATA, _ALIVE = struct.Struct(">cQQq"), struct.Struct(">cQqB")

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from dbguardd.durable import write_at
 from dbguardd.errors import Damaged
 
 _BLOCK, _PIECE = 512, 1 << 20
@@ -131,19 +132,12 @@ def _place(source: BinaryIO, path: Path, size: int, *, over: bool) -> None:
         for start in range(0, size, _PIECE):
             data = _taken(source, min(_PIECE, size - start))
             if not over or os.pread(file, len(data), start) != data:  # comparing a memoryview would go byte by byte
-                written(file, memoryview(data), start)
+                write_at(file, data, start)
         if over and os.fstat(file).st_size != size:  # else the unchanged file would get new timestamps
             os.ftruncate(file, size)
     finally:
         os.close(file)
     _taken(source, -size % _BLOCK)
-
-
-def written(file: int, data: memoryview, at: int) -> None:
-    """Write all of the data. Raises OSError."""
-    while data:
-        count = os.pwrite(file, data, at)
-        data, at = data[count:], at + count
 
 
 def _header(name: bytes, kind: bytes, size: int) -> bytes:

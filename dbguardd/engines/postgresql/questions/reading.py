@@ -140,7 +140,7 @@ class Reader:
 
     def understand(self, statement: str, shown: str, seen: str = "") -> None:
         """Have a statement parsed for run(). Raises Usage, with what the user typed (`shown`)."""
-        result = self._done(lambda: self._pg.send_prepare(b"", told(statement)))
+        result = self._done(lambda: self._pg.send_prepare(b"", as_bytes(statement)))
         if result is not None:
             message = said_of(result)
             if _NO_MULTIPLE in message:
@@ -182,7 +182,7 @@ class Reader:
 
     def copy(self, statement: str) -> Iterator[bytes]:
         """Yield the output of our COPY ... TO STDOUT, row by row."""
-        for result in self._results(lambda: self._pg.send_query(told(statement))):
+        for result in self._results(lambda: self._pg.send_query(as_bytes(statement))):
             while result.status == ExecStatus.COPY_OUT:
                 size, data = self._pg.get_copy_data(1)
                 if size > 0:
@@ -286,7 +286,7 @@ def said_of(result: PGresult) -> str:
     return ". ".join(filter(None, said))[:1000]
 
 
-def told(statement: str) -> bytes:
+def as_bytes(statement: str) -> bytes:
     """Return a statement as it is sent; names in it come from said()."""
     return statement.encode(errors="surrogateescape")
 

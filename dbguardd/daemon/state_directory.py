@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -56,7 +57,9 @@ def furnished(state: Path) -> Iterator[None]:
 
 def _unusable(state: Path, error: OSError) -> GuardError:
     problem = of_file(f"{state}: cannot be used as the state directory", error)
-    if isinstance(problem, PlaceDenied):
+    if error.errno == errno.EROFS:
+        problem.hints = (f"findmnt -T {state}",)
+    elif isinstance(problem, PlaceDenied):
         problem.hints = ("run it as root or as the user of the service, or give --state a directory of your own",)
     return problem
 

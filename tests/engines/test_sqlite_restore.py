@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import balance, directory, ledger, make, shell, using
@@ -372,6 +373,22 @@ def test_a_file_without_a_header_is_set_aside_with_its_log(live, staging, tmp_pa
     assert Path(f"{live}.before-restore-wal").read_bytes() == b"evidence"
     assert live.stat().st_mode & 0o7777 == 0o640
     assert shell(live, "SELECT count(*) FROM a;") == "70\n"
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_the_checksums_of_the_checksum_vfs_are_those_that_were_restored(live, staging, tmp_path, mode):
+    """SQLite itself changes page 1 when it copies a database, and does not know of the checksum at its end."""
+    for path, rows in ((live, 3), (tmp_path / "source.db", 500)):
+        with closing(apsw.Connection(str(path))) as db:
+            db.reserve_bytes(None, 8)
+            db.execute("CREATE TABLE a(x)")
+            db.executemany("INSERT INTO a VALUES(?)", ((n,) for n in range(rows)))
+            db.execute(f"PRAGMA journal_mode={mode}").fetchall()
+    live.chmod(0o640)
+    make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert live.read_bytes() == (tmp_path / "source.db").read_bytes()
+    assert (directory(live.parent).keys(), live.stat().st_mode & 0o7777) == ({"app.db"}, 0o640)
+    assert shell(live, "SELECT count(*) FROM a;") == "500\n"
 
 
 def test_a_second_ruin_does_not_overwrite_the_first(live, staging, tmp_path):

@@ -130,6 +130,20 @@ def test_a_stopped_service_is_not_started_by_who_knocks(machine):
         machine.until_active()
 
 
+def test_it_is_started_again_for_as_long_as_it_takes(machine):
+    """A state directory that is full at a boot, for example, has room again after more starts than systemd allows."""
+    drop_in = machine.put("[Service]\nExecStartPre=/bin/false\nRestartSec=0\n",
+                          "/run/systemd/system/dbguardd.service.d/failing.conf")  # fmt: skip
+    machine.run("systemctl", "daemon-reload")
+    try:
+        machine.run("systemctl", "restart", "dbguardd", check=False)
+        until(lambda: int(machine.show("NRestarts")) > 20, machine.why)
+    finally:
+        machine.run("rm", drop_in)
+        machine.run("systemctl", "daemon-reload")
+    machine.until_active()
+
+
 @trees.ONE_SUITE
 def test_root_runs_a_job_by_hand_as_the_service_would(machine, desk):
     machine.run("systemctl", "stop", "dbguardd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import stat
 import subprocess
@@ -42,6 +43,17 @@ def test_it_says_why(refused, places, status: int, code: str) -> None:
     assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
     assert f"error[{code}]: " in done.stderr
     assert ("dbguardd run sweep STORAGE" in done.stderr) is (code == "DBG-3002")  # no ctl can ask for a prune
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+def test_a_read_only_state_directory_is_a_matter_of_its_mount(house: House) -> None:
+    house.state.mkdir()
+    mount = 'mount -t tmpfs -o ro none "$0" && exec "$@"'
+    argv = ["unshare", "-m", "sh", "-c", mount, house.state, house.python.with_name("dbguardd"), "--state", house.state]
+    argv += ["--policy", house.policy, "--socket", house.socket]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert "Read-only file system" in done.stderr and f"findmnt -T {house.state}" in done.stderr
+    assert "run it as root" not in done.stderr
 
 
 @pytest.mark.parametrize("option", ["--policy", "--state", "--socket"])

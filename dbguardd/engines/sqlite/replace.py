@@ -33,6 +33,7 @@ from dbguardd.errors import (
 
 _INDEX = "-shm"  # derived from the WAL, so nothing is lost with it
 _STEP = "replace"
+_RESERVED, _CHECKSUM_BYTES = 20, 8  # in the header: how many bytes at the end of each page are not SQLite's
 
 
 def replace(path: str, source: Path, progress: Progress) -> None:
@@ -40,7 +41,9 @@ def replace(path: str, source: Path, progress: Progress) -> None:
 
     A live database that SQLite can open is written through SQLite (`pour`). One that it cannot open is renamed, with
     its side files, to NAME.before-restore, and a copy of `source` gets its name in one rename. Side files left by a
-    deleted database are renamed too. If `path` is a link, what it leads to is replaced.
+    deleted database are renamed too. A file with checksums of the checksum VFS is also replaced by a rename: SQLite
+    would change page 1, not its checksum, and the application could read nothing (sqlite.org/cksumvfs.html). If `path`
+    is a link, what it leads to is replaced.
     """
     sweep(Path(os.path.realpath(path)))
     try:
@@ -51,8 +54,10 @@ def replace(path: str, source: Path, progress: Progress) -> None:
         _swap(Path(lost), source, progress)
         return
     refuse_users(real)
+    if _has_checksums(source):
+        _swap(Path(real), source, progress, keep=False)
     # SQLite is not used on a file without a header: closing it would delete the WAL, which may be evidence.
-    if not _has_header(real) or not _pour(real, source, progress):
+    elif not _has_header(real) or not _pour(real, source, progress):
         _swap(Path(real), source, progress)
 
 
@@ -128,6 +133,12 @@ def _has_header(real: str) -> bool:
     return True
 
 
+def _has_checksums(source: Path) -> bool:
+    with open(source, "rb") as file:
+        head = file.read(100)
+    return len(head) > _RESERVED and head[_RESERVED] == _CHECKSUM_BYTES
+
+
 def _pour(real: str, source: Path, progress: Progress) -> bool:
     """Write through SQLite in a child; return False if the live file is too broken for that."""
     last: dict[str, Any] = {}
@@ -176,9 +187,10 @@ def _failure(real: str, text: str, code: int, at: str) -> GuardError:
     return kind(f"{real}: not replaced", detail=f"{text} (result code {code}, at {at})")
 
 
-def _swap(real: Path, source: Path, progress: Progress) -> None:
+def _swap(real: Path, source: Path, progress: Progress, *, keep: bool = True) -> None:
     """Rename what is there and put a copy in its place; a lost file may have left its side files.
 
+    Unless `keep`, what was there is deleted in the end, because it was a database, of which the job has a safety copy.
     The side files are renamed first: a new main file beside an old WAL would come up with the old rows (measured),
     while an old main file without its WAL is only what was to be replaced anyway.
     """
@@ -196,21 +208,29 @@ def _swap(real: Path, source: Path, progress: Progress) -> None:
         lock = hold(work)
         if not lost:
             _dress(work, real)
-        for side in SIDES:
-            with suppress(FileNotFoundError):
-                os.rename(f"{real}{side}", f"{aside}{side}")
-        if lost:
-            os.link(work, real)  # does not replace what may have appeared meanwhile
-        else:
-            os.link(real, aside)
-            os.rename(work, real)
-        sync_directory(real.parent)
+        if not keep:
+            refuse_users(str(real))  # again: copying took a while
+        _rename(work, real, aside, lost=lost)
+        for side in () if keep else ("", *SIDES):
+            Path(f"{aside}{side}").unlink(missing_ok=True)
     except OSError as error:
         raise outcome(real, error) from error
     finally:
         work.unlink(missing_ok=True)
         if lock >= 0:
             os.close(lock)
+
+
+def _rename(work: Path, real: Path, aside: Path, *, lost: bool) -> None:
+    for side in SIDES:
+        with suppress(FileNotFoundError):
+            os.rename(f"{real}{side}", f"{aside}{side}")
+    if lost:
+        os.link(work, real)  # does not replace what may have appeared meanwhile
+    else:
+        os.link(real, aside)
+        os.rename(work, real)
+    sync_directory(real.parent)
 
 
 def _dress(work: Path, real: Path) -> None:

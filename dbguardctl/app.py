@@ -71,6 +71,13 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         _add_global_options(self)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # for a missing value, click does not say of which command
+            raise
+
     def get_help(self, ctx: click.Context) -> str:
         return _help(ctx, super().get_help(ctx))
 

@@ -1,4 +1,8 @@
-"""A real dbguardd for tests: its own policy, state and socket, started as this user, driven through dbguardctl."""
+"""A real dbguardd for tests: its own policy, state and socket, started as this user, driven through dbguardctl.
+
+What is asked again and again until it is so is asked of the API from here: a client for each question takes the time
+of the daemon.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dbguardctl.client import Daemon
+from dbguardd.errors import GuardError
+
 SECONDS = 120.0
 """How long a test waits for anything before it fails; nothing is measured with it."""
 
@@ -34,6 +41,7 @@ class Live:
         self.place = place
         self.policy, self.state = place / "policy.toml", place / "state"
         self.socket, self.log = place / "api.sock", place / "dbguardd.log"
+        self.api = Daemon(str(self.socket))
         self.environment = {**os.environ, "DBGUARD_SOCKET": str(self.socket), "COLUMNS": "120"}
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -125,29 +133,34 @@ class Live:
 
     def job(self, id: str) -> dict[str, Any]:
         """Return one job."""
-        answer = self.must("job", "show", id)
-        found: dict[str, Any] = answer.get("job", answer)
+        found: dict[str, Any] = self._asked("jobs", id)["job"]
         return found
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the newest jobs."""
+        return list(self._asked("jobs")["jobs"])
+
+    def _asked(self, *parts: str, **query: Any) -> dict[str, Any]:
+        try:
+            return self.api.get(*parts, **query)
+        except GuardError as error:
+            raise Broken(f"{'/'.join(parts)}: {error}") from error
 
     def until(self, id: str, *states: str) -> dict[str, Any]:
         """Wait until a job is in one of these states."""
-        deadline = time.monotonic() + SECONDS
-        while (job := self.job(id))["state"] not in states:
-            if time.monotonic() > deadline:
-                raise Broken(f"job {id} is {job['state']}, not {states}")
-            time.sleep(0.02)
-        return job
+        until(lambda: self.job(id)["state"] in states, f"job {id} is one of {states}")
+        return self.job(id)
 
     def idle(self) -> None:
         """Wait until no job runs or waits: after a kill the next daemon repeats interrupted jobs."""
-        until(lambda: not self._busy(), "an end of all jobs", 0.05)
+        until(lambda: not self._busy(), "an end of all jobs")
 
     def _busy(self) -> bool:
-        return any(row["state"] in ("queued", "running") for row in self.must("job", "list")["jobs"])
+        return any(row["state"] in ("queued", "running") for row in self.jobs())
 
     def listed(self) -> list[str]:
         """Return the ids of all backups of the shop that dbguard says it has."""
-        return [row["id"] for row in self.must("list", "shop", "--all")["backups"]]
+        return [row["id"] for row in self._asked("databases", "shop", "backups", all=True)["backups"]]
 
     # ------------------------------------------------------------------------------------------------ looking inside
 
@@ -168,13 +181,21 @@ class Live:
         return []
 
 
-def until(condition: Callable[[], bool], what: str, pause: float = 0.01) -> None:
+def until(condition: Callable[[], bool], what: str) -> None:
     """Wait until a condition holds."""
-    deadline = time.monotonic() + SECONDS
+    began = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        if time.monotonic() > began + SECONDS:
             raise Broken(f"it never came to this: {what}")
-        time.sleep(pause)
+        rest(began)
+
+
+def rest(began: float) -> None:
+    """Pause before a condition is looked at again: shortly at first, and a fiftieth of what was waited in the end.
+
+    What takes long is not kept from its processor by who looks whether it is over.
+    """
+    time.sleep(min(0.2, 0.01 + (time.monotonic() - began) / 50))
 
 
 def gone(pids: list[int]) -> None:

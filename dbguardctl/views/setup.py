@@ -39,7 +39,8 @@ def protected(answer: Json, *, whole: bool) -> list[Block]:
 def unprotected(answer: Json) -> list[Block]:
     """Return what was removed, what stays, and how to use it."""
     name, kept = str(answer["database"]), int(answer["backups"])
-    stay = f"its {count(kept, 'backup')} {'stays' if kept == 1 else 'stay'}, and nothing deletes them" if kept else ""
+    verb, them = ("stays", "it") if kept == 1 else ("stay", "them")
+    stay = f"its {count(kept, 'backup')} {verb}, and nothing deletes {them}" if kept else ""
     if answer.get("would_remove"):
         blocks: list[Block] = [text(Cell("would remove  ", "dim"), str(answer["would_remove"]))]
         return [*blocks, text(f"No new backups would be made of {name}" + (f"; {stay}." if stay else "; it has none."))]

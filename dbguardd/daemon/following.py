@@ -95,12 +95,6 @@ class Following:
             return rows
         return coverage.reached(rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at))
 
-    def stored(self, name: str) -> Facts | None:
-        """Return up to when everything that was committed is stored, and in which chain, as the follower said last."""
-        follower = self._followers.get(name)
-        known = follower is not None and follower.chain and follower.until_at
-        return {"chain": follower.chain, "until_at": follower.until_at} if follower is not None and known else None
-
     def proof(self, name: str) -> LogProof | None:
         """Return what the test restores of a database's log have shown."""
         return coverage.proof(self._catalog.settings, name)

@@ -172,7 +172,8 @@ class Supervisor:
     async def _run_worker(
         self, spec: Mapping[str, Any], on_message: OnMessage, cancel: asyncio.Event, /, *, stall_timeout: float
     ) -> dict[str, Any]:
-        spec = {**spec, "log_stored": self._do.following.stored(str((spec["database"] or {}).get("name", "")))}
+        covered = self._do.following.covered(str((spec["database"] or {}).get("name", "")))
+        spec = {**spec, "log_stored": {row.chain: row.until_at for row in covered}}
         async with self._do.following.undisturbed(spec):
             return await self._setup.run_worker(spec, on_message, cancel, stall_timeout=stall_timeout)
 

@@ -54,9 +54,16 @@ class Moment:
             "log_bytes": log,
             "lsn": target.lsn or None,
             "name": target.name or None,
-            "next_at": None if self.next is None else _up(self.next[0]),
+            "next_at": self.next_at,
             "next_backup": None if self.next is None else self.next[1] or None,
         }
+
+    @property
+    def next_at(self) -> str | None:
+        """The next moment that can be restored, as displayed."""
+        if self.next is None:
+            return None
+        return instant(self.next[0]) if self.next[1] else _up(self.next[0])
 
     @property
     def grain(self) -> int:
@@ -187,16 +194,18 @@ def _early(run: Run, log: LogView, best: Moment, wanted: datetime) -> tuple[Mome
     chain, last = _end(log, best)
     rest = () if chain is None else log.links(chain, last + 1)
     commit = next((link.at for link in rest if link.size and link.at > wanted), None)
-    if commit is None and chain is not None and _is_stored(run, log, chain, wanted):
+    if commit is not None and not best.grain:
+        return best, f"the log has no commit in between; the next one is of {_up(commit)}"
+    stored = None if commit is not None or chain is None else _stored_until(run, log, chain)
+    if stored is not None and stored >= wanted:
         return best, "nothing was committed in between"
     later = [(backup.created_at, backup.id) for backup in _sound(run).values() if backup.created_at > wanted]
     best = replace(best, next=min([*later, *([(commit, "")] if commit else [])], default=None))
     if best.grain:
         return best, f"this part of the log has one moment every {span(best.grain)}"
-    if commit is not None:
-        return best, f"the log has no commit in between; the next one is of {_up(commit)}"
-    why = "later commits, if any, are not stored" if log.chains else "no reliable backup is nearer before it"
-    return best, why if best.next is None else f"{why}; the next moment that can be restored is {_up(best.next[0])}"
+    rested = f"nothing was committed up to {instant(stored)}; " if stored is not None and stored > best.at else ""
+    why = f"{rested}later commits, if any, are not stored" if log.chains else "no reliable backup was made in between"
+    return best, why if best.next is None else f"{why}; the next moment that can be restored is {best.next_at}"
 
 
 def _end(log: LogView, moment: Moment) -> tuple[Chain | None, int]:
@@ -207,11 +216,10 @@ def _end(log: LogView, moment: Moment) -> tuple[Chain | None, int]:
     return next((chain for chain in log.chains if next(rule.bases_of(chain, [base]), None)), None), base.after
 
 
-def _is_stored(run: Run, log: LogView, chain: Chain, wanted: datetime) -> bool:
-    """Return whether the daemon knows that everything committed by `wanted` is stored in this chain, without a gap."""
-    known = run.spec.get("log_stored") or {}
-    whole = known.get("chain") == chain.id and rule.missing_segments(log, chain, None) is None
-    return whole and to_moment(known["until_at"]) >= wanted
+def _stored_until(run: Run, log: LogView, chain: Chain) -> datetime | None:
+    """Return up to when the daemon knows that everything committed is stored in a chain; None if there is a gap."""
+    known = (run.spec.get("log_stored") or {}).get(chain.id)
+    return None if known is None or rule.missing_segments(log, chain, None) is not None else to_moment(known)
 
 
 def _up(moment: datetime) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import get_context
 
 from engine_memory import MemorySink, no_progress
 from past_world import Told
@@ -144,6 +145,39 @@ WAYS = ("indexed", "checked", "typed", "hidden", "ruled")
 """Tables with which the owner tries to run code; each has the rows 1 and 2."""
 
 
+class Standing:
+    """A child of the owner in which servers of both backups answer the questions of several tests."""
+
+    def __init__(self, twice, place, database):
+        context = get_context("fork")
+        self._here, there = context.Pipe()
+        self._child = context.Process(target=self._serve, args=(self._here, there, twice, place, database))
+        self._child.start()
+        there.close()
+
+    @classmethod
+    def _serve(cls, other_end, *work):
+        other_end.close()  # who has it is waited for
+        as_owner(cls._answer, *work)
+
+    @staticmethod
+    def _answer(pipe, twice, place, database):
+        with twice.served(("one", "two"), place, database) as pasts, suppress(EOFError):
+            while True:
+                names, questions, bounds = pipe.recv()
+                asked = [pasts[("one", "two").index(name)] for name in names]
+                pipe.send([twice.answered(asked, place, verb, words, bounds) for verb, *words in questions])
+
+    def ask(self, *asked):
+        self._here.send(asked)
+        return self._here.recv()
+
+    def close(self):
+        self._here.close()
+        self._child.join()
+        assert self._child.exitcode == 0
+
+
 class Twice:
     """Two backups of one cluster by each method, and questions to them."""
 
@@ -152,36 +186,59 @@ class Twice:
         self.all = {method: {"one": one[method], "two": two[method]} for method in one}
         self.backups = self.all["pages"]
         self.number = 0
+        self._standing = {}
 
     def several(self, *questions, of="one", database="shop", bounds=BOUNDS):
         """Ask one server, or two, several questions (verb, words ...), each over connections of its own; see ask().
 
-        Return facts and answer of each, or what it raised.
+        Return facts and answer of each, or what it raised. Servers of a dump are started for each call: what one has
+        loaded for a question must not be there for that of another test.
         """
-        names = [of] if isinstance(of, str) else of
+        names = (of,) if isinstance(of, str) else of
+        if self.backups is self.all["pages"]:
+            if database not in self._standing:
+                self._standing[database] = Standing(self, self.standing_place, database)
+            return self._standing[database].ask(names, questions, bounds)
 
         def asking():
-            with ExitStack() as stack:
-                pasts, revival = [], ScratchRestores({})
-                for name in names:
-                    revived = revival.restore(
-                        tree(*self.backups[name]), self.place / f"all{name}", database, no_progress
-                    )
-                    pasts.append(stack.enter_context(revival.serve(revived, "b", lambda: None)))
-                return [self._answered(pasts, verb, words, bounds) for verb, *words in questions]
+            with self.served(names, self.place, database) as pasts:
+                return [self.answered(pasts, self.place, verb, words, bounds) for verb, *words in questions]
 
         return as_owner(asking)
 
-    def _answered(self, pasts, verb, words, bounds):
+    @contextmanager
+    def standing(self, place):
+        """Let servers of backups by pages stand in `place` until the block ends."""
+        self.standing_place = place
+        try:
+            yield
+        finally:
+            while self._standing:
+                self._standing.popitem()[1].close()
+
+    @contextmanager
+    def served(self, names, place, database):
+        """Restore backups, and run their servers for the length of a block."""
+        with ExitStack() as stack:
+            pasts, revival = [], ScratchRestores({})
+            for name in names:
+                revived = revival.restore(tree(*self.backups[name]), place / f"{database}{name}", database, no_progress)
+                pasts.append(stack.enter_context(revival.serve(revived, "b", lambda: None)))
+            yield pasts
+
+    def answered(self, pasts, place, verb, words, bounds):
+        """Ask one question, of the first past if it is about one; `words` may end with bounds of its own."""
+        if words and isinstance(words[-1], Bounds):
+            *words, bounds = words
         told = Told()
-        meter = Meter(bounds, told, self.place)
+        meter = Meter(bounds, told, place)
         with ExitStack() as stack:
             connections = [stack.enter_context(past.reading()) for past in pasts]
             try:
                 if verb == "query":
-                    return query(*pasts, *words, meter), told
+                    return query(pasts[0], *words, meter), told
                 if verb == "table":
-                    return table(*pasts, Reader(*connections, meter), *words, meter), told
+                    return table(pasts[0], Reader(connections[0], meter), *words, meter), told
                 sides = [Side.of(past, Reader(one, meter), meter) for past, one in zip(pasts, connections, strict=True)]
                 return {"difference": difference, "missing": missing}[verb](*sides, *words, meter), told
             except GuardError as error:

@@ -22,6 +22,8 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from tests.live import rest
+
 PREFERRED = int(os.environ.get("DBGUARD_TEST_POSTGRESQL", "0"))
 _SECONDS = 120.0
 
@@ -212,8 +214,8 @@ def ended(pid):
 
 def until(condition, what):
     """Wait until a condition holds; return what it returned."""
-    deadline = time.monotonic() + _SECONDS
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.02)
+        assert time.monotonic() < began + _SECONDS, f"never came: {what}"
+        rest(began)
     return found

@@ -34,8 +34,9 @@ def made():
 @pytest.fixture(scope="module", params=["pages", "dump"])
 def past(made, request):
     """What is asked is told in the same way, whatever the backup was made by."""
-    made.method, made.backups = request.param, made.all[request.param]
-    yield made
+    made.backups = made.all[request.param]
+    with own_place() as place, made.standing(place):
+        yield made
     assert os.listdir(made.place) == []
 
 
@@ -130,7 +131,8 @@ def test_the_answer_is_that_of_the_server_as_it_was(past):
     seven = [7, "it's \\ 7\n", {"base64": "jxSb3oUPP+kt9mQ2O4n+Qg=="}, 7 / 3, False, "7"]
     assert rows[0][:2] + rows[0][3:] == seven[:2] + seven[3:] and set(rows[0][2]) == {"base64"}
     assert rows[1] == [40, "it's \\ 40\n", None, {"real": "nan"}, True, "40"]
-    assert past.ask("query", sql, of="two")[0] == {"rows": 0, "more": None}
+    ((facts, _),) = past.several(("query", sql), of="two")
+    assert facts == {"rows": 0, "more": None}
 
 
 def test_a_question_only_reads_is_one_statement_and_says_nothing_of_a_row_when_it_fails(past):
@@ -156,12 +158,12 @@ def test_a_question_only_reads_is_one_statement_and_says_nothing_of_a_row_when_i
 
 @pytest.mark.parametrize("past", ["pages"], indirect=True)
 def test_a_question_ends_by_its_bounds(past):
-    facts, told = past.ask("query", "SELECT generate_series(1, 10)", bounds=Bounds("b", 60.0, 3, 1 << 20))
-    assert facts == {"rows": 3, "more": "rows"} and told.lines[1:] == [[1], [2], [3]]
-    facts, told = past.ask(
-        "query", "SELECT repeat('x', 700) FROM generate_series(1, 9)", bounds=Bounds("b", 60.0, 9, 2000)
+    (few, told), (short, _) = past.several(
+        ("query", "SELECT generate_series(1, 10)", Bounds("b", 60.0, 3, 1 << 20)),
+        ("query", "SELECT repeat('x', 700) FROM generate_series(1, 9)", Bounds("b", 60.0, 9, 2000)),
     )
-    assert facts == {"rows": 2, "more": "bytes"}
+    assert few == {"rows": 3, "more": "rows"} and told.lines[1:] == [[1], [2], [3]]
+    assert short == {"rows": 2, "more": "bytes"}
     endless = ("SELECT count(*) FROM generate_series(1, 10000000000)", "SELECT * FROM lair.slow WHERE n + 1 = 2")
     asked = [("query", sql) for sql in endless]
     found = past.several(*asked, database="other", bounds=Bounds("b", 1.0, 3, 1 << 20))
@@ -171,7 +173,7 @@ def test_a_question_ends_by_its_bounds(past):
 @pytest.mark.parametrize("past", ["pages"], indirect=True)
 def test_a_table_whose_owner_lets_nobody_read_it_keeps_no_other_from_being_compared(past):
     pair = ("one", "two")
-    ((facts, told),) = past.several(("difference", ""), of=pair, database="other", bounds=Bounds("b", 24.0, 3, 1 << 20))
+    ((facts, told),) = past.several(("difference", ""), of=pair, database="other", bounds=Bounds("b", 12.0, 3, 1 << 20))
     states = {line["table"]["table"]: line["table"]["state"] for line in told.lines}
     assert states == {"lair.slow": "not compared", "public.neighbour": "same"} and facts["not_compared"] == 1
     assert "no answer within the time" in told.lines[0]["table"]["why"]
@@ -213,18 +215,20 @@ def test_a_hostile_owner_gains_nothing_by_what_runs_when_his_tables_are_read_or_
 
 
 def test_a_table_that_is_taken_out_is_the_same_in_psql(past):
+    names = ("buyer", 'odd.S.T"\nx', "part", "pair")
+    rows = "SELECT id, name, raw, loud FROM buyer WHERE id <= 7 AND id <> 8 ORDER BY id"
+    *found, (_, told) = past.several(
+        *(("table", name, "sql") for name in names), ("query", f"SELECT json_agg(b) FROM ({rows}) AS b")
+    )
+    schema = past.ask("table", "b.*", "sql")
     past.live.sql("CREATE DATABASE copy")
     try:
-        for name in ("buyer", 'odd.S.T"\nx', "part", "pair"):
-            facts, told = past.ask("table", name, "sql")
-            text = told.data if name != 'odd.S.T"\nx' else b'CREATE SCHEMA "odd.S";\n' + told.data
+        for name, (_, table) in zip(names, found, strict=True):
+            text = table.data if name != 'odd.S.T"\nx' else b'CREATE SCHEMA "odd.S";\n' + table.data
             psql(past, text, "copy", "-1")
-        facts, told = past.ask("table", "b.*", "sql")
-        assert facts["rows"] == 0
-        psql(past, told.data, "copy", "-1")
+        assert schema[0]["rows"] == 0
+        psql(past, schema[1].data, "copy", "-1")
         assert past.live.sql("SELECT count(*) FROM b.twice", "copy") == "0"
-        rows = "SELECT id, name, raw, loud FROM buyer WHERE id <= 7 AND id <> 8 ORDER BY id"
-        _, told = past.ask("query", f"SELECT json_agg(b) FROM ({rows}) AS b")
         assert past.live.sql(f"SELECT json_agg(b) FROM ({rows}) AS b", "copy") == told.lines[1][0].strip()
         assert past.live.sql("SELECT count(*), sum(n) FROM part", "copy") == "100|4950"
         assert past.live.sql("SELECT a, b, note IS NULL FROM pair ORDER BY b", "copy") == "x,|1|t\nx|2|f"
@@ -239,22 +243,24 @@ def test_a_table_comes_as_csv_and_is_found_by_its_name_or_named_that_is_meant(pa
         "lair.seen": "no table that a backup has rows of", "passing": "no table that a backup has rows of",
     }  # fmt: skip
     names = ("public.buyer", "part", "BUYER", *wrong)
-    (facts, told), (part, _), (buyer, _), *refused = past.several(*(("table", name, "csv") for name in names))
+    (facts, told), (part, _), (buyer, _), *refused, short = past.several(
+        *(("table", name, "csv") for name in names), ("table", "buyer", "sql", Bounds("b", 60.0, 1, 3000))
+    )
     head, *rows = csv.reader(io.StringIO(told.data.decode(), newline=""))
     assert facts == buyer == {"rows": 40, "triggers": 0} and head == ["id", "name", "raw", "share"]
     assert rows[6][:2] == ["7", "it's \\ 7\n"] and rows[39][2:] == ["", "NaN"] and len(rows) == 40
     assert part["rows"] == 100
     for (name, words), error in zip(wrong.items(), refused, strict=True):
         assert isinstance(error, Usage | Unsupported) and words in f"{error.message} {error.detail}", name
-    (error,) = past.several(("table", "buyer", "sql"), bounds=Bounds("b", 60.0, 1, 3000))
-    assert isinstance(error, TooCostly)
+    assert isinstance(short, TooCostly)
 
 
 # ------------------------------------------------------------------------------------------------ diff, undelete
 
 
 def test_what_has_changed_is_told_by_key(past):
-    facts, told = past.ask("difference", "", of=("one", "two"))
+    few_bounds = Bounds("b", 60.0, 2, 1 << 20)
+    (facts, told), few = past.several(("difference", ""), ("difference", "buyer", few_bounds), of=("one", "two"))
     tables = {line["table"]["table"]: line["table"] for line in told.lines if isinstance(line.get("table"), dict)}
     counted = {name: (row["added"], row["removed"], row["changed"]) for name, row in tables.items()}
     differing = {name: counts for name, counts in counted.items() if tables[name]["state"] != "same"}
@@ -275,12 +281,12 @@ def test_what_has_changed_is_told_by_key(past):
     assert {name.split(".")[1] for name in definitions} == {"going", "fresh"}
     assert definitions["public.going"]["after"] is None and definitions["public.fresh"]["before"] is None
     assert {tables[f"lair.{name}"]["state"] for name in WAYS} == {"same"}
-    few = past.ask("difference", "buyer", of=("one", "two"), bounds=Bounds("b", 60.0, 2, 1 << 20))
     assert (few[0]["listed"], few[0]["removed"], len(few[1].lines)) == (2, 2, 3)
 
 
 def test_rows_that_are_gone_come_back_by_the_sql_and_nothing_else_does(past):
-    (few, some), (_, pair), (facts, script), (_, odd), hostile, *refused = past.several(
+    text = "SELECT name, md5(raw), share, loud FROM buyer WHERE id IN (7, 40) ORDER BY id"
+    (few, some), (_, pair), (facts, script), (_, odd), hostile, *refused, (_, then) = past.several(
         ("missing", ("buyer", "name LIKE 'it''s%' -- all"), "rows"),
         ("missing", ("pair", ""), "rows"),
         ("missing", ("buyer", ""), "sql"),
@@ -289,6 +295,7 @@ def test_rows_that_are_gone_come_back_by_the_sql_and_nothing_else_does(past):
         ("missing", ("keyless", ""), "rows"),
         ("missing", ("going", ""), "rows"),
         ("missing", ("buyer", "id >"), "rows"),
+        ("query", f"SELECT json_agg(b) FROM ({text}) AS b"),
         of=("one", "two"),
     )
     assert few == facts == {"rows": 2, "listed": 2} and [row[0] for row in some.lines[1:]] == [7, 40]
@@ -302,8 +309,6 @@ def test_rows_that_are_gone_come_back_by_the_sql_and_nothing_else_does(past):
         assert past.live.sql("SELECT count(*) FROM buyer", "shop") == str(int(before) + 2)
     psql(past, odd.data, "shop")  # what is in a name is no line of the text
     assert past.live.sql('SELECT count(*) FROM "odd.S"."T""\nx"', "shop") == "1"
-    text = "SELECT name, md5(raw), share, loud FROM buyer WHERE id IN (7, 40) ORDER BY id"
-    _, then = past.ask("query", f"SELECT json_agg(b) FROM ({text}) AS b")
     assert past.live.sql(f"SELECT json_agg(b) FROM ({text}) AS b", "shop") == then.lines[1][0].strip()
 
 
@@ -315,13 +320,15 @@ CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = won);
 
 
 def test_rows_that_were_changed_are_set_back_but_those_that_were_changed_again(past):
-    (facts, told), (none, _), (_, script), (hostile, text), odd, (same, _) = past.several(
+    kinds = "SELECT string_agg(k::text, ';' ORDER BY id) FROM kinds k WHERE id < 3"
+    (facts, told), (none, _), (_, script), (hostile, text), odd, (same, _), (_, then) = past.several(
         ("missing", ("buyer", "id < 10"), "changed rows"),
         ("missing", ("buyer", "id = 8"), "rows"),
         ("missing", ("buyer", ""), "changed sql"),
         ("missing", ("lair.ruled", ""), "changed sql"),
         ("missing", ("kinds", ""), "changed sql"),
         ("missing", ("kinds", "id = 5"), "changed rows"),
+        ("query", kinds),
         of=("one", "two"),
     )
     assert facts == {"rows": 1, "listed": 1} and none == {"rows": 0, "listed": 0, "differing": 1}
@@ -330,14 +337,13 @@ def test_rows_that_were_changed_are_set_back_but_those_that_were_changed_again(p
     assert same["rows"] == 0  # by what is written of a regclass, too
     assert (hostile["rows"], b"\nUPDATE " in text.data) == (0, False)
     asked = "SELECT name, loud FROM buyer WHERE id = 8"
-    for changed, then in (("share = 0", "other|OTHER"), ("share = 8 / 3.0", "it's \\ 8\n|IT'S \\ 8")):
+    for changed, left in (("share = 0", "other|OTHER"), ("share = 8 / 3.0", "it's \\ 8\n|IT'S \\ 8")):
         past.live.sql(f"UPDATE buyer SET {changed} WHERE id = 8", "shop")
         psql(past, script.data, "shop")
-        assert past.live.sql(asked, "shop").split() == then.split()
+        assert past.live.sql(asked, "shop").split() == left.split()
     past.live.sql("UPDATE buyer SET name = 'other' WHERE id = 8", "shop")  # of another method
     past.live.sql("UPDATE kinds SET words = 'x' WHERE id = 3; UPDATE kinds SET name = 'Y' WHERE id = 4", "shop")
-    asked = "SELECT string_agg(k::text, ';' ORDER BY id) FROM kinds k WHERE id < 3"
-    before = past.live.sql(asked, "shop")
+    before = past.live.sql(kinds, "shop")
     past.live.sql("ALTER DATABASE shop SET array_nulls = off", "shop")  # so NULL in an array was read as a text
     past.live.sql(TAKEN, "shop")
     psql(past, odd[1].data, "shop")
@@ -345,8 +351,7 @@ def test_rows_that_were_changed_are_set_back_but_those_that_were_changed_again(p
     assert (
         odd[0]["rows"] == 4 and past.live.sql("SELECT words || name FROM kinds WHERE id IN (3, 4)", "shop") == "xy\nY"
     )
-    _, then = past.ask("query", asked)
-    assert before != past.live.sql(f"SET timezone = 'UTC'; SET datestyle = 'ISO'; {asked}", "shop") == then.lines[1][0]
+    assert before != past.live.sql(f"SET timezone = 'UTC'; SET datestyle = 'ISO'; {kinds}", "shop") == then.lines[1][0]
     past.live.sql(KINDS_LATER, "shop")
 
 
@@ -402,26 +407,24 @@ def test_large_objects_can_be_asked_for_and_are_said_to_be_in_no_table(past):
     ):  # fmt: skip
         ((_, told),) = past.several(("query", sql), database="books")
         assert told.lines[1:] == found
-    gone, table, calm = past.several(
-        ("query", "SELECT lo_get(1)"), ("table", "scan", "sql"), ("table", "account", "csv"), database="books"
-    )
+    gone, table, calm, missing, (_, told) = past.several(
+        ("query", "SELECT lo_get(1)"), ("table", "scan", "sql"), ("table", "account", "csv"),
+        ("missing", ("scan", ""), "sql"), ("difference", "scan"), of=("one", "two"), database="books",
+    )  # fmt: skip
     assert isinstance(gone, Usage) and "a large object that was deleted" in gone.message
     assert table[0]["large_objects"] == ["page"] and b"only their numbers: page." in table[1].data
     assert "large_objects" not in calm[0]
-    missing, (_, told) = past.several(
-        ("missing", ("scan", ""), "sql"), ("difference", "scan"), of=("one", "two"), database="books"
-    )
     assert missing[0]["large_objects"] == ["page"] and b"only their numbers: page." in missing[1].data
     assert told.lines[0]["table"]["why"] == "large objects are not compared, only their numbers: page"
 
 
 def test_a_partition_on_another_server_keeps_nobody_from_what_is_here(past):
-    whole, part, rows = past.several(
-        ("table", "spread", "sql"), ("table", "spread1", "csv"), ("table", "spread", "csv"), database="books"
-    )
+    whole, part, rows, (_, told) = past.several(
+        ("table", "spread", "sql"), ("table", "spread1", "csv"), ("table", "spread", "csv"), ("difference", ""),
+        of=("one", "two"), database="books",
+    )  # fmt: skip
     assert whole[0]["rows"] == part[0]["rows"] == 2
     assert isinstance(rows, Unsupported) and "another server" in rows.message
-    ((_, told),) = past.several(("difference", ""), of=("one", "two"), database="books")
     tables = {line["table"]["table"]: line["table"] for line in told.lines if "table" in line}
     assert "another server" in tables["public.spread"]["why"] and tables["public.spread"]["state"] == "not compared"
     assert tables["public.spread1"]["state"] == "same" and "public.spread2" not in tables
@@ -429,13 +432,12 @@ def test_a_partition_on_another_server_keeps_nobody_from_what_is_here(past):
 
 @pytest.mark.parametrize("past", ["dump"], indirect=True)
 def test_rows_that_the_policy_left_out_are_said_to_be(past):
-    both, questions = {"of": ("one", "two")}, [
+    *left_out, function, definer, view, sequence, table, (facts, told) = past.several(
         ("query", "SELECT count(*) FROM session"), ("table", "session", "sql"), ("table", "session", "csv"),
         ("query", "SELECT sessions()"), ("query", "SELECT seen()"), ("query", "SELECT * FROM sums"),
-        ("query", "SELECT last_value FROM account_id_seq"),
-    ]  # fmt: skip
-    *left_out, function, definer, view, sequence = past.several(*questions, database="books")
-    (table, (facts, told)) = past.several(("difference", "session"), ("difference", ""), database="books", **both)
+        ("query", "SELECT last_value FROM account_id_seq"), ("difference", "session"), ("difference", ""),
+        of=("one", "two"), database="books",
+    )  # fmt: skip
     for found in (*left_out, table):
         assert isinstance(found, Unsupported) and "public.session are not in this backup" in found.message
     assert isinstance(function, Usage) and isinstance(definer, Usage)  # never a wrong answer

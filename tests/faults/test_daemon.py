@@ -122,7 +122,7 @@ def test_the_schedule_goes_on_after_a_kill(live):
     with live:
         live.must("pause", "shop")
         first = live.backup()
-        known = {row["id"] for row in live.must("job", "list")["jobs"]}  # a run may be due as soon as it may run
+        known = {row["id"] for row in live.jobs()}  # a run may be due as soon as it may run
         with locked(live):
             live.must("resume", "shop")
             job = next_job(live, known)
@@ -130,7 +130,7 @@ def test_the_schedule_goes_on_after_a_kill(live):
             live.kill()
         live.start()  # well before the next minute, or with a run for that one too
         assert live.job(job)["state"] == "interrupted"
-        until(lambda: live.listed()[0] != first, "a backup that makes up for the interrupted one", 0.3)
+        until(lambda: live.listed()[0] != first, "a backup that makes up for the interrupted one")
         assert live.listed()[-1] == first
 
 
@@ -139,11 +139,11 @@ def next_job(live: Live, known: set[str]) -> str:
     new: list[dict] = []
 
     def came() -> bool:
-        new[:] = [row for row in live.must("job", "list")["jobs"] if row["id"] not in known]
+        new[:] = [row for row in live.jobs() if row["id"] not in known]
         new[:] = [row for row in new if row["actor"] == "schedule"]  # what follows a backup is his who asked for that
         return bool(new)
 
-    until(came, "a job of the schedule", 0.3)
+    until(came, "a job of the schedule")
     assert new[-1]["verb"] == "backup"
     return str(new[-1]["id"])
 
@@ -210,7 +210,7 @@ def test_a_killed_half_fails_the_job_and_nothing_else(live, victim):
             row = live.until(job, "failed", "done", "cancelled", "interrupted")
             assert (row["state"], row["problem"]["code"]) == ("failed", "DBG-8001")
             gone(workers)
-            settled(live, lambda listed: [row["verb"] for row in live.must("job", "list")["jobs"]].count("scan") == 1)
+            settled(live, lambda listed: [row["verb"] for row in live.jobs()].count("scan") == 1)
         second = live.backup()
         tidy(live)
         restored(live, first, second)

@@ -25,18 +25,21 @@ def test_when_the_follower_says_that_nothing_was_committed_nothing_seems_to_be_m
     base(world, 3)
     alone = world.now + timedelta(minutes=4)
     (chain,) = {entry.name.rpartition("/")[2].partition("-")[0] for entry in world.storage.list("log/")}
-    world.spec["log_stored"] = {"chain": chain, "until_at": alone.isoformat()}
+    world.spec["log_stored"] = {chain: alone.isoformat()}
     nothing = ["this is 4 m before the requested moment: nothing was committed in between"]
     assert plan(world, at=alone.isoformat())["warnings"] == nothing
     follow(world, 4, 6)
     at = world.now + timedelta(minutes=4)
-    assert "if any, are not stored" in plan(world, at=at.isoformat())["warnings"][0]  # it has said so up to before
-    world.spec["log_stored"]["until_at"] = at.isoformat()
+    world.spec["log_stored"] = {chain: (at - timedelta(minutes=1)).isoformat()}
+    (said,) = plan(world, at=at.isoformat())["warnings"]
+    until = instant(at - timedelta(minutes=1))
+    assert said.endswith(f"nothing was committed up to {until}; later commits, if any, are not stored")
+    world.spec["log_stored"] = {chain: at.isoformat()}
     assert plan(world, at=at.isoformat())["warnings"] == nothing
     world.later(minutes=5)
     follow(world, 7, 7)
     lose(world, 6)
-    world.spec["log_stored"]["until_at"] = (world.now + timedelta(minutes=4)).isoformat()
+    world.spec["log_stored"] = {chain: (world.now + timedelta(minutes=4)).isoformat()}
     (said,) = plan(world, at=world.now.isoformat())["warnings"][-1:]
     assert "nothing was committed" not in said
 
@@ -67,8 +70,8 @@ def test_without_a_log_the_backup_before_and_the_one_after_are_named(world: Worl
     found = plan(world, at=between.isoformat())
     assert found["next_backup"] == after
     assert found["warnings"][0].startswith(
-        "this is 10 h before the requested moment: no reliable backup is nearer before it; the next moment that can be"
+        "this is 10 h before the requested moment: no reliable backup was made in between; the next moment that can be"
     )
     assert plan(world, at=(world.now + timedelta(hours=1)).isoformat())["warnings"] == [
-        "this is 1 h before the requested moment: no reliable backup is nearer before it"
+        "this is 1 h before the requested moment: no reliable backup was made in between"
     ]

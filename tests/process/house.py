@@ -26,6 +26,7 @@ from typing import Any
 
 from dbguardctl.client import Daemon
 from dbguardd.errors import DaemonUnreachable
+from tests.live import rest
 
 SECONDS = 90.0
 FINAL = ("done", "failed", "cancelled", "interrupted")
@@ -34,10 +35,10 @@ BUGS = ("job.crashed", "daemon.broken", "Traceback", "DBG-0008")
 
 def until(condition: Callable[[], Any], what: object) -> Any:
     """Wait until a condition holds; return what it returned."""
-    deadline = time.monotonic() + SECONDS
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"never came: {what() if callable(what) else what}"
-        time.sleep(0.02)
+        assert time.monotonic() < began + SECONDS, f"never came: {what() if callable(what) else what}"
+        rest(began)
     return found
 
 
@@ -227,6 +228,10 @@ class House:
     def backups(self, name: str) -> list[Any]:
         """Return the backups of a database, newest first."""
         return list(self.api.get("databases", name, "backups", all=True, why=True)["backups"])
+
+    def coverage(self, name: str) -> list[Any]:
+        """Return the stretches of time that the log of a database covers, oldest first."""
+        return list(self.api.get("databases", name, "backups")["log"])
 
     def status(self, name: str) -> Any:
         """Return the status of one database."""

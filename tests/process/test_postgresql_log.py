@@ -136,10 +136,10 @@ def followed(house: House) -> None:
     now = datetime.now(UTC)
 
     def reaches() -> bool:
-        rows = house.does("list", "cluster")["log"]
+        rows = house.coverage("cluster")
         return bool(rows) and datetime.fromisoformat(rows[-1]["until_at"]) > now and not house.jobs(state="running")
 
-    until(reaches, lambda: (house.does("list", "cluster"), house.log.read_text()[-3000:]))
+    until(reaches, lambda: (house.coverage("cluster"), house.log.read_text()[-3000:]))
 
 
 def begun(house: House) -> list[dict[str, Any]]:

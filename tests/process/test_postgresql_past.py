@@ -133,10 +133,10 @@ def test_a_moment_between_two_backups_is_asked_like_a_backup(guarded: House, liv
         now = datetime.now(UTC)
 
         def reached() -> str | None:
-            until_at = [str(row["until_at"]) for row in guarded.does("list", "cluster")["log"]][-1:]
+            until_at = [str(row["until_at"]) for row in guarded.coverage("cluster")][-1:]
             return until_at[0] if until_at and datetime.fromisoformat(until_at[0]) > now else None
 
-        return str(until(reached, lambda: guarded.does("list", "cluster")))
+        return str(until(reached, lambda: guarded.coverage("cluster")))
 
     there = stored_after("INSERT INTO customer VALUES (1001, 'late')")
     stored_after("DELETE FROM customer WHERE id = 1001")

@@ -45,7 +45,7 @@ def finding(house: House) -> tuple[str, str]:
 
 
 def stored(house: House, moment: datetime) -> bool:
-    rows = house.does("list", "cluster")["log"]
+    rows = house.coverage("cluster")
     return bool(rows) and datetime.fromisoformat(rows[-1]["until_at"]) > moment
 
 
@@ -53,7 +53,7 @@ def test_what_the_server_hands_over_comes_back_to_any_second(served: House, live
     house, books = served, Books(served.place, live)
     house.does("backup", "cluster")
     began = datetime.now(UTC)
-    until(lambda: stored(house, began) and not house.jobs(state="running"), lambda: house.does("list", "cluster"))
+    until(lambda: stored(house, began) and not house.jobs(state="running"), lambda: house.coverage("cluster"))
     outcome, detail = finding(house)
     assert outcome == "failed" and "archive_command is not ours. Fix: ALTER SYSTEM SET archive_command = " in detail
     for statement in detail.partition("Fix: ")[2].split("; SELECT pg_reload")[0].rstrip(";"), "SELECT pg_reload_conf()":
@@ -64,7 +64,7 @@ def test_what_the_server_hands_over_comes_back_to_any_second(served: House, live
         books.more(100)
     live.sql("SELECT pg_switch_wal()")
     ended = datetime.now(UTC)
-    until(lambda: stored(house, ended), lambda: (house.does("list", "cluster"), house.log.read_text()[-2000:]))
+    until(lambda: stored(house, ended), lambda: (house.coverage("cluster"), house.log.read_text()[-2000:]))
     until(lambda: live.sql("SELECT failed_count >= 0 AND archived_count > 0 FROM pg_stat_archiver") == "t", "archiving")
     outcome, detail = finding(house)
     assert outcome == "inconclusive" and "archive_timeout" in detail
@@ -81,14 +81,14 @@ def test_what_the_server_hands_over_comes_back_to_any_second(served: House, live
     until(lambda: int(live.sql("SELECT failed_count FROM pg_stat_archiver")) > failed, "a try")
     house.start()
     again = datetime.now(UTC)
-    until(lambda: stored(house, again), lambda: (house.does("list", "cluster"), house.log.read_text()[-2000:]))
+    until(lambda: stored(house, again), lambda: (house.coverage("cluster"), house.log.read_text()[-2000:]))
     live.sql("INSERT INTO ledger VALUES (1000002, 'which wakes the archiver')")
     live.sql("SELECT pg_switch_wal()")
     until(lambda: live.sql("SELECT last_archived_time > last_failed_time FROM pg_stat_archiver") == "t", "archiving")
     assert [event["continued"] for event in house.events("log.begun")] == [False, True]
     backup = house.does("backup", "cluster")["backup"]["id"]
     made = datetime.now(UTC)
-    until(lambda: stored(house, made), lambda: house.does("list", "cluster"))
+    until(lambda: stored(house, made), lambda: house.coverage("cluster"))
     proof = house.does("verify", backup)
     assert proof["proof"]["grade"] == "proven" and house.events("log.tried")[-1]["outcome"] == "ok"
     assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0"

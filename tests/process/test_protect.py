@@ -29,7 +29,7 @@ def test_a_protection_ends_and_its_backups_stay_and_are_gone_on_with(house: Hous
 
     said = house.ctl("unprotect", "app", "--confirm", "app")
     assert said.status == 0, said
-    assert "its 1 backup stays, and nothing deletes them" in said.out and f"protect {path} --adopt app" in said.out
+    assert "its 1 backup stays, and nothing deletes it" in said.out and f"protect {path} --adopt app" in said.out
     assert list(drop_in.parent.iterdir()) == []
     assert house.status("app")["state"] == "orphaned"
     house.does("restore", "app", "--to", str(house.place / "back.db"))

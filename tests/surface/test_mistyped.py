@@ -186,3 +186,12 @@ def test_ctrl_c_while_it_loads_is_no_traceback(tmp_path: Path) -> None:
         env=environment(tmp_path / "api.sock", PYTHONPATH=f"{tmp_path}:{os.getcwd()}"),
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_value_that_is_missing_is_one_of_this_command(
+    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inside("restore", "app", "--at") == 2
+    said = capsys.readouterr().err
+    assert "dbguardctl restore: option '--at' requires an argument" in said
+    assert "dbguardctl restore --help" in said

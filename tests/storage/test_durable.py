@@ -13,10 +13,10 @@ from dbguardd.durable import create_file, publish_file, replace_file, write_at
 def test_a_published_file_replaces_nothing_and_leaves_no_draft(tmp_path: Path) -> None:
     path, draft = tmp_path / "key", tmp_path / f".key.{os.getpid()}.tmp"
     draft.write_text("left by a killed process that had this pid")
-    publish_file(path, b"first", 0o640)
+    publish_file(path, b"first", 0o666)  # whatever the umask is
     with pytest.raises(FileExistsError):
         publish_file(path, b"second")
-    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"first", 0o640)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"first", 0o666)
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -12,9 +12,10 @@ import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Questions, Standby
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
@@ -51,24 +52,29 @@ _MACHINE = {  # problems that say nothing about the text
     sqlite3.SQLITE_IOERR: Unreachable,
     sqlite3.SQLITE_CANTOPEN: Unreachable,
 }
+Limits = TypeVar("Limits", Budget, Pace)
 _FIXED = ((3, 44, 6), (3, 50, 7))  # older branches with the fix of the WAL-reset bug; otherwise 3.51.3
 
 
 def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
-    Settings: path, staging (a private directory of this job), method ("pages" or "dump"), max_block_seconds,
-    lock_timeout_seconds, growth_bytes (of a WAL, see wal), beat_seconds and step_bytes (how often progress is reported
-    while the live file is copied), look_seconds (how often a followed WAL is read).
+    Settings: path, staging (a private directory of this job), method ("pages" or "dump"), and the fields of Budget and
+    Pace.
     """
 
     def open_standby() -> Standby:
         from dbguardd.engines.sqlite.standby import SqliteStandby  # noqa: PLC0415 - here and below: a backup needs none
 
-        wait = float(settings.get("lock_timeout_seconds", 10.0))
-        return SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
+        wait_seconds = _from_settings(Budget, settings).lock_timeout_seconds
+        return SqliteStandby(Path(str(settings["staging"])), _PAGES, wait_seconds)
 
     return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=open_standby, questions=open_past)
+
+
+def _from_settings(kind: type[Limits], settings: Mapping[str, Any]) -> Limits:
+    """Return a record with those of its fields that are settings; the others have their defaults."""
+    return kind(**{one.name: settings[one.name] for one in fields(kind) if one.name in settings})
 
 
 def open_past() -> Questions[Pages]:
@@ -83,14 +89,7 @@ class SqliteLog:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._path = str(settings["path"])
-        self._pace = Pace(
-            stream=_PAGES,
-            staging=str(settings["staging"]),
-            audit_seconds=float(settings.get("audit_seconds", 86_400.0)),
-            look_seconds=float(settings.get("look_seconds", 0.5)),
-            max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
-            lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
-        )
+        self._pace = _from_settings(Pace, settings)
 
     def follow(self, ship: LogSink, resume: Facts | None) -> None:
         from dbguardd.engines.sqlite.follow import follow  # noqa: PLC0415
@@ -112,13 +111,7 @@ class Sqlite:
         self._method = method
         self._staging = Path(str(settings["staging"]))
         self._state: State | None = None  # of the live database, while its rows are still to be read in that state
-        self._budget = Budget(
-            max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
-            lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
-            beat_seconds=float(settings.get("beat_seconds", 0.5)),
-            growth_bytes=int(settings.get("growth_bytes", 1 << 20)),
-            step_bytes=int(settings.get("step_bytes", 8 << 20)),
-        )
+        self._budget = _from_settings(Budget, settings)
 
     @property
     def _snapshot(self) -> Path:

@@ -20,8 +20,8 @@ TICK_SECONDS = 0.01  # file times have the granularity of a timer tick (at most 
 class Budget:
     """How long the application may be blocked, how long to wait for a quiet moment, how often to report life."""
 
-    max_block_seconds: float
-    lock_timeout_seconds: float
+    max_block_seconds: float = 0.1
+    lock_timeout_seconds: float = 10.0
     beat_seconds: float = 0.5
     growth_bytes: int = 1 << 20  # of the WAL under one read mark: with 4 MiB its writers wait twice as long (measured)
     step_bytes: int = 8 << 20  # copying in steps of 1 MiB takes two to four times the processor time (measured)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dbguardd.keys import open_wrappers
 from dbguardd.keys.machine import MachineKey
 from dbguardd.repository import Repository
 from dbguardd.storage import open_storage
+from dbguardd.ulids import ulid
 from tests.bench.measure import resident
 from tests.process.house import Systemd
 from tests.workload import seed
@@ -71,10 +73,13 @@ def _listing(place: Path) -> dict[str, object]:
     key = MachineKey.create(state / "machine.key")
     storage = open_storage({"type": "directory", "path": str(state / "store")}, create=True)
     repository = Repository.create(storage, [key], datetime(2026, 1, 1, tzinfo=UTC))
-    for number in range(BACKUPS):
-        now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
-        with repository.saving("app", "sqlite", "pages", now) as saving:
-            saving.seal({"number": number})
+    start, ledger = datetime(2026, 1, 1, tzinfo=UTC), repository._ledger
+    with repository.saving("app", "sqlite", "pages", start) as saving:
+        saving.seal({})
+    first, domain = next(ledger.newest("app"))
+    for number in range(1, BACKUPS):  # saving() lists what is there each time: half an hour for all of them
+        now = start + timedelta(minutes=number)
+        ledger.publish(replace(first, id=ulid(now, os.urandom), created_at=now, seq=number + 1), domain)
     started = time.monotonic()
     again = Repository.open(storage, open_wrappers({"type": "machine", "path": str(state / "machine.key")}))
     count = len(again.backups("app"))

@@ -12,7 +12,7 @@ from postgres_pair_world import pair, promote, replayed
 from postgres_world import as_owner, until
 
 from dbguardd.engines.postgresql.connect import address_of
-from dbguardd.engines.postgresql.physical.local import lagging
+from dbguardd.engines.postgresql.physical.local import judged, lagging
 from dbguardd.errors import GuardError, SourceChanged, Unsupported
 
 WRITER = """
@@ -92,8 +92,8 @@ def test_a_standby_is_taken_only_where_the_url_says_so(both):
     assert outcomes["following its log"] == outcomes["servers of the url"] == "ok"
     probe = as_owner(opened(At(two.url + "&target_session_attrs=standby"), continuous=True).snapshots.probe)
     assert "followed at the primary" in next(one.detail for one in probe.findings if one.outcome == "failed")
-    address = address_of(two.url)
-    assert as_owner(lagging, address, 0.0).outcome == "inconclusive"
+    assert as_owner(lagging, address_of(two.url)).name == "the standby"
+    assert judged(60.0).outcome == "ok" and judged(86_400.0).outcome == "inconclusive"
     assert as_owner(lagging, address_of(both.servers[0].url)) is None
 
 

@@ -342,7 +342,7 @@ def test_a_commit_between_slices_starts_the_copy_again(live, staging, tmp_path):
 def test_a_writer_that_never_rests_postpones_the_backup(live, staging):
     ledger(live, "delete", filler=40_000_000)
     with using(live, "write", 0.0) as writer:
-        engine = make(live, staging, max_block_seconds=0.001, lock_timeout_seconds=1.5)
+        engine = make(live, staging, max_block_seconds=0.001, lock_timeout_seconds=4.0)
         try:
             facts = engine.dump(MemorySink(), no_progress)
         except WouldBlock as error:

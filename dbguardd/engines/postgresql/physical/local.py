@@ -135,7 +135,11 @@ def lagging(address: Address) -> Finding | None:
     with connected(address) as connection:
         if rows(connection, b"SELECT pg_is_in_recovery()") != [(True,)]:
             return None
-        seconds = (datetime.now(UTC) - replayed_at(connection)).total_seconds()
+        return judged((datetime.now(UTC) - replayed_at(connection)).total_seconds())
+
+
+def judged(seconds: float) -> Finding:
+    """Return the finding about a standby that is so many seconds behind."""
     said = f"it has all that had committed {span(seconds)} ago, and so have backups that are made of it"
     if seconds <= _LAG_SECONDS:
         return Finding("the standby", "ok", said)

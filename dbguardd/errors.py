@@ -9,7 +9,7 @@ dbguard-errors(7) all derive from this table, so a new error needs only a new ro
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 _NAMED = 10  # databases, in the error for one that does not exist
@@ -136,13 +136,14 @@ class NotFound(GuardError):
     advice = "See what exists: dbguardctl status, dbguardctl list NAME, dbguardctl job list."
 
 
-def no_database(name: str, names: Sequence[str]) -> NotFound:
+def no_database(name: str, names: Iterable[str]) -> NotFound:
     """Return the error for a database that does not exist, with similar names and all `names`."""
-    if not names:
+    known = sorted(set(names))  # of the policy and of the catalog: most are in both
+    if not known:
         return NotFound(f"{name}: no such database", detail="There is none yet.", hints=["dbguardctl protect PATH"])
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    near = f" {near}" if (near := did_you_mean(name, names)) else ""
-    detail = f"Databases: {', '.join(sorted(names)[:_NAMED])}{more}.{near}"
+    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+    near = f" {near}" if (near := did_you_mean(name, known)) else ""
+    detail = f"Databases: {', '.join(known[:_NAMED])}{more}.{near}"
     return NotFound(f"{name}: no such database", detail=detail, hints=["dbguardctl status"])
 
 

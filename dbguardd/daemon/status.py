@@ -108,7 +108,7 @@ class Views:
         """Return one database. Raises NotFound."""
         found = {row.name: row for row in self.databases(now)}
         if name not in found:
-            raise no_database(name, list(found))
+            raise no_database(name, found)
         return found[name]
 
     def backups(self, name: str, now: datetime) -> list[BackupRow]:

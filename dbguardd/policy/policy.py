@@ -65,7 +65,7 @@ class Policy(Table):
         try:
             own = self.database[name]
         except KeyError:
-            raise no_database(name, list(self.database)) from None
+            raise no_database(name, self.database) from None
         layers = [self.defaults, *([self.class_[own.class_]] if own.class_ in self.class_ else []), own]
         values: Json = {}
         for layer in layers:

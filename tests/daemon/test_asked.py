@@ -32,6 +32,9 @@ def test_what_the_catalog_shows_to_be_mistaken_does_not_become_a_job(tmp_path: P
         ):
             with pytest.raises((NotFound, Usage), match=what):
                 service.submit(verb, {"database": "app", **fields}, ALICE, None)
+        with pytest.raises(NotFound, match="no such database") as unknown:
+            service.submit("restore", {"database": "nobody"}, ALICE, None)
+        assert unknown.value.detail == "Databases: app, crm."  # each once, though policy and catalog both have app
         assert (len(worker.specs), len(service.jobs(None, None, 10))) == (ran, 1)
         worker.acts = [until_cancelled]
         scan = service._do.runner.submit(Order("scan", {}, SCHEDULE, storage="local"))

@@ -18,6 +18,13 @@ SOURCES = (
 """What packaging/build-* copies from."""
 
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
+ELSEWHERE = (
+    "mkdir -p /srv/other/place && cp -r /source/[a-zA-Z]* /srv/other/place/ && cd /srv/other/place && "
+    "find . -exec touch -h -d '2031-02-03 04:05:06' {} + && umask 027 && "
+    "TZ=Asia/Tokyo packaging/build-%s . /wheels /out"
+)
+"""Builds the same package at another place, of other dates, in another time zone and by a user of other habits."""
+
 _CHROOT = """
 set -eu
 mount -t tmpfs tmpfs "$PLACE"

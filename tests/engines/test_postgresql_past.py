@@ -24,6 +24,9 @@ from dbguardd.engines.postgresql.questions.take_out import _copied
 from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import Cancelled, Damaged, SourceDamaged, TooCostly, ToolMissing, Unsupported, Usage
 
+DUMP_IN_SOAK = pytest.mark.parametrize("past", ["pages", pytest.param("dump", marks=pytest.mark.soak)], indirect=True)
+"""Marks a test of what is asked of a server that runs: how a dump becomes one is what the others are about."""
+
 
 @pytest.fixture(scope="module")
 def made():
@@ -237,6 +240,7 @@ def test_a_table_that_is_taken_out_is_the_same_in_psql(past):
         past.live.sql("DROP DATABASE copy")
 
 
+@DUMP_IN_SOAK
 def test_a_table_comes_as_csv_and_is_found_by_its_name_or_named_that_is_meant(past):
     wrong = {
         "byer": "Did you mean public.buyer?", "twice": "a.twice, b.twice", "nosuch.buyer": "Its tables",
@@ -258,6 +262,7 @@ def test_a_table_comes_as_csv_and_is_found_by_its_name_or_named_that_is_meant(pa
 # ------------------------------------------------------------------------------------------------ diff, undelete
 
 
+@DUMP_IN_SOAK
 def test_what_has_changed_is_told_by_key(past):
     few_bounds = Bounds("b", 60.0, 2, 1 << 20)
     (facts, told), few = past.several(("difference", ""), ("difference", "buyer", few_bounds), of=("one", "two"))
@@ -284,6 +289,7 @@ def test_what_has_changed_is_told_by_key(past):
     assert (few[0]["listed"], few[0]["removed"], len(few[1].lines)) == (2, 2, 3)
 
 
+@DUMP_IN_SOAK
 def test_rows_that_are_gone_come_back_by_the_sql_and_nothing_else_does(past):
     text = "SELECT name, md5(raw), share, loud FROM buyer WHERE id IN (7, 40) ORDER BY id"
     (few, some), (_, pair), (facts, script), (_, odd), hostile, *refused, (_, then) = past.several(
@@ -319,6 +325,7 @@ CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = won);
 """Whoever may make something in a schema of the search path has it taken for that of the server."""
 
 
+@DUMP_IN_SOAK
 def test_rows_that_were_changed_are_set_back_but_those_that_were_changed_again(past):
     kinds = "SELECT string_agg(k::text, ';' ORDER BY id) FROM kinds k WHERE id < 3"
     (facts, told), (none, _), (_, script), (hostile, text), odd, (same, _), (_, then) = past.several(
@@ -418,6 +425,7 @@ def test_large_objects_can_be_asked_for_and_are_said_to_be_in_no_table(past):
     assert told.lines[0]["table"]["why"] == "large objects are not compared, only their numbers: page"
 
 
+@DUMP_IN_SOAK
 def test_a_partition_on_another_server_keeps_nobody_from_what_is_here(past):
     whole, part, rows, (_, told) = past.several(
         ("table", "spread", "sql"), ("table", "spread1", "csv"), ("table", "spread", "csv"), ("difference", ""),

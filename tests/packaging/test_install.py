@@ -134,6 +134,7 @@ def test_the_journal_explains_errors(machine):
     machine.does("reload")
 
 
+@pytest.mark.soak
 @trees.ONE_SUITE  # whose lintian is the strictest
 def test_lintian_has_nothing_against_it(suite, deb, tmp_path):
     out = tmp_path / "out"

@@ -41,7 +41,7 @@ def meant_moment(session: Session, database: str, text: str) -> str:
         session.say(f"{database}: the backup {within[0]['id']} was made {while_shown}, at {_exactly(at, session)}")
         return at
     made = f"{count(len(within), 'backup')}, made {while_shown} but after this moment, can be named instead: "
-    session.say(f"{database}: {made}", Cell(f"--id {within[0]['id']}", "try"))
+    session.say(f"{database}: {made}", Cell(" or ".join(f"--id {row['id']}" for row in within), "try"))
     return utc_text(moment)
 
 

@@ -166,7 +166,7 @@ def _unseen(path: str, error: OSError) -> SourceDenied:
 async def _detect_server(engine: str, url: str, look: Look) -> Found:
     """Examine a server; raise Unsupported if something is missing that a backup or its proof needs."""
     if wrong := wrong_with(url):
-        raise Usage(f"this address {wrong}", hints=["dbguardctl protect postgresql:///"])
+        raise Usage(f"this address {wrong}", hints=["man 5 dbguard.toml  # POSTGRESQL"])
     try:
         seen = await look(url)
     except PolicyInvalid as error:  # its hints name policy files, but there is none for this database yet

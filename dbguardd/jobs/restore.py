@@ -113,13 +113,9 @@ def undo(run: Run, request: Undo) -> Result:
             hints=[f"dbguardctl restore undo {run.name} --confirm {run.name}"],
         )
     moment = Moment(held[0], held[0].created_at, None, [])
-    plan, half = _plan(run, moment, live_path(run), in_place=True), _is_half(run, moment.backup)
+    plan = _plan(run, moment, live_path(run), in_place=True)
     check_space(run, plan)
-    result = _in_place(run, moment, plan)
-    if half:  # what is there now is what was there before: the next undo concerns the restore before
-        _nothing_to_undo(run, held[0].id)
-        result |= {"safety_copy": None, "undo": None}
-    return result
+    return _in_place(run, moment, plan)
 
 
 def _is_half(run: Run, backup: Backup) -> bool:
@@ -152,6 +148,9 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
     _check_unused(run, moment.backup)
     started = run.monotonic()
     findings, safety = (_by_delta if is_server(run) else _by_swap)(run, moment, plan)
+    if safety == moment.backup.id:  # an interrupted restore was undone: what was there before is there again
+        _nothing_to_undo(run, safety)
+        safety = None
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
     of = {"backup": moment.backup.id, **moment.which}

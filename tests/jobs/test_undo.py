@@ -123,6 +123,7 @@ def test_half_of_a_restore_is_undone_once(world):
     world.engine.refuse_examine = None
     undone = world.do("undo", database="app", confirm="app")
     assert world.live() == {"users": [2]} and undone["undo"] is None
+    assert world.said("restore.done")[-1]["safety_copy"] is None  # the half that was there is kept nowhere
     with pytest.raises(NotFound, match="no restore to undo"):
         world.do("undo", database="app", confirm="app")
 

@@ -171,7 +171,7 @@ def test_wrong_inputs_are_told_apart_and_nothing_is_written(served: House, live:
     assert "kind of server" in served.fails("DBG-2008", 2, "protect", "mysql://localhost/shop")["message"]
     for code, url in wrong.items():
         problem = served.fails(code, 2 if code in ("DBG-0001", "DBG-2008") else 1, "protect", url)
-        assert "hunter2" not in str(problem)
+        assert "hunter2" not in str(problem) and "dbguardctl protect postgresql:///" not in problem["hints"]
     assert not (served.place / "conf.d").exists() or list((served.place / "conf.d").iterdir()) == []
     served.idle()
     served.is_sound()

@@ -75,7 +75,10 @@ def test_a_log_that_has_the_typed_moment_restores_exactly_that(
     assert daemon.bodies("POST /jobs/restore")[1]["at"] == "2026-09-11T23:00:42.512Z"
 
 
-def test_of_several_backups_none_is_meant(inside: Callable[..., int], daemon: FakeDaemon) -> None:
+def test_of_several_backups_none_is_meant_and_each_is_named(
+    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     made(daemon, ("01KC", "2026-09-11T23:00:42.900Z"), *NIGHTLY)
     assert inside("restore", "app", "--at", "2026-09-12 01:00", "--dry-run") == 0
     assert daemon.bodies("POST /jobs/restore")[0]["at"] == "2026-09-11T23:00:00Z"
+    assert "--id 01KC or --id 01KB" in capsys.readouterr().err

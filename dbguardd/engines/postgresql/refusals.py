@@ -174,7 +174,8 @@ def _hints_for_denied(said: str, address: Mapping[str, str]) -> list[str]:
         return [line_of_hba(database, role, "" if here else seen)]
     if "password" in said:
         user = pwd.getpwuid(os.geteuid())
-        return [f"{user.pw_dir}/.pgpass, of {user.pw_name} and with mode 0600, has a line HOST:PORT:*:USER:PASSWORD"]
+        place = address.get("passfile") or f"{user.pw_dir}/.pgpass"
+        return [f"{place}, of {user.pw_name} and with mode 0600, has a line HOST:PORT:*:USER:PASSWORD"]
     return ["set run_as to a user whom the server knows, or user= in the url", "man 5 dbguard.toml  # POSTGRESQL"]
 
 

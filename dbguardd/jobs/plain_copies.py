@@ -1,7 +1,8 @@
 """Plain copies: verified files beside the repository that can be restored with `cp`.
 
-A copy is NAME_YYYYMMDDTHHMMSSZ.EXT with a checksum file beside it (sha256sum format). NAME_latest.EXT is a link that
-only ever points to the newest copy of a proven backup whose bytes were read back. The newest `count` copies are kept.
+A copy is NAME_YYYYMMDDTHHMMSSZ.EXT with a checksum file beside it (sha256sum format). The second and later backups of
+one second are NAME_YYYYMMDDTHHMMSSZ_ID.EXT. NAME_latest.EXT is a link that only ever points to the newest copy of a
+proven backup whose bytes were read back. The newest `count` copies are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dbguardd.errors import FULL, NoSpace, Unreachable
 from dbguardd.jobs.base import Run, read_progress
 from dbguardd.repository import Backup
 
-_WHEN = r"\d{8}T\d{6}Z"
+_WHEN = r"\d{8}T\d{6}Z(_[0-9A-Z]{26})?"
 
 
 def keep_plain(run: Run, backup: Backup) -> str | None:
@@ -32,8 +33,13 @@ def keep_plain(run: Run, backup: Backup) -> str | None:
     place = Path(wanted["path"])
     suffix = Path(str(run.database["settings"]["path"])).suffix or ".db"
     stem, suffix = run.name, ".sql" if backup.method == "dump" else suffix
-    copy = place / _name(backup, stem, suffix)
-    made = {_name(other, stem, suffix): other.id for other in reversed(run.repository.backups(run.name))}
+    made: dict[str, str] = {}
+    for other in reversed(run.repository.backups(run.name, expired=True)):
+        made.setdefault(_name(other, stem, suffix), other.id)  # the first backup of a second has the short name
+        made[_name(other, stem, suffix, f"_{other.id}")] = other.id
+    copy = place / _name(backup, stem, suffix, f"_{backup.id}")
+    if made[_name(backup, stem, suffix)] == backup.id and not copy.exists():
+        copy = place / _name(backup, stem, suffix)
     try:
         place.mkdir(mode=0o700, exist_ok=True)
         if sum(made.get(other.name, "") > backup.id for other in _copies(place, stem, suffix, made)) >= count:
@@ -55,8 +61,8 @@ def keep_plain(run: Run, backup: Backup) -> str | None:
     return str(copy)
 
 
-def _name(backup: Backup, stem: str, suffix: str) -> str:
-    return f"{stem}_{backup.created_at:%Y%m%dT%H%M%SZ}{suffix}"
+def _name(backup: Backup, stem: str, suffix: str, id: str = "") -> str:
+    return f"{stem}_{backup.created_at:%Y%m%dT%H%M%SZ}{id}{suffix}"
 
 
 def _copies(place: Path, stem: str, suffix: str, made: Mapping[str, str]) -> list[Path]:

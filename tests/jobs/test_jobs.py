@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
@@ -429,54 +428,6 @@ def test_scan_tells_what_can_be_recalled(world):
     assert first in {facts["id"] for facts in world.said("backup.stored")}
     [again] = world.said("backup.expired")
     assert (again["id"], again["reasons"], again["grace_until_at"]) == (first, told["reasons"], told["grace_until_at"])
-
-
-def test_plain_copies_are_verified_rotated_and_linked(world, tmp_path):
-    world.spec["database"]["keep_plain"] = {"count": 2, "path": str(tmp_path / "plain")}
-    for number in range(4):
-        world.backup(users=[number])
-        copy = world.do("verify", database="app")["plain_copy"]
-    names = sorted(path.name for path in (tmp_path / "plain").iterdir())
-    assert len([name for name in names if name.endswith(".sql")]) == 3  # two copies and the link
-    assert len([name for name in names if name.endswith(".sha256")]) == 2
-    link = tmp_path / "plain" / "app_latest.sql"
-    assert str(link.resolve()) == copy
-    assert json.loads(link.read_text()) == {"users": [3]}
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_link_points_to_the_newest_copy_also_when_an_older_backup_is_verified(world, tmp_path, count):
-    world.spec["database"]["keep_plain"] = {"count": count, "path": str(tmp_path / "plain")}
-    first, _, newest = [world.backup(users=[number]) for number in range(3)]
-    copies = [world.do("verify", database="app", backup=id)["plain_copy"] for id in world.ids()]
-    assert copies[0]
-    assert [copy for copy in copies if copy] == copies[:count]
-    world.do("verify", database="app", backup=first)
-    assert json.loads((tmp_path / "plain" / "app_latest.sql").read_text()) == {"users": [2]}
-    assert newest
-
-
-def test_a_plain_copy_that_was_changed_is_written_again_and_another_database_is_let_be(world, tmp_path):
-    world.spec["database"]["keep_plain"] = {"count": 2, "path": str(tmp_path / "plain")}
-    (tmp_path / "plain").mkdir()
-    theirs = tmp_path / "plain" / ".tmp-app_users_20260301T120000Z.sql"
-    theirs.write_text("another worker is writing this")
-    (tmp_path / "plain" / ".tmp-app_20260301T120000Z.sql").write_text("left by a killed one")
-    world.backup(users=[1])
-    copy = Path(world.do("verify", database="app")["plain_copy"])
-    copy.write_text("{}")
-    world.do("verify", database="app")
-    assert json.loads(copy.read_text()) == {"users": [1]}
-    assert [path.name for path in (tmp_path / "plain").iterdir() if path.name.startswith(".")] == [theirs.name]
-
-
-def test_an_unproven_backup_never_becomes_the_latest_plain_copy(world, tmp_path):
-    world.spec["database"]["keep_plain"] = {"count": 2, "path": str(tmp_path / "plain")}
-    world.backup(users=[1])
-    world.engine.break_restore = b'{"users": []}'
-    with pytest.raises(ProofFailed):
-        world.do("verify", database="app")
-    assert not (tmp_path / "plain").exists()
 
 
 def test_a_cancelled_backup_leaves_nothing(world):

@@ -198,7 +198,7 @@ class KeepPlain(Table):
     count: Annotated[int, Field(ge=1, le=1000)]
     """how many of the newest plain copies stay"""
     path: AbsolutePath
-    """the directory for them; named NAME_YYYYMMDDTHHMMSSZ, with _ID if that is taken; `latest` points to a checked one"""
+    """the directory for them; named NAME_YYYYMMDDTHHMMSSZ (_ID if that is taken); `latest` points to a checked one"""
 
 
 class ProofQuery(Table):

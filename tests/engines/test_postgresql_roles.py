@@ -115,6 +115,9 @@ def test_a_log_goes_on_without_a_gap_whoever_takes_over(life):
     (first, left, stored, _), (second, behind, lost, _) = life.segments[-1].until[TURNS]
     assert [timeline_in(one) for one in (first, second, life.segments[-1].until["round"])] == [1, 2, 3]
     assert left == stored and behind < lost  # the one that came second had less of the log
+    at = life.segments[-1].until[TURNS][-1][-1]  # a moment of the same second may be before the turn or after it
+    written = (life.both.servers[0].data / "pg_wal" / "00000003.history").stat().st_mtime
+    assert abs(datetime.fromisoformat(at).timestamp() - written) < 0.001
 
 
 def test_any_moment_comes_back_as_it_was_across_timelines(life):

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.errors import GuardError, SourceChanged, SourceDamaged, SourceDenied, SourceInvalid, SourceMissing
@@ -131,6 +132,14 @@ class DataDirectory:
             return os.read(file, most)
         finally:
             os.close(file)
+
+    def written_at(self, path: str) -> datetime | None:
+        """Return when a file in the data directory was last written (UTC); None if it is not there."""
+        try:
+            found = os.stat(path, dir_fd=self.file, follow_symlinks=False)
+        except OSError:
+            return None
+        return datetime.fromtimestamp(found.st_mtime, UTC)
 
     def control(self) -> bytes:
         """Return pg_control as it is between two writes by the server.

@@ -194,8 +194,7 @@ class Server:
 
     def after(self, timeline: int) -> int:
         """Return the timeline that follows another one in the server's history."""
-        later = [one for one, _ in self._turns() if one > timeline]
-        return min(later, default=self.cluster.log.timeline)
+        return min((one for one, _ in self._turns() if one > timeline), default=self.cluster.log.timeline)
 
     def on(self, at: int) -> int:
         """Return the timeline on which a position of its log was written."""
@@ -227,9 +226,10 @@ class Server:
                 at = left
 
     def turned_at(self, timeline: int) -> str:
-        """Return when a timeline began: when its history file was written."""
-        found = rows(self.keeper, _WRITTEN, self.cluster.log.on(timeline).history)
-        return next((at for (at,) in found), datetime.now(UTC)).isoformat()
+        """Return when a timeline began: when its history file was written. The server tells that in whole seconds."""
+        name = self.cluster.log.on(timeline).history
+        found = self.directory and self.directory.written_at(f"{WAL}/{name}")
+        return (found or next((at for (at,) in rows(self.keeper, _WRITTEN, name)), datetime.now(UTC))).isoformat()
 
     def check_not_left_behind(self, since: WalPosition) -> None:
         """Raise SourceReplaced if the server is of another cluster, or behind the timeline of the stored log."""

@@ -18,13 +18,6 @@ SOURCES = (
 """What packaging/build-* copies from."""
 
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
-ELSEWHERE = (
-    "mkdir -p /srv/other/place && cp -r /source/[a-zA-Z]* /srv/other/place/ && cd /srv/other/place && "
-    "find . -exec touch -h -d '2031-02-03 04:05:06' {} + && umask 027 && "
-    "TZ=Asia/Tokyo packaging/build-%s . /wheels /out"
-)
-"""Builds the same package at another place, of other dates, in another time zone and by a user of other habits."""
-
 _CHROOT = """
 set -eu
 mount -t tmpfs tmpfs "$PLACE"
@@ -39,6 +32,18 @@ mount --rbind /dev dev
 mount -t proc proc proc
 exec chroot . env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"
 """
+
+
+def elsewhere(kind, edit="true"):
+    """Return a script that builds a package at another place, with other dates, time zone and umask.
+
+    The shell command `edit` may change the sources before.
+    """
+    return (
+        "mkdir -p /srv/other/place && cp -r /source/[a-zA-Z]* /srv/other/place/ && cd /srv/other/place && "
+        f"{edit} && find . -exec touch -h -d '2031-02-03 04:05:06' {{}} + && umask 027 && "
+        f"TZ=Asia/Tokyo packaging/build-{kind} . /wheels /out"
+    )
 
 
 def in_build_tree(suite: str, wheels: Path, out: Path, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ def test_two_builds_are_the_same_bytes(kind, tmp_path):
         pytest.skip(f"NOT RUN, no package was built: {missing}")
     first = build.package(SUITE, kind)
     out = tmp_path / "out"
-    done = build.in_build_tree(SUITE, build.wheels(SUITE), out, "sh", "-ec", build.ELSEWHERE % kind)
+    done = build.in_build_tree(SUITE, build.wheels(SUITE), out, "sh", "-ec", build.elsewhere(kind))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (second,) = out.glob(f"*.{kind}")
     assert second.name == first.name

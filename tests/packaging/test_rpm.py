@@ -57,8 +57,7 @@ def newer(suite, tmp_path_factory):
     """The .rpm of the version that comes after this one, built elsewhere."""
     out = tmp_path_factory.mktemp("newer") / "out"
     renamed = f"sed -i 's/^__version__ = .*/__version__ = \"{NEXT}\"/' dbguardd/__init__.py"
-    script = (build.ELSEWHERE % "rpm").replace("find . ", f"{renamed} && find . ", 1)
-    done = build.in_build_tree(suite, build.wheels(suite), out, "sh", "-ec", script)
+    done = build.in_build_tree(suite, build.wheels(suite), out, "sh", "-ec", build.elsewhere("rpm", renamed))
     assert done.returncode == 0, done.stderr
     (built,) = out.glob("*.rpm")
     return built

@@ -100,9 +100,10 @@ def test_a_log_that_was_made_coarser_comes_to_what_the_database_was(tmp_path, na
         until(lambda: ends() > 8, "some segments that end a transaction")
     (chain,), log = world.chains(), open_log(Memory())
     reached = chain.reaches(base)
-    stored = log.begin(chain.place, "new", NOW)
-    for number, one in enumerate(chain.segments):
-        stored = log.append(stored, replace(one, at=NOW + timedelta(seconds=20 * number)))
+    stored, ended = log.begin(chain.place, "new", NOW), 0
+    for one in chain.segments:  # three transactions a minute, however many segments each has
+        stored = log.append(stored, replace(one, at=NOW + timedelta(seconds=20 * ended)))
+        ended += bool(one.body.size)
     every = [link.number for link in log.links(log.chains()[0], base.after + 1, stored.last) if link.size]
     thin(log, Due(log.chains()[0], 60, stored.last))
     work, compared = tmp_path / "work.db", 0

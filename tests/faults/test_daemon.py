@@ -14,11 +14,13 @@ import pytest
 from tests.faults.hand import SIDES, a_place
 from tests.faults.test_full import a_disk, filled
 from tests.live import SECONDS, Live, asking, gone, until
+from tests.process.house import far
 from tests.workload import consistent, seed
 
 POLICY = """[defaults]
 verify = "off"
 expire = "off"
+backup = "{far}"
 jitter = "0s"
 keep = {{ last = 3 }}
 min_proven = 1
@@ -33,12 +35,13 @@ type = "directory"
 path = "{store}"
 keep_free = "0B"
 grace = "0s"
+sweep = "{far}"
 """
 
 
 def write_policy(live: Live, defaults: str = "", database: str = "") -> None:
     where = {"path": shop(live), "store": live.place / "store"}
-    live.write_policy(POLICY.format(defaults=defaults, database=database, **where))
+    live.write_policy(POLICY.format(far=far(12), defaults=defaults, database=database, **where))
 
 
 def shop(live: Live) -> Path:

@@ -79,10 +79,11 @@ class House:
     # ------------------------------------------------------------------------------------------------ setting up
 
     def write(self, text: str, *, name: str = "") -> None:
-        """Write the policy, or a drop-in."""
+        """Write the policy, or a drop-in. Nothing runs by itself whatever the time of day, if it does not say when."""
         path = self.policy if not name else self.place / "conf.d" / f"{name}.toml"
         path.parent.mkdir(mode=0o755, exist_ok=True)
-        path.write_text(f"version = 1\n{text}" if not name else text)
+        quiet = "" if name or "[defaults]" in text else f'\n[defaults]\nbackup = "{far(12)}"\n'
+        path.write_text(text if name else f"version = 1\n{text}{quiet}")
         path.chmod(0o600)
 
     def protects(self, *databases: str, more: str = "") -> None:

@@ -34,7 +34,7 @@ def rows(place: Path, base: Path) -> list[dict[str, object]]:
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
-    marks = []
+    marks, profiles = [], dict[str, dict[str, float]]()
     try:
         with Ours(work) as ours:
             started = time.perf_counter()
@@ -44,12 +44,18 @@ def rows(place: Path, base: Path) -> list[dict[str, object]]:
                 started = time.perf_counter()
                 figures = ours.backup(*options)
                 marks.append((name, started, started + figures.wall + 1.0, _wal_bytes(live)))
+                profiles[name] = figures.profile
                 time.sleep(2)
     finally:
         stop.touch()
         process.wait()
         process.stdout.close()
-    return _judge(marks, log)
+    found = _judge(marks, log)
+    for row in found:
+        if row.get("met") is False:
+            row["profile"] = profiles[str(row["work"])]
+            print(f"  the backup until it is acknowledged, in seconds: {row['profile']}", flush=True)
+    return found
 
 
 def _wal_bytes(live: Path) -> int:

@@ -69,10 +69,11 @@ def _judge(marks: list[tuple[str, float, float, int]], log: Path) -> list[dict[s
     found: list[dict[str, object]] = []
     alone: dict[str, float] = {}
     for name, start, end, wal in marks:
-        times = sorted(data[i + 1] for i in range(0, len(data), 2) if start <= data[i] < end)
+        done = sorted(data[i + 1] for i in range(0, len(data), 2) if start <= data[i] < end)
+        times = done or [end - start]  # a writer so late that none of these was done: it took at least as long
         row: dict[str, object] = {
             "work": name,
-            "rate": round(len(times) / (end - start), 1),
+            "rate": round(len(done) / (end - start), 1),
             "p50_ms": round(1e3 * times[len(times) // 2], 3),
             "p99_ms": round(1e3 * times[int(len(times) * 0.99)], 2),
             "p999_ms": round(1e3 * times[int(len(times) * 0.999)], 2),

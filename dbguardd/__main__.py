@@ -44,7 +44,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise Usage."""
-        raise Usage(f"{self.prog}: {message}", hints=[f"{self.prog} --help"])
+        late = message.startswith("unrecognized") and any(f" {own}" in message for own in ("--policy", "--state"))
+        detail = "--policy and --state come before the word run." if late else ""
+        raise Usage(f"{self.prog}: {message}", detail=detail, hints=[f"{self.prog} --help"])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -61,9 +61,9 @@ def unprotected(answer: Json) -> list[Block]:
 
 def loaded(answer: Json, zone: tzinfo | None) -> list[Block]:
     """Return what a reload reports besides its success."""
-    blocks: list[Block] = [
-        text(Cell("warning  ", "warn"), str(line), indent=4) for line in answer.get("warnings") or ()
-    ]
+    blocks: list[Block] = []
+    for row in answer.get("warnings") or ():
+        blocks += paragraph(str(row["text"]))
     rest = facts(answer, zone, indent=4, skip=frozenset(("warnings", "ok")))
     return [*blocks, rest] if rest.rows else blocks
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from dbguardd.catalog import Catalog, coverage, to_text
 from dbguardd.daemon.inforce import LOG, PolicyInForce
 from dbguardd.policy import reference
 from dbguardd.policy.load import Host, check
+from dbguardd.policy.mistakes import Mistake
 
 Json = dict[str, Any]
 
@@ -28,7 +30,7 @@ def shown(inforce: PolicyInForce, origin: bool) -> Json:
 def checked(inforce: PolicyInForce) -> Json:
     """Return every mistake in the files as they are now. Raises PolicyUnsafe; PolicyInvalid if there is no file."""
     _, sources, mistakes = check(inforce.path, os.geteuid(), Host(str(inforce.state)))
-    rows = [{**mistake.to_json(), "text": mistake.to_text()} for mistake in mistakes]
+    rows = _rows(mistakes)
     errors = [row for row in rows if row["severity"] == "error"]
     return {
         "ok": not errors,
@@ -37,6 +39,15 @@ def checked(inforce: PolicyInForce) -> Json:
         "files": [source.path for source in sources],
         "policy_loaded_at": to_text(inforce.loaded_at),
     }
+
+
+def warned(inforce: PolicyInForce) -> list[Json]:
+    """Return the warnings about the policy in force."""
+    return _rows(inforce.loaded.warnings)
+
+
+def _rows(mistakes: Iterable[Mistake]) -> list[Json]:
+    return [{**mistake.to_json(), "text": mistake.to_text()} for mistake in mistakes]
 
 
 def difference(inforce: PolicyInForce, catalog: Catalog) -> Json:

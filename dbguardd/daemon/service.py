@@ -246,7 +246,9 @@ class Service:
         """Reload the policy; it is refused as a whole if it has mistakes or would delete backups. Raises Policy..."""
         with self._reloading(actor, "policy.reload", str(self._do.inforce.path), {}):
             self._do.reload()
-        return {"policy_loaded_at": to_text(self._do.inforce.loaded_at), "databases": self._do.inforce.policy.names()}
+        inforce = self._do.inforce
+        loaded_at, names = to_text(inforce.loaded_at), inforce.policy.names()
+        return {"policy_loaded_at": loaded_at, "databases": names, "warnings": configuration.warned(inforce)}
 
     async def protect(self, fields: Mapping[str, Any], actor: Peer) -> Json:
         """Detect a database, write its drop-in, reload, back up and prove."""

@@ -29,7 +29,7 @@ from tests.workload import seed
 BIN = Path(sys.executable).parent
 BACKUPS = 10_000
 RESTARTS = 5
-SAMPLED_SECONDS = 4
+SAMPLED_SECONDS = 8
 
 
 def rows(place: Path) -> list[dict[str, object]]:

@@ -64,6 +64,13 @@ def test_an_empty_option_is_not_one_left_out(house: House, option: str) -> None:
     assert f"argument {option}: it is empty" in done.stderr
 
 
+def test_an_option_behind_run_is_shown_its_place(house: House) -> None:
+    argv = [house.python.with_name("dbguardd"), "run", "backup", "app", "--policy", house.policy]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "--policy and --state come before the word run." in done.stderr
+
+
 def test_what_it_makes_may_others_not_write_whatever_the_umask_is(house: House) -> None:
     place = house.place / "made"
     where = ["--policy", place / "a/b/policy.toml", "--state", place / "c/d/state"]

@@ -42,6 +42,15 @@ def test_a_policy_that_others_can_write_is_not_trusted(house: House) -> None:
     assert str(house.policy) in problem["message"] + problem["detail"]
 
 
+def test_a_goal_that_cannot_be_met_is_told_by_the_reload(house: House) -> None:
+    house.start()
+    house.protects(house.table("app", 'backup = "daily 01:00"', 'objective = { rpo = "1h" }', *CALM))
+    (warning,) = [row for row in house.does("reload")["warnings"] if row["code"] == "config/rpo"]
+    said = house.ctl("reload")
+    assert said.status == 0
+    assert "rpo 1h cannot be met" in said.out and f"--> {house.policy}:{warning['line']}:" in said.out
+
+
 def test_databases_come_change_and_go(house: House) -> None:
     for name in ("old", "new"):
         house.database(name)

@@ -157,7 +157,9 @@ def explain(key: str, policy: Policy | None = None) -> Json:
     if not found:
         short = {name.split(".", 2 if ".NAME." in name else 1)[-1]: name for name in known}
         own = [f"database.NAME.{name.removeprefix('defaults.')}" for name in known if name.startswith("defaults.")]
-        close = get_close_matches(pattern, [*known, *own], 1, 0.8) or get_close_matches(key, [*known, *short], 1, 0.6)
+        close = [name for name in short if name.endswith(f".{key}")]
+        close = close or get_close_matches(pattern, [*known, *own], 1, 0.8)
+        close = close or get_close_matches(key, [*known, *short], 1, 0.6)
         raise NotFound(
             f"{key}: no such key in the policy",
             detail=f"Did you mean {close[0]}?" if close else "dbguard.toml(5) has them all.",

@@ -212,7 +212,7 @@ class Store:
 
 
 class Connection(http.client.HTTPConnection):
-    def __init__(self, path, timeout=20):
+    def __init__(self, path, timeout=60):
         super().__init__("dbguard", timeout=timeout)
         self.path = str(path)
 
@@ -251,7 +251,7 @@ class Served:
     def raw(self):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(self.path)  # blocks while the queue is full, which it does not with a timeout
-        connection.settimeout(20)
+        connection.settimeout(60)
         return connection
 
 

@@ -1,6 +1,5 @@
 """Nobody can hold more than a share, nobody can keep the server waiting, nobody leaves anything behind."""
 
-import contextlib
 import http.client
 import os
 import resource
@@ -8,6 +7,8 @@ import select
 import socket
 import threading
 import time
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -15,13 +16,14 @@ from dbguardd.api import Limits
 from dbguardd.states import Role
 from tests.api.conftest import Connection
 
-SHORT = Limits(request_seconds=0.2, body_seconds=0.3, answer_seconds=0.3, idle_seconds=0.4)
+SHORT = Limits(request_seconds=60, body_seconds=0.3, answer_seconds=0.3, idle_seconds=0.4)
+"""Of those who begin at once, however busy the host is."""
 STATUS = b"GET /v1/status HTTP/1.1\r\nHost: d\r\n\r\n"
 FILES = 4096
 """Open files that suffice for both ends of a thousand connections."""
 
 
-def until(condition, what, seconds=20):
+def until(condition, what, seconds=60):
     """Wait for a condition; the limit only ends a test that has failed."""
     end = time.monotonic() + seconds
     pause = threading.Event()
@@ -43,14 +45,16 @@ def read_to_end(connection):
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v1/st", STATUS[:-2], STATUS + STATUS[:-2]], ids=repr)
 def test_who_sends_no_request_is_shown_out(start, sent):
-    with start(SHORT).raw() as connection:
-        connection.sendall(sent)
+    limits = SHORT if b"\r\n\r\n" in sent else replace(SHORT, request_seconds=0.2)
+    with start(limits).raw() as connection:
+        with suppress(BrokenPipeError):  # it was shown out already
+            connection.sendall(sent)
         answers = read_to_end(connection)
         assert answers.count(b"HTTP/1.1 200 OK") == sent.count(b"\r\n\r\n")
 
 
 def test_who_trickles_is_shown_out(start):
-    with start(SHORT).raw() as connection:
+    with start(replace(SHORT, request_seconds=0.2)).raw() as connection:
         try:
             connection.sendall(b"GET /v1/status HTTP/1.1\r\n")
             while not select.select([connection], [], [], 0.05)[0]:
@@ -91,12 +95,12 @@ def many_files():
 
 
 def test_a_thousand_connections_are_bounded_and_those_inside_are_served(start, many_files):
-    api = start()
+    api = start(Limits(request_seconds=120))
     crowd = [api.raw() for _ in range(1000)]
     try:
         served, turned_away = 0, 0
         for connection in crowd:
-            with contextlib.suppress(BrokenPipeError):  # turned away already; the reason can still be read
+            with suppress(BrokenPipeError):  # turned away already; the reason can still be read
                 connection.sendall(STATUS)
             answer = connection.recv(65536)
             served += b"200 OK" in answer
@@ -152,7 +156,7 @@ def test_who_does_not_read_an_answer_is_cut(start):
         connection.sendall(b"GET /v1/audit HTTP/1.1\r\nHost: d\r\n\r\n")
         hung_up = select.poll()
         hung_up.register(connection, select.POLLHUP)
-        assert hung_up.poll(20_000)
+        assert hung_up.poll(60_000)
         assert len(read_to_end(connection)) < 8 << 20
 
 
@@ -164,7 +168,7 @@ def test_who_does_not_read_events_is_cut(start):
         connection.sendall(b"GET /v1/events HTTP/1.1\r\nHost: d\r\nAccept: text/event-stream\r\n\r\n")
         hung_up = select.poll()
         hung_up.register(connection, select.POLLHUP)
-        assert hung_up.poll(20_000)
+        assert hung_up.poll(60_000)
     until(lambda: api.store.following == 0, "nobody is followed any more")
 
 

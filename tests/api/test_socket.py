@@ -144,7 +144,7 @@ asyncio.run(main())
                     client.sendall(b"GET /v1/status HTTP/1.1\r\nHost: d\r\n\r\n")
                     assert b"200 OK" in client.recv(65536)
                 child.stdin.close()
-                assert child.wait(20) == 0
+                assert child.wait(60) == 0
             finally:
                 child.kill()
     assert path.exists()
@@ -200,7 +200,7 @@ def test_closing_ends_streams_and_waits(tmp_path):
         writer.close()
         assert asyncio.all_tasks() == before
 
-    asyncio.run(asyncio.wait_for(scene(), 20))
+    asyncio.run(asyncio.wait_for(scene(), 60))
     assert [entry.name for entry in tmp_path.iterdir()] == ["api.sock.lock"]
 
 
@@ -224,4 +224,4 @@ def test_closing_lets_what_changes_something_come_to_its_end(tmp_path):
         assert b"200 OK" in await reader.read()
         writer.close()
 
-    asyncio.run(asyncio.wait_for(scene(), 20))
+    asyncio.run(asyncio.wait_for(scene(), 60))

@@ -13,9 +13,11 @@ from pathlib import Path
 from dbguardd.engines.sqlite.follow import Pace
 from tests.bench.measure import proportional, resident
 from tests.bench.ours import Ours
+from tests.bench.sampling import sampled, told
 from tests.bench.writer import LOADS
 
 SECONDS = 20.0
+SAMPLED_SECONDS = 5.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _UNTIL = 3  # in the name of an object of a log: the moment that it reaches, in milliseconds
 
@@ -46,6 +48,8 @@ def _rows(work: Path, base: Path, load: str) -> list[dict[str, object]]:
                 seen.look()
                 time.sleep(0.02)
             followed, used = (began, time.perf_counter()), (_cpu(workers) - spent) / SECONDS
+            with sampled(ours.pid) as busy:
+                time.sleep(SAMPLED_SECONDS)
             memory, shared_once = sum(map(resident, workers)), sum(map(proportional, workers))
             stop.touch()
             writer.wait()
@@ -71,7 +75,10 @@ def _rows(work: Path, base: Path, load: str) -> list[dict[str, object]]:
         ("follower, resident bytes of all its processes", memory, 60 << 20),
         ("follower, the same with what its processes share counted once", shared_once, 60 << 20),
     ]
-    return [_row(f"{what}: {name}", value, goal) for name, value, goal in found]
+    judged = [_row(f"{what}: {name}", value, goal) for name, value, goal in found]
+    if not all(row["met"] for row in judged):
+        print(f"  busy for {SAMPLED_SECONDS} s: {told(busy)}", flush=True)
+    return [*judged, {"row": f"{what}: busy", "value": busy, "goal": None, "met": None}]
 
 
 def _span(seconds: float) -> tuple[float, float]:

@@ -21,6 +21,7 @@ class Figures:
     stored: int = 0
     whole: float = 0.0
     profile: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
 
 
 class PeakMemory:

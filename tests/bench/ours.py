@@ -12,19 +12,21 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from tests.bench.measure import Figures, PeakMemory, cpu_seconds, size_of
+from tests.bench.sampling import sampled
 
 BIN = Path(sys.executable).parent
 NICE = ("nice", "-n", "10")  # as systemd/dbguardd.service starts it: applications come first
 
 
 class Ours:
-    """One database, one repository, one daemon. Leave the block to stop it."""
+    """One database, one repository, one daemon. Leave the block to stop it. `sampling` slows it down, to say why."""
 
-    def __init__(self, place: Path, *lines: str, source: str = "") -> None:
-        self.place = place
+    def __init__(self, place: Path, *lines: str, source: str = "", sampling: bool = False) -> None:
+        self.place, self._sampling = place, sampling
         self._short = Path(tempfile.mkdtemp(prefix="dbg-"))  # the path of a socket has at most 107 bytes
         self.socket = self._short / "api.sock"
         policy = place / "etc" / "policy.toml"
@@ -79,7 +81,8 @@ class Ours:
         before, spent = size_of(self.place / "state" / "store"), cpu_seconds(self._daemon.pid)
         watch = _Watch(self.socket, acknowledged)
         own = os.times()
-        with PeakMemory(self._daemon.pid, children_only=True, without="postgres") as memory:
+        sampling = sampled(self._daemon.pid) if self._sampling else nullcontext(dict[str, float]())
+        with sampling as busy, PeakMemory(self._daemon.pid, children_only=True, without="postgres") as memory:
             started = time.monotonic()
             argv = [str(BIN / "dbguardctl"), "--socket", str(self.socket), "--json", *words]
             done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -92,7 +95,7 @@ class Ours:
         stored = size_of(self.place / "state" / "store") - before
         at, facts = watch.seen()
         figures = Figures(at - started, cpu, memory.bytes, stored, whole)
-        figures.profile = _profile(figures.wall, facts, json.loads(done.stdout))
+        figures.profile, figures.busy = _profile(figures.wall, facts, json.loads(done.stdout)), busy
         return figures
 
 

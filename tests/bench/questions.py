@@ -11,9 +11,11 @@ from pathlib import Path
 
 from tests.bench.data import make
 from tests.bench.ours import BIN, Ours
+from tests.bench.sampling import Seconds, sampled, told
 
 ROUNDS = 9
 GOAL_SECONDS = 0.300
+MEMORY_GOAL = 150 << 20  # at any size: `files` measures a smaller database
 _QUESTION = "select body from documents where id = {}"
 
 
@@ -24,7 +26,7 @@ def rows(place: Path, size_mib: int) -> list[dict[str, object]]:
     print(f"making {size_mib} MiB of data", flush=True)
     make(work / "src" / "db", size_mib << 20)
     with Ours(work) as ours:
-        ours.backup()
+        peak = ours.backup().peak
         (work / "src" / "db").unlink()  # nobody needs it to answer
         times = []
         for number in range(ROUNDS):
@@ -34,11 +36,23 @@ def rows(place: Path, size_mib: int) -> list[dict[str, object]]:
             done = subprocess.run([*argv, _QUESTION.format(100 + 400 * number)], capture_output=True, check=True)
             times.append(time.monotonic() - started)
             assert json.loads(done.stdout)["row_count"] == 1
+        busy: Seconds = {}
+        if statistics.median(times) > GOAL_SECONDS:
+            with sampled(ours.pid) as busy:
+                subprocess.run([*argv, _QUESTION.format(100)], capture_output=True, check=True)
     took = statistics.median(times)
     name = f"first row of a point query, storage of {size_mib} MiB not in memory, seconds"
     met = took <= GOAL_SECONDS
     print(f"questions: {name}: {took:.3f}, goal {GOAL_SECONDS:.3f} {'met' if met else 'MISSED'}", flush=True)
-    return [{"row": name, "value": round(took, 3), "goal": GOAL_SECONDS, "met": met}]
+    if not met:
+        print(f"  busy, without the client: {told(busy)}", flush=True)
+    large = f"peak memory of both halves, {size_mib} MiB backed up, bytes"
+    fits = peak <= MEMORY_GOAL
+    print(f"questions: {large}: {peak:,}, goal {MEMORY_GOAL:,} {'met' if fits else 'MISSED'}", flush=True)
+    return [
+        {"row": name, "value": round(took, 3), "goal": GOAL_SECONDS, "met": met, "busy": busy},
+        {"row": large, "value": peak, "goal": MEMORY_GOAL, "met": fits},
+    ]
 
 
 def _forget(store: Path) -> None:

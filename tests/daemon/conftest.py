@@ -20,7 +20,7 @@ from dbguardd.wire import EventRange, JobRow
 
 START = datetime(2026, 9, 12, 7, 0, tzinfo=UTC)
 ALICE = Who("alice", 1000, 4711, "operate")
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 class Told:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.daemon.conftest import SECONDS
 from tests.daemon.life import POLICY, Caller, Place, done, live
 
 
@@ -21,7 +22,7 @@ def test_nothing_expires_after_a_backup_while_the_clock_is_in_doubt(place: Place
         async def verbs() -> list[str]:
             worker.specs.clear()
             await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SECONDS):
                 while not service._do.runner.idle():
                     await asyncio.sleep(0.005)
             return [spec["verb"] for spec in worker.specs]

@@ -11,6 +11,7 @@ import pytest
 from dbguardd.catalog import to_text
 from dbguardd.daemon.following import Base
 from dbguardd.errors import Cancelled, NoSpace
+from tests.daemon.conftest import SECONDS
 from tests.daemon.life import Caller, Place, live, stored
 
 ALICE = Caller()
@@ -47,7 +48,7 @@ class Workers:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dbguardd.states import JobState
+from tests.daemon.conftest import SECONDS
 from tests.daemon.life import Caller, Place, done, live, stored
 
 STORED = "2026-09-12T07:00:00.000Z"
@@ -45,7 +46,7 @@ def test_a_backup_that_the_full_catalog_did_not_take_is_found_when_there_is_room
         job = await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
         assert (job.state, job.problem["code"]) == (JobState.FAILED, "DBG-3002")
         room(service, 1_000_000)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             while not service.status().databases[0].backups:
                 await asyncio.sleep(0.005)
         assert [spec["verb"] for spec in worker.specs] == ["backup", "scan"]

@@ -18,7 +18,7 @@ from dbguardd.humanize import humanized
 from dbguardd.states import Health, JobState
 from dbguardd.worker.look import look
 from dbguardd.worker.staging import sweep
-from tests.daemon.conftest import FakeWorker, started, until_cancelled
+from tests.daemon.conftest import SECONDS, FakeWorker, started, until_cancelled
 from tests.daemon.life import POLICY, Caller, Place, Systemd, done, reporting, stored
 
 
@@ -52,7 +52,7 @@ def test_systemd_hears_ready_alive_reloading_and_stopping(
             place.hangup()
             await place.until("policy.loaded", 2)
             heard: list[str] = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SECONDS):
                 while sum(message == "WATCHDOG=1" for message in heard) < 3:
                     heard += systemd.heard()
                     await asyncio.sleep(0.005)

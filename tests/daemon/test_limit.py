@@ -35,6 +35,7 @@ def test_a_job_that_makes_progress_for_ever_is_stopped_and_the_next_one_runs(wor
                 return
             assert (row.state, row.problem["code"]) == (JobState.FAILED, "DBG-8002")
             assert "job_timeout" in row.problem["message"]
+            world.terms = {"limit_seconds": 3600.0}
             assert (await ended(runner, runner.submit(order("backup")))).state is JobState.DONE
 
     asyncio.run(main())

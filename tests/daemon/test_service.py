@@ -27,7 +27,7 @@ from dbguardd.errors import (
 from dbguardd.policy.model import Access
 from dbguardd.states import Health, JobState, Role
 from dbguardd.wire import EventRange
-from tests.daemon.conftest import START, FakeWorker, raising, started, until_cancelled
+from tests.daemon.conftest import SECONDS, START, FakeWorker, raising, started, until_cancelled
 from tests.daemon.life import ALICE, Caller, Place, actions, done, live, reporting, stored
 
 
@@ -317,7 +317,7 @@ def test_events_are_followed_from_where_one_was(place: Place) -> None:
         await asyncio.sleep(0)
         place.steady += 16
         service._do.runner.wakeup.wake()
-        assert await asyncio.wait_for(beat, 10) is None
+        assert await asyncio.wait_for(beat, SECONDS) is None
         await quiet.aclose()  # type: ignore[attr-defined]
 
     live(place, test)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT
+from tests.live import until
 from tests.workload import seed
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -175,7 +176,7 @@ def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, scratch: Pat
     assert demo.returncode == 128 + number
     assert "all files of the demo were removed" in rest
     assert list(scratch.iterdir()) == []
-    assert processes_below(scratch) == []
+    until(lambda: not processes_below(scratch), "the end of all that works there")
 
 
 def processes_below(scratch: Path) -> list[str]:

@@ -76,7 +76,7 @@ class Site:
 
     def run(self, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         typed = [self.names.get(word, word) for word in words[1:]]
-        return self.host.run(*typed, input=self.secret, capture_output=True, text=True, cwd=self.host.place, timeout=60)
+        return self.host.run(*typed, input=self.secret, capture_output=True, text=True, cwd=self.host.place, timeout=99)
 
 
 @pytest.fixture(scope="module")

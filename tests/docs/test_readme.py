@@ -68,7 +68,7 @@ def test_the_way_onto_a_host(tmp_path: Path) -> None:
     seed(database, bookings=300, documents=10)
     script = block("dbguardctl init").replace("make lint ", ": ").replace("/var/lib/app/app.db", str(database))
     script = script.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
-    waiting = "for i in $(seq 600); do [ -S ~/guard/api.sock ] && break; sleep 0.05; done"  # a person is slower
+    waiting = "for i in $(seq 2400); do [ -S ~/guard/api.sock ] && break; sleep 0.05; done"  # a person is slower
     script = script.replace("api.sock &\n", f"api.sock & daemon=$!\n{waiting}\n")
     script = f"set -e\ntrap 'kill $daemon; wait $daemon' EXIT\n{script}"
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}

@@ -1,17 +1,23 @@
-"""Dumps over TCP: what an owner has set for whoever connects holds up nobody, and a pooler may refuse our options."""
+"""Who is between us and a server, or beside us: owners, poolers, and the sessions of applications."""
 
+import os
+import select
+import shutil
 import socket
 import struct
+import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import psycopg
 import pytest
 from engine_memory import MemorySink
-from postgres_world import as_owner, cluster, free_port
+from postgres_world import as_owner, cluster, free_port, owner
 
 from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.connect import connected
 from dbguardd.errors import Cancelled
 
 REFUSED = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
@@ -108,3 +114,44 @@ def pooler(live):
         yield listening.getsockname()[1], refused
         over.set()
         accepting.join()
+
+
+def niceness(host, port):
+    """Give way to others by 5, in a thread that ends then; return by how much the server's process does."""
+
+    def act():
+        os.nice(5)
+        with connected({"host": str(host), "port": str(port), "user": "postgres"}) as connection:
+            return os.getpriority(os.PRIO_PROCESS, connection.info.backend_pid)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(act).result()
+
+
+def niceness_behind_a_pooler(live, place):
+    with socket.socket(socket.AF_UNIX) as door, ThreadPoolExecutor(1) as pool:
+        door.bind(f"{place}/.s.PGSQL.{live.port}")
+        door.listen()
+        pool.submit(hand_on, door, f"{live.socket}/.s.PGSQL.{live.port}")
+        return niceness(place, live.port)
+
+
+def hand_on(door, to):
+    caller, _ = door.accept()
+    with caller, socket.socket(socket.AF_UNIX) as server:
+        server.connect(to)
+        other = {caller: server, server: caller}
+        while True:
+            for line in select.select(list(other), [], [])[0]:
+                data = line.recv(65536)
+                if not data:
+                    return
+                other[line].sendall(data)
+
+
+def test_a_servers_process_gives_way_as_we_do_unless_a_pooler_may_give_it_to_others(live):
+    usual, place = os.getpriority(os.PRIO_PROCESS, 0), tempfile.mkdtemp(prefix="dbg-")
+    os.chown(place, owner(), -1)
+    assert as_owner(niceness, live.socket, live.port) == usual + 5
+    assert as_owner(niceness_behind_a_pooler, live, place) == usual
+    shutil.rmtree(place)

@@ -34,18 +34,6 @@ exec chroot . env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 
 """
 
 
-def elsewhere(kind, edit="true"):
-    """Return a script that builds a package at another place, with other dates, time zone and umask.
-
-    The shell command `edit` may change the sources before.
-    """
-    return (
-        "mkdir -p /srv/other/place && cp -r /source/[a-zA-Z]* /srv/other/place/ && cd /srv/other/place && "
-        f"{edit} && find . -exec touch -h -d '2031-02-03 04:05:06' {{}} + && umask 027 && "
-        f"TZ=Asia/Tokyo packaging/build-{kind} . /wheels /out"
-    )
-
-
 def in_build_tree(suite: str, wheels: Path, out: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a layer above the build tree, with /source, /wheels and /out, and without a network."""
     place = out / "room"

@@ -198,7 +198,8 @@ def test_explain():
 
 
 @pytest.mark.parametrize(
-    ("key", "close"), [("database.app.keeep", "keep"), ("storge.local.path", "storage"), ("", "man")]
+    ("key", "close"),
+    [("database.app.keeep", "keep"), ("storge.local.path", "storage"), ("rpo", "explain objective.rpo"), ("", "man")],
 )
 def test_explain_an_unknown_key(key, close):
     with pytest.raises(NotFound) as caught:

@@ -28,7 +28,7 @@ from dbguardctl.client import Daemon
 from dbguardd.errors import DaemonUnreachable
 from tests.live import rest
 
-SECONDS = 90.0
+SECONDS = 180.0
 FINAL = ("done", "failed", "cancelled", "interrupted")
 BUGS = ("job.crashed", "daemon.broken", "Traceback", "DBG-0008")
 

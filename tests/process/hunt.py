@@ -135,5 +135,8 @@ def _search(places: list[tuple[str, bytes]], secrets: Sequence[str | bytes]) -> 
 def _temporary() -> Iterator[Path]:
     """Yield the files in the temporary directories, and one level below them."""
     for top in TEMPORARY:
-        for pattern in ("*", "*/*"):
-            yield from (path for path in Path(top).glob(pattern) if path.is_file() and not path.is_symlink())
+        for folder, folders, names in os.walk(top):  # which passes over what others remove just now
+            if folder != top:
+                folders.clear()
+            files = (Path(folder, name) for name in names)
+            yield from (path for path in files if path.is_file() and not path.is_symlink())

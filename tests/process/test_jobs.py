@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 
 from dbguardd.errors import Busy, Usage
-from tests.process.house import FINAL, House, held, until
+from tests.process.house import FINAL, SECONDS, House, held, until
 
 CALM = ('lock_timeout = "1h"', 'verify = "off"', 'expire = "off"')
 
@@ -29,7 +29,7 @@ def test_a_job_is_cancelled_while_others_wait_for_it(house: House) -> None:
         with house.starting("job", "watch", job) as watching:
             said = house.ctl("job", "cancel", job)
             assert (said.status, job in said.out) == (0, True)
-            out, err = watching.communicate(timeout=60)
+            out, err = watching.communicate(timeout=SECONDS)
     assert watching.returncode == 1, err
     assert "DBG-0007" in err
     row = house.job(job)
@@ -73,7 +73,7 @@ def test_a_client_that_gives_up_leaves_the_job_alone(house: House) -> None:
             with stopped, house.starting("job", "watch", problem["job"]) as watching:
                 until(lambda: not watching.poll() and said(watching.pid), "it looks on")
                 watching.send_signal(signal.SIGINT)
-                _, err = watching.communicate(timeout=60)
+                _, err = watching.communicate(timeout=SECONDS)
             assert watching.returncode == 130
             assert f"dbguardctl job cancel {problem['job']}" in err
         assert house.job(problem["job"])["state"] == "running"

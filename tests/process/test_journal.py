@@ -11,7 +11,7 @@ import pytest
 
 from dbguardd.errors import OUTCOMES, message_id
 from dbguardd.events import KINDS
-from tests.process.house import House, until
+from tests.process.house import SECONDS, House, until
 from tests.process.journald import Journal, a_journal
 from tests.surface.happened import HAPPENED, of
 
@@ -118,7 +118,7 @@ def test_a_refused_policy_shows_every_mistake(served: House, journal: Journal) -
 def test_a_daemon_that_does_not_start_says_so_as_an_entry(served: House, journal: Journal) -> None:
     served.write("[defaults]\nbakcup = 1\n")
     process = served.launch()
-    assert process.wait(60) == 9
+    assert process.wait(SECONDS) == 9
     (entry,) = journal.entries(f"_PID={process.pid}", "DBGUARD_EVENT=daemon.failed")
     assert entry["MESSAGE"].startswith("dbguardd did not start: ")
     assert entry["MESSAGE_ID"] == message_id("DBG-1001")

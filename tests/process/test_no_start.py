@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from tests.process.house import House
+from tests.process.house import SECONDS, House
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def refused(house: House):
         argv = [house.python.with_name("dbguardd"), "--policy", house.policy]
         argv += ["--state", state or house.state, "--socket", socket or house.socket]
         nothing = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))) if limit else None
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, preexec_fn=nothing)
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=SECONDS, preexec_fn=nothing)
 
     return start
 
@@ -51,7 +51,7 @@ def test_a_read_only_state_directory_is_a_matter_of_its_mount(house: House) -> N
     mount = 'mount -t tmpfs -o ro none "$0" && exec "$@"'
     argv = ["unshare", "-m", "sh", "-c", mount, house.state, house.python.with_name("dbguardd"), "--state", house.state]
     argv += ["--policy", house.policy, "--socket", house.socket]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert "Read-only file system" in done.stderr and f"findmnt -T {house.state}" in done.stderr
     assert "run it as root" not in done.stderr
 
@@ -59,7 +59,7 @@ def test_a_read_only_state_directory_is_a_matter_of_its_mount(house: House) -> N
 @pytest.mark.parametrize("option", ["--policy", "--state", "--socket"])
 def test_an_empty_option_is_not_one_left_out(house: House, option: str) -> None:
     argv = [house.python.with_name("dbguardd"), option, ""]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode == 2
     assert f"argument {option}: it is empty" in done.stderr
 

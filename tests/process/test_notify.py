@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.process.house import House, Systemd, until
+from tests.process.house import SECONDS, House, Systemd, until
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_ready_comes_when_the_socket_answers(house: House, systemd: Systemd) -> 
 def test_it_does_not_say_ready_when_it_cannot_start(house: House, systemd: Systemd) -> None:
     house.write('[database.app]\nengine = "sqlyte"\npath = "/x"\n')
     process = house.launch(NOTIFY_SOCKET=str(systemd.path))
-    assert process.wait(60) == 9
+    assert process.wait(SECONDS) == 9
     assert systemd.listen() == []
     assert f"{house.policy}:3:" in house.log.read_text()
 

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.engines.postgres_world import Cluster, alive_processes, cluster, ended, identity, owner
@@ -49,6 +51,14 @@ def place_for(house: House, name: str) -> Path:
 
 def table(house: House, live: Cluster, *lines: str, url: str = "") -> str:
     return "\n".join(["\n[database.cluster]", 'engine = "postgresql"', f'url = "{url or live.url}"', *lines, ""])
+
+
+@contextmanager
+def locked(live: Cluster) -> Iterator[None]:
+    """Hold a lock of the application's, so that a dump can only wait."""
+    with psycopg.connect(live.url, dbname="shop") as db:
+        db.execute("LOCK TABLE customer")
+        yield
 
 
 def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(served: House, live: Cluster) -> None:
@@ -201,34 +211,36 @@ def test_a_stopped_server_is_seen_and_its_backups_can_be_restored(served: House)
 @pytest.mark.parametrize("when", ["pg_dump", "postgres", "pg_restore"])
 def test_a_killed_engine_half_leaves_no_program_and_no_server(served: House, live: Cluster, when: str) -> None:
     """At whatever it is: the dump, the throw-away server, the restore into it."""
-    served.protects(table(served, live, 'verify = "off"'))
+    served.protects(table(served, live, 'verify = "off"', 'lock_timeout = "1h"'))
     served.does("reload")
     rows = "SELECT n, repeat(md5(n::text), 20) x FROM generate_series(1, 100000) n"
     live.sql(f"CREATE TABLE IF NOT EXISTS bulk AS {rows}", "shop")
     if when != "pg_dump":
         served.does("backup", "cluster")
-    job = served.submit("backup" if when == "pg_dump" else "verify", "cluster")
-    staging = str(served.state / "staging")
-    pids = until(lambda: alive_processes(when, str(live.socket) if when == "pg_dump" else staging), f"{when} of {job}")
-    os.kill(until(lambda: served.workers().get("engine"), "the engine half"), signal.SIGKILL)
-    row = served.ended(job)
+    verb, place = ("backup", live.socket) if when == "pg_dump" else ("verify", served.state / "staging")
+    with locked(live):
+        job = served.submit(verb, "cluster")
+        pids = until(lambda: alive_processes(when, str(place)), f"{when} of {job}")
+        os.kill(until(lambda: served.workers().get("engine"), "the engine half"), signal.SIGKILL)
+        row = served.ended(job)
     assert row["state"] == "failed", row
     until(lambda: all(ended(pid) for pid in pids), f"the end of {when}")
-    until(lambda: not alive_processes(staging), "the end of all that works in the staging directory")
+    until(lambda: not alive_processes(str(served.state / "staging")), "the end of all that works in staging")
     asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('dbguard', 'pg_dump')"
     until(lambda: live.sql(asked) == "0", "the end of its connections")
-    served.does("backup" if when == "pg_dump" else "verify", "cluster")
+    served.does(verb, "cluster")
     served.idle()
     served.is_sound()
 
 
 def test_cancelling_ends_the_programs_at_once(served: House, live: Cluster) -> None:
-    served.protects(table(served, live))
+    served.protects(table(served, live, 'lock_timeout = "1h"'))
     served.does("reload")
-    job = served.submit("backup", "cluster", verify=True)
-    until(lambda: alive_processes("--snapshot=", str(live.socket)), "a dump")
-    served.does("job", "cancel", job)
-    assert served.ended(job)["state"] == "cancelled"
+    with locked(live):
+        job = served.submit("backup", "cluster", verify=True)
+        until(lambda: alive_processes("--snapshot=", str(live.socket)), "a dump")
+        served.does("job", "cancel", job)
+        assert served.ended(job)["state"] == "cancelled"
     until(lambda: not alive_processes("--snapshot=", str(live.socket)), "the end of the dump")
     served.idle()
     served.is_sound()

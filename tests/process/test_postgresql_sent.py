@@ -20,6 +20,7 @@ INSERT INTO customer SELECT n, repeat('customer ' || n, 20) FROM generate_series
 def live() -> Iterator[Cluster]:
     with cluster("--data-checksums") as made:
         made.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'")
+        made.sql("ALTER SYSTEM SET autovacuum = off")  # it would write to every page between two backups
         made.sql("SELECT pg_reload_conf()")
         made.sql(MANY)
         yield made

@@ -20,6 +20,8 @@ def test_a_server_of_the_past_is_refused_before_its_copy(house: House, request: 
     if os.geteuid() == 0:
         request.getfixturevalue("users")
     with cluster() as live:
+        live.sql("ALTER SYSTEM SET autovacuum = off")  # its log would count as that of the past
+        live.sql("SELECT pg_reload_conf()")
         live.sql("CREATE TABLE t AS SELECT n, md5(n::text) AS sum FROM generate_series(1, 40000) AS n")
         settings = [f'url = "{live.url}"', 'method = "pages"', 'verify = "off"']
         house.protects("\n".join(["\n[database.cluster]", 'engine = "postgresql"', *settings, ""]))

@@ -28,7 +28,9 @@ def guarded(house: House, *lines: str) -> str:
         db.execute("update note set text = ? where id = 7", (NEEDLE,))
     house.protects(house.table("app", *lines))
     house.start()
-    return str(house.does("backup", "app")["backup"]["id"])
+    id = str(house.does("backup", "app")["backup"]["id"])
+    house.idle()  # what follows from it is over: the halves that run now are those of a question
+    return id
 
 
 def fetch(house: House, job: str) -> str:

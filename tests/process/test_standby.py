@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.process.house import House, halves, until
-from tests.process.test_continuous import begin, committed, followed, ledger, more, numbers, spoil, writing
+from tests.process.house import SECONDS, House, halves, until
+from tests.process.test_continuous import begin, committed, followed, ledger, more, numbers, pieces, spoil, writing
 
 READER = """
 import select, sqlite3, sys
@@ -56,7 +56,7 @@ class Far:
 
     def run(self, *words: str) -> tuple[int, Any]:
         """Run a verb by hand; return its status, and its result or problem."""
-        done = subprocess.run(self.argv(*words), capture_output=True, text=True, check=False, timeout=90)
+        done = subprocess.run(self.argv(*words), capture_output=True, text=True, check=False, timeout=SECONDS)
         if done.returncode in (0, 3):
             return done.returncode, json.loads(done.stdout.splitlines()[-1])["result"]
         return done.returncode, json.loads(done.stderr.splitlines()[-1])
@@ -69,7 +69,7 @@ class Far:
                 yield process
             finally:
                 process.terminate()
-                assert process.wait(60) in (0, -signal.SIGKILL)
+                assert process.wait(SECONDS) in (0, -signal.SIGKILL)
 
     def told(self, state: str) -> list[Any]:
         lines = [json.loads(line) for line in self.said.read_text().splitlines() if line.endswith("}")]
@@ -104,7 +104,7 @@ def reading(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            out, _ = process.communicate(b"\n", timeout=60)
+            out, _ = process.communicate(b"\n", timeout=SECONDS)
     assert process.returncode == 0
     assert int(out) > 0
 
@@ -118,11 +118,12 @@ def test_it_is_killed_again_and_again_and_loses_nothing(house: House, far: Far) 
             for number in range(6):
                 with far.following() as process:
                     far.reaches(committed(house))
+                    until(lambda: len(halves(process.pid)) == 2, "both halves")  # noqa: B023
                     who = [process.pid, *halves(process.pid).values()][number % 3]
                     more(house, 40 * number)
+                    process.send_signal(signal.SIGSTOP)  # else it may end by itself, and say so as an error
                     os.kill(who, signal.SIGKILL)
-                    if who != process.pid:
-                        process.kill()  # its other half ends by itself, and it says so as an error
+                    process.kill()
                     until(lambda: not halves(process.pid), "the end of its workers")  # noqa: B023
             with far.following():
                 far.reaches(committed(house))
@@ -191,7 +192,7 @@ def test_it_goes_on_over_a_log_that_was_made_coarser(house: House) -> None:
             more(house, 100)
         followed(house)
         kept.reaches(committed(house))
-        for piece in (path for path in (house.store / "log").rglob("*") if path.is_file()):
+        for piece in pieces(house):
             os.utime(piece, (piece.stat().st_mtime - 3600,) * 2)
         house.does("prune", "app")
         coarse = [piece.name.split("-") for piece in (house.store / "log").rglob("*-00060-*")]
@@ -220,7 +221,7 @@ def test_damage_ends_it_and_a_newer_backup_leads_past_it(house: House, far: Far)
         followed(house)
         more(house, 300)
         followed(house)
-        for piece in sorted(path for path in (house.store / "log").rglob("*") if path.is_file())[-3:]:
+        for piece in pieces(house)[-3:]:
             spoil(piece)
     backups = len(house.backups("app"))
     house.stop()
@@ -248,8 +249,7 @@ def test_a_promotion_takes_what_there_is_of_a_damaged_log_and_says_so(house: Hou
         more(house, 300)
         followed(house)
     house.stop()
-    for piece in sorted(path for path in (house.store / "log").rglob("*") if path.is_file())[-1:]:
-        spoil(piece)
+    spoil(pieces(house)[-1])
     status, made = far.run("promote", "app")
     assert status == 3, made
     assert "is not in the copy" in made["warnings"][0]
@@ -293,7 +293,7 @@ def test_it_runs_beside_the_daemon_of_the_database(house: House, far: Far) -> No
         until(target.exists, "the copy")
         house.does("backup", "app", "--verify")
         process.terminate()
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0
     assert f"made  {target} from backup" in out
     assert "run it again to continue" in out

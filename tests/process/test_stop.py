@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.house import House, add, gone, halves, held, rows, until
+from tests.process.house import SECONDS, House, add, gone, halves, held, rows, until
 
 SLOW = ('compress = "zstd:13"', 'verify = "off"', 'expire = "off"')
 
@@ -136,7 +136,7 @@ def test_a_client_that_waits_is_told_when_the_daemon_goes(house: House) -> None:
         until(house.jobs, "the job")
         until(lambda: house.jobs()[0]["step"] == "snapshot", house.jobs)
         house.stop()
-        _, err = waiting.communicate(timeout=60)
+        _, err = waiting.communicate(timeout=SECONDS)
     assert waiting.returncode in (1, 6), err
     assert "DBG-8003" in err or "DBG-0002" in err
 

@@ -36,7 +36,7 @@ def ctl(daemon: FakeDaemon) -> Ctl:
     def run(*words: str, input: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "dbguardctl", *words], env=environment(daemon.socket, **more), text=True,
-            input=input if input is not None else "", capture_output=True, timeout=30, check=False,
+            input=input if input is not None else "", capture_output=True, timeout=120, check=False,
         )  # fmt: skip
 
     return run

@@ -286,7 +286,7 @@ def test_a_full_disk_is_no_success(daemon: FakeDaemon) -> None:
     with open("/dev/full", "w", encoding="ascii") as full:
         done = subprocess.run(
             [sys.executable, "-m", "dbguardctl", "status"], env=environment(daemon.socket), stdout=full,
-            stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+            stderr=subprocess.PIPE, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "dbguardctl: the answer cannot be written: No space left on device\n"
@@ -372,14 +372,14 @@ class Terminal:
         try:
             while self._more():
                 pass
-            return self.child.wait(20)
+            return self.child.wait(120)
         finally:
             self.child.kill()
             self.child.wait()
             os.close(self._master)
 
     def _more(self) -> bool:
-        ready, _, _ = select.select([self._master], [], [], 20)
+        ready, _, _ = select.select([self._master], [], [], 120)
         try:
             data = os.read(self._master, 65536) if ready else b""
         except OSError:

@@ -159,15 +159,15 @@ def test_an_interruption_before_the_answer_says_that_the_job_may_run(daemon: Fak
 
     def slowly(_query: dict[str, str], _body: object) -> NotFound:
         asked.set()
-        over.wait(20)
+        over.wait(120)
         return NotFound("app: gone")
 
     daemon.routes["POST /jobs/backup"] = slowly
     argv = [sys.executable, "-m", "dbguardctl", "backup", "app"]
     with subprocess.Popen(argv, env=environment(daemon.socket), stderr=subprocess.PIPE, text=True) as child:
-        assert asked.wait(20)
+        assert asked.wait(120)
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=20)
+        _, said = child.communicate(timeout=120)
         over.set()
     assert child.returncode == 130
     assert said.strip() == "interrupted while a job was requested: it may run. See: dbguardctl job list"
@@ -175,7 +175,7 @@ def test_an_interruption_before_the_answer_says_that_the_job_may_run(daemon: Fak
 
 def _shell(daemon: FakeDaemon, command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["/bin/sh", "-c", command], env=environment(daemon.socket), capture_output=True, text=True,
-                          timeout=30, check=False)  # fmt: skip
+                          timeout=120, check=False)  # fmt: skip
 
 
 def test_closed_streams(daemon: FakeDaemon) -> None:

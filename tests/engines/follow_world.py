@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import time
@@ -44,7 +45,8 @@ for line in db.iterdump():
     text.update(line.encode("utf-8", "surrogateescape"))
 print(text.hexdigest())
 """
-SECONDS = 60.0
+SECONDS = 120.0
+_SUMMED = 6  # positions with a sum that are checked after each base, if there are so many
 
 
 def until(condition, what):
@@ -114,7 +116,8 @@ def sql(path, text):
         "import sqlite3,sys,json;c=sqlite3.connect(sys.argv[1],isolation_level=None,timeout=30);"
         "print(json.dumps([c.execute(t).fetchall() for t in sys.argv[2].split(';') if t.strip()]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path), text], check=True, capture_output=True, timeout=60)
+    argv = [sys.executable, "-c", code, str(path), text]
+    done = subprocess.run(argv, check=True, capture_output=True, timeout=SECONDS)
     return json.loads(done.stdout)[-1]
 
 
@@ -151,7 +154,7 @@ class World:
             finally:
                 if process.stdin is not None and not process.stdin.closed:
                     process.stdin.close()
-                process.wait(60)
+                process.wait(SECONDS)
 
     @contextmanager
     def open_writer(self, count: int, *, hold: bool = False, **options: Any) -> Iterator[None]:
@@ -197,6 +200,12 @@ class World:
         assert self._follower is not None
         children = Path(f"/proc/{self._follower.pid}/task/{self._follower.pid}/children").read_text().split()
         return int(children[0]) if children else 0
+
+    def kill_keeper(self) -> None:
+        """Kill that process, and wait until the follower has ended."""
+        assert (keeper := self.keeper()), self.ends()  # 0 would be all of our own group
+        os.kill(keeper, signal.SIGKILL)
+        until(lambda: self.ended, "the end of the follower")
 
     def kill(self) -> None:
         """Kill the follower; its child must end by itself."""
@@ -274,6 +283,27 @@ class World:
             lambda: f"a look after now: {self.ends()}",
         )
 
+    def moved(self) -> bool:
+        """Return whether all of the log is in the main file."""
+        shm = Path(f"{self.path}-shm").read_bytes()
+        (frames,), (done,) = struct.unpack_from("=I", shm, 16), struct.unpack_from("=I", shm, 96)
+        return bool(frames == done)
+
+    def places(self, base: Base, *, summed: bool = False) -> list[int]:
+        """Return the segments after a base that end a transaction, so that they can be checked: all, or with a sum."""
+        chain = self.chains()[base.chain]
+        later = range(chain.reaches(base), len(chain.segments))
+        bodies = {at: chain.segments[at].body for at in later}
+        return [at for at, body in bodies.items() if body.size and (body.sum or not summed)]
+
+    def goes_on(self, count: int) -> None:
+        """Wait until `count` positions with a sum follow the newest base, however long writers and follower take."""
+        until(
+            lambda: self.ended or len(self.places(self.bases[-1], summed=True)) >= count,
+            "commits after the newest base",
+        )
+        assert not self.ended, self.ends()
+
     def base(self, progress: Any = None) -> Any:
         """Make a backup with the engine while everything else continues; return its facts."""
         from engine_memory import MemorySink, no_progress  # noqa: PLC0415
@@ -302,14 +332,17 @@ class World:
         return begun, done
 
     def prove(self, *, most: int = 40, writers: int = 1, needed: int = 1) -> None:
-        """Apply the segments to each base, and check up to `most` random positions of each."""
+        """Apply the segments to each base, and check `most` random positions of each, and some whose sum is known."""
         chains, books = self.chains(), [self.ledger(who) for who in range(writers)]
         proven = 0
         for base in self.bases:
             chain = chains[base.chain]
-            reached = chain.reaches(base)
-            ends = [at for at, segment in enumerate(chain.segments) if at >= reached and segment.body.size]
-            chosen = {*self.dice.sample(ends, min(most, len(ends))), *ends[-1:]}
+            ends = self.places(base)
+            chosen = {
+                *self.dice.sample(ends, min(most, len(ends))),
+                *self.places(base, summed=True)[-_SUMMED:],
+                *ends[-1:],
+            }
             proven += self._prove_base(base, chain, chosen, books)
         self.positions += proven
         self.gaps = len(chains) - 1

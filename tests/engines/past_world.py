@@ -14,7 +14,7 @@ from dbguardd.errors import Cancelled, Damaged
 from dbguardd.flow import BLOCK_BYTES
 
 PAST = open_past()
-BOUNDS = Bounds("app, backup B1", 20.0, 100_000, 64 << 20)
+BOUNDS = Bounds("app, backup B1", 120.0, 100_000, 64 << 20)
 
 
 class FilePages:

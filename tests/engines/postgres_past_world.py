@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql.questions.scratch import ScratchRestores
 from dbguardd.engines.postgresql.questions.take_out import table
 from dbguardd.errors import GuardError
 
-BOUNDS = Bounds("cluster, backup B1", 60.0, 1000, 64 << 20)
+BOUNDS = Bounds("cluster, backup B1", 600.0, 1000, 64 << 20)
 
 CALM = r"""
 CREATE FUNCTION calm(t text) RETURNS bigint LANGUAGE plpgsql AS $$ DECLARE found bigint; BEGIN

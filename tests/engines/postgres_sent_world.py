@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 
 import pytest
 from engine_memory import MemorySink, no_progress
 from postgres_pages_world import OURS, move_out, own_place, shop
-from postgres_world import as_user, stranger
+from postgres_world import as_user, free_port, stranger
 
 from dbguardctl.commands.grants import grants
 from dbguardd.engines.postgresql import open_postgresql
@@ -23,8 +22,7 @@ def live():
     with shop() as made:
         move_out(made)
         made.stop(signal.SIGINT)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            made.port = free.getsockname()[1]
+        made.port = free_port()
         with (made.config / "postgresql.conf").open("a") as conf:
             conf.write(f"listen_addresses = '127.0.0.1'\nport = {made.port}\n")
         known = (made.config / "pg_hba.conf").read_text()

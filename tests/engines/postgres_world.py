@@ -10,6 +10,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,14 @@ def bin_directory():
     if newest is None and (there := shutil.which("initdb")):
         return Path(there).resolve().parent
     return newest
+
+
+def free_port():
+    """Return a port of this host that nobody listens at, below those that the kernel gives to whoever asks for any."""
+    for port in range(10_000 + os.getpid() % 20_000, 32_768):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def owner():
@@ -139,6 +148,7 @@ class Cluster:
                 f"listen_addresses = ''\nport = {self.port}\nunix_socket_directories = '{self.socket}'\nfsync = off\n"
                 "wal_level = replica\nmax_wal_senders = 4\nmax_replication_slots = 4\ntimezone = 'Europe/Berlin'\n"
                 "datestyle = 'SQL, DMY'\nshared_buffers = 32MB\nlog_statement = none\n"
+                "autovacuum = off\ncheckpoint_timeout = 1h\n"  # what a test asserts depends on no moment of theirs
             )
 
     def start(self):

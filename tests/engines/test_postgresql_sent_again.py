@@ -18,7 +18,7 @@ from dbguardd.storage import open_storage
 from tests.repository.data_path import saving
 
 __all__ = ["live", "place"]
-BOUNDS = Bounds("cluster, backup B1", 60.0, 1000, 64 << 20)
+BOUNDS = Bounds("cluster, backup B1", 600.0, 1000, 64 << 20)
 
 
 def test_a_moment_of_what_was_sent_by_one_of_several_servers_and_its_rows_come_back(live, place):  # noqa: F811

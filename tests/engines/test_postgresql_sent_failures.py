@@ -14,7 +14,7 @@ from engine_memory import MemorySink, no_progress
 from postgres_between_world import between
 from postgres_pages_world import OURS, made
 from postgres_sent_world import clean, here, live, over, place, sent
-from postgres_world import as_owner, cluster, until
+from postgres_world import as_owner, cluster, free_port, until
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
@@ -153,7 +153,7 @@ def test_no_backup_is_of_two_servers(reached, place):  # noqa: F811
     """The session that looks, the one that asks for the configuration, those of the snapshots: each is the same's."""
     with cluster() as other:
         other.stop(signal.SIGINT)
-        other.port = reached.port + 1 if reached.port < 65535 else reached.port - 1
+        other.port = free_port()
         with (other.data / "postgresql.conf").open("a") as conf:
             conf.write(f"listen_addresses = '127.0.0.1'\nport = {other.port}\n")
         other.start()

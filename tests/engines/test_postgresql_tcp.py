@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import psycopg
 import pytest
 from engine_memory import MemorySink
-from postgres_world import as_owner, cluster, owner
+from postgres_world import as_owner, cluster, free_port, owner
 
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import connected
@@ -27,8 +27,7 @@ REFUSED = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
 def live():
     with cluster() as made:
         made.stop()
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            made.port = free.getsockname()[1]
+        made.port = free_port()
         with (made.data / "postgresql.conf").open("a") as conf:
             conf.write(f"listen_addresses = '127.0.0.1'\nport = {made.port}\n")
         made.start()
@@ -38,7 +37,7 @@ def live():
 
 
 def dumped(live, port):
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 120
 
     def progress(*_):
         if time.monotonic() > ends:

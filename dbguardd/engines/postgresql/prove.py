@@ -89,8 +89,9 @@ def examine(
         make_roles(sandbox, contents.roles)
         whole, content, bounded = True, Content(), roomy(staging, alive)
         for part in contents.parts:
-            look = within((target / part.stream).stat().st_size, bounded, least_seconds)
-            if _bring_back(replace(sandbox, alive=look), target, contents, part, findings):
+            if _bring_back(
+                replace(sandbox, alive=bounded), target, contents, part, findings, least_seconds=least_seconds
+            ):
                 with sandbox.ordinary(part.database.name) as db:
                     content.add(db, part.excluded, lambda size: progress("examine", size, None), large=part.large)
             else:
@@ -142,8 +143,10 @@ def _tried(db: Connection, statements: bytes, count: int) -> Finding:
     return Finding(name, "ok", f"{count}, with what they may and are members of; made, and taken back")
 
 
-def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, findings: list[Finding]) -> bool:
-    """Restore one database; return whether all of it was restored."""
+def _bring_back(
+    sandbox: Sandbox, target: Path, contents: Contents, part: Part, findings: list[Finding], *, least_seconds: float
+) -> bool:
+    """Restore one database; return whether all of it was restored. Its time begins once the empty database exists."""
     name = part.database.name
     label = f"database {name if name.isprintable() else repr(name)}"
     try:
@@ -154,6 +157,7 @@ def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, 
     if missing:
         findings.append(Finding(f"extensions of {name}", "inconclusive", "; ".join(missing)))
     dump = target / part.stream
+    sandbox = replace(sandbox, alive=within(dump.stat().st_size, sandbox.alive, least_seconds))
     try:
         lines = restorable(listed(sandbox.server.tools, dump, sandbox.alive), contents, part)
         said = bring_back(sandbox, dump, part, lines)

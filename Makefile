@@ -42,7 +42,7 @@ lint: .venv/installed ## the quick part of test: ruff, mypy, layers
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/lint-imports --no-logo
 
 bench: .venv/installed ## dbguard beside its peers on the same file
-	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[bench]' || echo "without py-spy no row says which functions take its time"
+	@.venv/bin/py-spy --version >/dev/null 2>&1 || $(PY) -m pip install -qq --disable-pip-version-check -e '.[bench]' || echo "without py-spy no row says which functions take its time"
 	@$(PY) -m tests.bench
 
 soak: .venv/installed ## write, back up, kill and restore for SECONDS=600

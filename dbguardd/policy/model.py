@@ -294,6 +294,8 @@ class Database(Settings):
     """how it is read: "pages" (the default for SQLite) stores only changed pages, "dump" (for PostgreSQL) text"""
     exclude: Tables = ()
     """tables whose rows are left out of a dump (PostgreSQL): "schema.table" or "database.schema.table", * for any"""
+    checkpoint: Literal["spread", "fast"] = "spread"
+    """the checkpoint of a scheduled backup by pages (PostgreSQL): "spread" like the server's own, or "fast" """
     max_block: Length = timedelta(milliseconds=100)
     """how long the application may be kept from writing (SQLite); longer if a WAL has over 32,000 frames"""
     lock_timeout: Duration = timedelta(seconds=5)

@@ -138,6 +138,16 @@ def outcome(target: Path, error: OSError) -> GuardError:
             return Unreachable(f"{target}: cannot be written", detail=detail)
 
 
+def check_writable(target: Path) -> None:
+    """Raise, as a restore would, if this process may not create `target`. Creates nothing."""
+    with outcomes(target):
+        os.stat(target.parent)
+        if os.statvfs(target.parent).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def _user() -> str:
     with suppress(KeyError):
         return pwd.getpwuid(os.geteuid()).pw_name

@@ -77,6 +77,10 @@ class RemoteEngine:
     def check_unused(self) -> None:
         self.call("check_unused", {}, no_progress)
 
+    def check_writable(self, target: Path) -> None:
+        """Raise what a restore to `target` would raise if that cannot be created."""
+        self.call("check_writable", {"target": str(target)}, no_progress)
+
     def replace(self, source: Path, progress: Progress) -> None:
         self.call("replace", {"source": str(source)}, progress)
 

@@ -121,6 +121,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 standby=RemoteStandby(engine),
                 delta_restore=RemoteDeltaRestore(engine),
                 find_restore_point=engine.find,
+                check_writable=engine.check_writable,
             ),
             job.request(**spec["request"]),
         )

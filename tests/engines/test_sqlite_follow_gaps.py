@@ -134,6 +134,7 @@ def test_another_file_beside_the_same_log_is_a_gap(tmp_path):
         world.start()
     assert len(world.chains()) == 2
     world.stop()
+    assert [told[3] for told in world.told() if told[0] == "begin"][1] == "another file took the place of the database"
 
 
 @pytest.mark.parametrize("gone", [Path.unlink, lambda path: path.rename(path.with_name("elsewhere.db"))])

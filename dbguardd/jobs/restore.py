@@ -47,9 +47,9 @@ from dbguardd.jobs.target import (
 from dbguardd.repository import Backup, Hold
 from dbguardd.requests import UNDO_REASON, Restore, Undo
 from dbguardd.rules import requested
-from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
+from dbguardd.rules.reliance import UNDO_DAYS
 from dbguardd.serialize import to_json
-from dbguardd.states import Grade
+from dbguardd.states import SAFETY_NOTE, Grade
 
 
 def restore(run: Run, request: Restore) -> Result:

@@ -15,7 +15,7 @@ from dbguardd.jobs.moment import Moment, opened
 from dbguardd.jobs.target import elsewhere, is_server
 from dbguardd.jobs.verify import DAMAGE, record_damage, same_content
 from dbguardd.repository import Backup, Tree
-from dbguardd.rules.reliance import SAFETY_NOTE
+from dbguardd.states import SAFETY_NOTE
 
 
 def delta_restore(run: Run) -> DeltaRestore:

@@ -131,7 +131,7 @@ def outcome(target: Path, error: OSError) -> GuardError:
                 ],
             )
         case errno.EROFS:
-            return PlaceDenied(f"{target}: cannot be written", detail=detail)
+            return PlaceDenied(f"{target}: cannot be written", detail=f"{detail}: no user can write there")
         case errno.ENOTSUP | errno.EMLINK:
             return Unsupported(f"{target}: the file system has no hard links", detail=detail)
         case _:

@@ -225,14 +225,14 @@ def check_directory(backup: Backup, target: Path) -> None:
 
 @contextmanager
 def elsewhere(backup: Backup, target: Path) -> Iterator[None]:
-    """Add to PlaceDenied inside the block the command that makes a directory for the owner of the original.
+    """Name in PlaceDenied inside the block the command that makes a directory for the owner of the original.
 
-    A restore to a new place acts as that user.
+    A restore to a new place acts as that user. An error without a hint is of a place where no user can make one.
     """
     try:
         yield
     except PlaceDenied as error:
-        if owner_of(backup):
+        if error.hints and owner_of(backup):
             error.hints = (mkdir_elsewhere_command(backup, target),)
         raise
 

@@ -113,6 +113,10 @@ class Group(click.Group):
             and not ctx.resilient_parsing
         ):
             command = f"{ctx.command_path} {args[0]}"
+            from dbguardctl.mistyped import other_command  # noqa: PLC0415 - only on the way to an error
+
+            if other := other_command(args[0]):
+                raise Usage(f"{command}: no such command", hints=[other])
             near = suggestions(args, self.list_commands(ctx), ctx)
             guess = f"Did you mean {' or '.join(near)}?" if near else ""
             raise Usage(f"{command}: no such command", detail=guess, hints=[f"{ctx.command_path} --help"])

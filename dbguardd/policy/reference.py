@@ -185,7 +185,7 @@ def explain(key: str, policy: Policy | None = None) -> Json:
         own = [f"database.NAME.{name.removeprefix('defaults.')}" for name in known if name.startswith("defaults.")]
         close = [name for name in short if name.endswith(f".{key}")]
         close = close or get_close_matches(pattern, [*known, *own], 1, 0.8)
-        close = close or get_close_matches(key, [*known, *short], 1, 0.6)
+        close = close or get_close_matches(key, [*known, *short], 1, 0.7)
         raise NotFound(
             f"{key}: no such key in the policy",
             detail=f"Did you mean {close[0]}?" if close else "dbguard.toml(5) has them all.",

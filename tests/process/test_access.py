@@ -152,9 +152,9 @@ def test_a_job_runs_as_the_owner_of_the_database(house: House, users: list[int])
     found = (home / "again.db").stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (owner, owner, 0o640)
     assert rows(home / "again.db") == 50
-    refused = house.fails(
-        "DBG-0012", 5, "restore", "app", "--to", str(house.state / "again.db")
-    )  # not the owner's place
+    away = ("DBG-0012", 5, "restore", "app", "--to", str(house.state / "again.db"))  # not the owner's place
+    refused, looked = house.fails(*away), house.fails(*away, "--dry-run")
+    assert (looked["detail"], looked["hints"]) == (refused["detail"], refused["hints"])
     user = pwd.getpwuid(owner).pw_name
     assert user in refused["detail"] and refused["hints"][0].startswith(f"install -d -o {user} -m 0700 {house.state}/")
     lost = house.fails("DBG-0001", 2, "restore", "app", "--to", str(house.state / "not there" / "again.db"))

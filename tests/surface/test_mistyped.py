@@ -94,6 +94,21 @@ def test_the_name_that_other_tools_have_for_an_option_is_known(ctl: Ctl, typed: 
     assert "Did you mean --" not in ctl("status", typed).stderr  # it has none of these
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["promote", "app"], "dbguardd run promote NAME --to PATH"),
+        (["standby", "app"], "dbguardd run standby NAME --to PATH"),
+        (["coverage"], "dbguardctl list NAME"),
+        (["restore", "app", "--follow"], "dbguardd run standby NAME --to PATH"),
+        (["restore", "app", "--latest"], "dbguardctl restore NAME --to PLACE"),
+    ],
+)
+def test_what_is_looked_for_in_another_place_is_found(ctl: Ctl, typed: list[str], meant: str) -> None:
+    done = ctl(*typed)
+    assert (done.returncode, fixes(done.stderr), "Did you mean" in done.stderr) == (2, [meant], False)
+
+
 def test_a_missing_confirmation_is_added_to_what_was_typed(ctl: Ctl) -> None:
     words = ["restore", "app", "--id", "01K4", "--in-place", "--timeout", "2h"]
     (fix,) = fixes(ctl(*words).stderr)

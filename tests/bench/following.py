@@ -151,10 +151,12 @@ def _litestream(work: Path, base: Path, load: str) -> list[dict[str, object]]:
             their.terminate()
             their.wait()
     lags, before, after = seen.lags(), latencies(log, alone), latencies(log, followed)
+    lost = 1 - len(after) / len(before)
+    after = after or [SECONDS]  # a writer so late that none of these was done: it took at least as long
     what = f"litestream, {load}, {pages:.0f} pages a commit"
     found = [
         ("lag from commit to durable, p99, seconds", lags[int(len(lags) * 0.99)] if lags else math.nan),
-        ("writer rate kept, lost share", 1 - len(after) / len(before)),
+        ("writer rate kept, lost share", lost),
         ("writer p99, ratio to alone", after[int(len(after) * 0.99)] / before[int(len(before) * 0.99)]),
         ("writer p99.9, ratio to alone", after[int(len(after) * 0.999)] / before[int(len(before) * 0.999)]),
         ("share of one core", used),

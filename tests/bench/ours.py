@@ -63,19 +63,23 @@ class Ours:
         """Back up; `wall` ends when the backup is acknowledged: durable, read back, restorable."""
         return self._run("backup.stored", "backup", "bench", *options)
 
-    def restore(self, target: Path) -> Figures:
+    def restore(self, target: Path, *options: str) -> Figures:
         """Restore to a new place; `wall` ends when every byte is there, durable and checked.
 
         `whole` also has the comparison with the fingerprint, row by row, which no peer does.
         """
-        return self._run("restore.written", "restore", "bench", "--to", str(target))
+        return self._run("restore.written", "restore", "bench", "--to", str(target), *options)
 
     def restore_over(self) -> Figures:
         """Restore the oldest backup in place; `whole` has the safety copy before and the comparison behind."""
+        oldest = min(str(backup["id"]) for backup in self.backups())
+        return self._run("restore.written", "restore", "bench", "--id", oldest, "--in-place", "--confirm", "bench")
+
+    def backups(self) -> list[dict[str, object]]:
+        """Return all backups, as `list` does."""
         argv = [str(BIN / "dbguardctl"), "--socket", str(self.socket), "--json", "list", "bench"]
         listed = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
-        oldest = min(backup["id"] for backup in listed["backups"])
-        return self._run("restore.written", "restore", "bench", "--id", oldest, "--in-place", "--confirm", "bench")
+        return list(listed["backups"])
 
     def _run(self, acknowledged: str, *words: str) -> Figures:
         before, spent = size_of(self.place / "state" / "store"), cpu_seconds(self._daemon.pid)

@@ -236,6 +236,26 @@ def test_what_is_in_the_database_is_not_in_the_store_or_the_books(house: House) 
     assert list((house.state / "staging").iterdir()) == []
 
 
+def test_what_is_committed_is_not_in_a_followed_log(house: House) -> None:
+    """As Litestream 790: each commit was stored as plain text, while its policy said encrypted."""
+    path = house.database("app")
+    canary = os.urandom(30).hex()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma journal_mode = wal")
+        house.protects(house.table("app", "continuous = true"))
+        house.start()
+        hunt = Hunt(house, path, Path(f"{path}-wal"))
+        house.does("backup", "app")
+        with db:
+            db.execute("create table people (name text)")
+            db.execute("insert into people values (?)", (canary,))
+        seen = ("query", "app", "select count(*) from people")
+        until(lambda: house.ctl(*seen, "--csv").out.split()[-1:] == ["1"], "a commit that is in the log")
+        hunt.is_nowhere(canary)
+        house.stop()
+        hunt.is_nowhere_kept(canary)
+
+
 # ------------------------------------------------------------------------------------------------ bugs and crashes
 
 BUG = """

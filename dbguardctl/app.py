@@ -146,10 +146,15 @@ def _help(ctx: click.Context, said: str) -> str:
 
 
 def suggestions(args: list[str], names: list[str], ctx: click.Context) -> list[str]:
-    """Return similar commands with the remaining arguments. These are guesses: they may do something else."""
+    """Return similar commands with the remaining arguments. These are guesses: they may do something else.
+
+    A command may also stand in the second place, after the name of a database.
+    """
     import shlex  # noqa: PLC0415 - only for an error, like the next
     from difflib import get_close_matches  # noqa: PLC0415
 
+    if args[1:] and args[1] in names:
+        args = [args[1], args[0], *args[2:]]
     near = get_close_matches(args[0], names, 3, 0.5)
     return [f"{ctx.command_path} {shlex.join([name, *args[1:]])}" for name in near]
 

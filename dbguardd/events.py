@@ -269,8 +269,10 @@ KINDS: tuple[Kind, ...] = (
         "A log is no longer followed, as the policy says.",
         title="A server may retain WAL that nothing needs",
         meaning="The log of {database} is no longer followed. A replication slot may be left on its server; it retains "
-                "WAL that nothing needs, up to max_slot_wal_keep_size.",
-        advice=("Find it:  SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'dbguard%' AND NOT active;",
+                "WAL that nothing needs, up to max_slot_wal_keep_size. Until dbguardd stops, it tries every minute to "
+                "drop the slot, and status says so.",
+        advice=("See whether it is dropped:  dbguardctl log",
+                "Find it:  SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'dbguard%' AND NOT active;",
                 "Drop it:  SELECT pg_drop_replication_slot('NAME');"),
     ),
     Kind("log.left", "info", "its log is no longer followed", variant="done", when={"problem": None}),

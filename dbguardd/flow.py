@@ -27,6 +27,9 @@ Facts = Mapping[str, Any]
 NO_TABLE = "no_table"
 """A fact of an error: the name of a table that was asked for and is not in the backup."""
 
+ONLY_WHOLE = "only_whole"
+"""A fact of an error: the name of a table whose rows cannot be compared, so that only all of it can be taken out."""
+
 LOG = "log"
 """A fact of an error: the error is about a log, not about the backup that the log continues from."""
 

@@ -73,6 +73,7 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
 @pass_session
 def get(session: Session, database: str, format: str, to: str, **fields: Any) -> None:
     """Take one table out of a backup."""
+    to = _file(to)
     if session.json and not to:
         raise Usage("get: --json tells about the table, which needs a place with --to FILE")
     job = _text(session, "get", {"database": database, "format": format, **fields}, to)
@@ -81,6 +82,11 @@ def get(session: Session, database: str, format: str, to: str, **fields: Any) ->
         session.print_json({"schema": "dbguard.get/1", "job": job["id"], "database": database, **result,
                             "to": from_root(to)})  # fmt: skip
     _conclude(session, view.taken_out(result, to), to)
+
+
+def _file(to: str) -> str:
+    """Return the file to write; empty for standard output, which is "-" by custom."""
+    return "" if to == "-" else to
 
 
 def _text(session: Session, verb: str, fields: Mapping[str, Any], to: str) -> Json:
@@ -211,11 +217,12 @@ def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
 @pass_session
 def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any) -> None:
     """Find rows that are gone, or changed."""
+    sql, to = bool(sql or to), _file(to)
     if not (fields["at"] or fields["backup"]):
         raise Usage("undelete: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {database}"])
     if sql and session.json and not to:
         raise Usage("undelete: --json tells about the SQL, which needs a place with --to FILE")
-    asked = {"database": database, "sql": bool(sql or to), **fields}
+    asked = {"database": database, "sql": sql, **fields}
     columns: list[str] = []
     rows: list[Any] = []
     if asked["sql"]:

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -53,6 +53,7 @@ class Follower:
     heard: float = math.inf  # event loop time at which it began, or last said up to when everything is stored
     held: str = ""  # the processes that hold the log of the database, which therefore grows
     over: bool = False  # the log will not be followed any more: the server may stop keeping it for us
+    no_more: asyncio.Event = field(default_factory=asyncio.Event)  # the server need not be told so (any more)
 
 
 @dataclass(slots=True)
@@ -78,6 +79,7 @@ class Following:
     def __init__(self, catalog: Catalog, inforce: PolicyInForce, environment: Environment, runner: Runner) -> None:
         self._catalog, self._inforce, self._environment, self._runner = catalog, inforce, environment, runner
         self._followers: dict[str, Follower] = {}
+        self._leaving: dict[str, Follower] = {}
         self._alive: set[asyncio.Task[None]] = set()
         self._quiet: set[str] = set()
         self._bases = defaultdict[str, Base](Base)
@@ -117,6 +119,15 @@ class Following:
             found.append(f"its log failed a test restore at {proof.failed_at}: {proof.failure}")
         return found
 
+    def left_behind(self) -> list[str]:
+        """Return which servers could not be told yet that a log is no longer followed, in words."""
+        return [
+            f"{name}: its log is no longer followed, but its server may still retain WAL for it; this is tried again "
+            f"every minute: {one.problem.message}"
+            for name, one in sorted(self._leaving.items())
+            if one.problem is not None
+        ]
+
     # ------------------------------------------------------------------------------------------ life
 
     def reconsider(self) -> None:
@@ -125,6 +136,9 @@ class Following:
         for name, follower in list(self._followers.items()):
             if follower.spec != wanted.get(name):
                 self._end(name)
+        for name, leaving in self._leaving.items():
+            if name in wanted or (not self._open and leaving.problem is not None):
+                leaving.no_more.set()
         for name, spec in wanted.items():
             if name not in self._followers:
                 follower = self._followers[name] = Follower(spec, asyncio.Event())
@@ -191,6 +205,9 @@ class Following:
         follower, policy = self._followers.pop(name), self._inforce.policy
         asked = name in policy.names() and policy.guarded(name).continuous
         follower.over = self._open and not asked
+        follower.problem = None
+        if follower.over:
+            self._leaving[name] = follower
         follower.cancel.set()
 
     # ------------------------------------------------------------------------------------------ one follower
@@ -219,19 +236,39 @@ class Following:
         await self._leave(name, follower)
 
     async def _leave(self, name: str, follower: Follower) -> None:
-        """Tell the server to stop keeping a log that is no longer followed; report whether that failed."""
+        """Tell the server to stop keeping a log that is no longer followed, and report it.
+
+        A server that is down keeps it all the same: it is told when it is back, unless the log is followed again by
+        then.
+        """
         if not follower.over:
             return
+        follower.problem, wait = None, _WAIT_SECONDS[0]
+        while not follower.no_more.is_set() and (error := await self._release(name, follower)) is not None:
+            if follower.problem is None:
+                self._runner.events.note("log.left", name, {"problem": error.problem()})
+            follower.problem, wait = error, min(2 * wait, _WAIT_SECONDS[1])
+            if not self._open:
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await follower.no_more.wait()
+        if self._leaving.get(name) is follower:
+            del self._leaving[name]
+
+    async def _release(self, name: str, follower: Follower) -> GuardError | None:
+        """Let the server stop keeping a log. Return what prevented it; None if nothing is left to do."""
         try:
             await self._environment.run_worker(
                 self._spec(follower, end=True), _unheard, asyncio.Event(), stall_timeout=_LEAVE_SECONDS
             )
         except GuardError as error:
-            self._runner.events.note("log.left", name, {"problem": error.problem()})
+            return error
         except Exception as bug:  # noqa: BLE001 - a bug ends this, not the daemon
             self._runner.events.log("log.crashed", {"database": name}, bug)
         else:
             self._runner.events.note("log.left", name, {"problem": None})
+        return None
 
     def _spec(self, follower: Follower, *, end: bool = False) -> Facts:
         """Return the spec for a worker."""

@@ -152,6 +152,7 @@ class Views:
         doubt = self.scheduler.doubt()
         if doubt is not None:
             yield doubt
+        yield from self.following.left_behind()
         for name in self.inforce.storages():
             run = self.catalog.runs.get(f"storage:{name}", "sweep")
             if run is not None and run.problem is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from dbguardd.engines.base import Bounds, ScratchRestore, ServerQuestions
 from dbguardd.errors import GuardError, NoSpace, SourceDamaged, Unsupported, Usage, of_file
-from dbguardd.flow import LOG, NO_TABLE, Pages
+from dbguardd.flow import LOG, NO_TABLE, ONLY_WHOLE, Pages
 from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of, newest_proofs
@@ -98,11 +98,12 @@ def undelete(run: Run, request: Undelete) -> Result:
         raise Usage(f"{run.name}: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {run.name}"])
     bounds = _bounds(run, request.rows, request.seconds, _room(run) if request.sql else _ANSWER_BYTES)
     older, newer = chosen(run, request.backup, request.at), chosen(run, "", "")
+    _check_two(run, older, newer)
     about = Bounds(_both(run, older, newer), bounds.seconds, bounds.rows, bounds.bytes)
     search, form = (request.table, request.where), "sql" if request.sql else "rows"
     form = f"changed {form}" if request.changed else form
     asking = _asking(run, (older, newer), request.in_database)
-    with _offering(run, older, request.in_database), asking as (before, after):
+    with _offering(run, older, request.in_database), _offering_whole(run, request), asking as (before, after):
         facts = questions(run).missing((before, after), search, form, about, answer(run))
     of = {"older": source(run, older), "newer": source(run, newer)}
     return {**of, "table": request.table, "changed": request.changed, **facts}
@@ -124,6 +125,29 @@ def _offering(run: Run, moment: Moment, database: str) -> Iterator[None]:
                 error.hints = (shlex.join([*words, "--to", "table.sql"]), *error.hints)
                 break
         raise
+
+
+@contextmanager
+def _offering_whole(run: Run, request: Undelete) -> Iterator[None]:
+    """Add to an error about a table whose rows cannot be compared the commands that show and export all of it."""
+    try:
+        yield
+    except Unsupported as error:
+        if table := str(error.facts.get(ONLY_WHOLE, "")):
+            since = ["--id", request.backup] if request.backup else ["--at", request.at]
+            of = ["--table", table, *(["--database", request.in_database] if request.in_database else [])]
+            error.hints = (shlex.join(["dbguardctl", "get", run.name, *of, *since, "--to", "table.sql"]), *error.hints)
+        raise
+
+
+def _check_two(run: Run, older: Moment, newer: Moment) -> None:
+    """Raise Usage for one state that would be compared with itself: "nothing is missing" would mislead."""
+    if older.backup.id == newer.backup.id and older.until == newer.until:
+        raise Usage(
+            f"{run.name}: backup {older.backup.id} would be compared with itself",
+            detail="No newer backup is known, and the live database is not compared: first make a backup of it.",
+            hints=[f"dbguardctl backup {run.name}"],
+        )
 
 
 def _has(fingerprint: Mapping[str, Any], table: str, database: str) -> bool:

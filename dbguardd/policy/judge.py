@@ -174,12 +174,12 @@ def _kinds(policy: Policy) -> Iterator[Mistake]:
 
 
 def _whole_clusters(name: str, own: Database) -> Iterator[Mistake]:
-    """Yield mistakes of a cluster backed up by pages: it must be a whole cluster, and on this host."""
+    """Yield mistakes of a cluster backed up by pages: it must be a whole cluster, on this host or elsewhere."""
     if own.exclude:
         what = f'database "{name}": exclude needs method = "dump": pages are of the whole cluster'
         yield _error("bad-value", what, "database", name, "exclude")
-    if own.url is not None and (named_in(own.url) or own.place is None):
-        what = f'database "{name}": method = "pages" is of a whole cluster of this host: url must name no other'
+    if own.url is not None and named_in(own.url):
+        what = f'database "{name}": method = "pages" is of a whole cluster: url must not name one of its databases'
         yield _error("bad-value", what, "database", name, "method")
 
 

@@ -92,6 +92,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         assert protected.returncode == 0, protected.stderr + host.log.read_text()
         sheet = json.loads(host.run("--json", "key", "recovery-sheet", capture_output=True).stdout)
         [row] = json.loads(host.run("--json", "list", "app", capture_output=True).stdout)["backups"]
+        assert host.run("backup", "app").returncode == 0  # what is lost is found by a newer one
         names = {
             "/var/lib/app/app.db": str(place / "app.db"),
             "/var/lib/app/look.db": str(place / "look-again.db"),
@@ -99,7 +100,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "/srv/restored/app.db": str(place / "restored.db"),
             "/var/lib/postgresql/back": str(place / "back"),
             "/tmp/look.db": str(place / "look.db"),  # noqa: S108 - as the page has it
-            "yesterday 09:00": "now",
+            "yesterday 09:00": row["created_at"],
             "01K4YJ3M8R": row["id"][:10],
             "NAME": "app",
             "CODE": "DBG-6001",

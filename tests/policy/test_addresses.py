@@ -69,6 +69,23 @@ def test_people_write_less():
     assert engine_of("/srv/postgresql:x.db") is None
 
 
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("postgresql://dbguard@db1/", False),
+        ("postgresql://dbguard@db1,db2:5433/?passfile=/srv/pass", False),
+        ("service=db1", False),
+        ("postgresql://dbguard@db1/shop", True),
+        ("postgresql:///shop", True),
+    ],
+)
+def test_pages_are_of_a_whole_cluster_wherever_it_is(url, refused):
+    text = f'version = 1\n[database.pg]\nengine = "postgresql"\nurl = "{url}"\nmethod = "pages"\ncontinuous = true\n'
+    _, found = check_text({"policy.toml": text})
+    wrong = [mistake.message for mistake in found if mistake.severity == "error"]
+    assert ["must not name one of its databases" in message for message in wrong] == [True] * refused
+
+
 @pytest.mark.parametrize("method", KINDS["postgresql"].methods)
 @pytest.mark.parametrize("place", ["[database.pg]", "[defaults]"])
 def test_a_log_goes_on_from_pages_only(method, place):

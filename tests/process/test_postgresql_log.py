@@ -235,6 +235,40 @@ def test_what_was_missed_is_said_and_a_new_base_is_made(served: House, live: Clu
     house.is_sound()
 
 
+def test_a_slot_that_is_left_while_its_server_is_down_is_dropped_when_it_is_back(served: House, live: Cluster) -> None:
+    """Unless the log is followed again by then: it continues without a gap."""
+    house, off = served, table(live).replace("continuous = true", "continuous = false")
+    house.protects(table(live))
+    house.start()
+    house.does("backup", "cluster")
+    followed(house)
+
+    def left() -> list[dict[str, Any]]:
+        return [event for event in house.events("log.left") if event["level"] == "warning"]
+
+    def attention() -> str:
+        return " ".join(house.does("status")["attention"])
+
+    for number, again in enumerate((True, False), 1):
+        live.stop(signal.SIGINT)
+        house.protects(off)
+        house.does("reload")
+        until(lambda number=number: len(left()) == number, house.log.read_text)  # type: ignore[misc]
+        assert "may still retain WAL" in attention()
+        if again:
+            house.protects(table(live))
+            house.does("reload")
+        live.start()
+        if again:
+            followed(house)
+            assert [event["continued"] for event in begun(house)] == [False, True]
+            assert slot(live) != "" and "may still retain WAL" not in attention()
+    until(lambda: slot(live) == "", "the end of its slot")
+    until(lambda: "may still retain WAL" not in attention(), attention)
+    house.idle()
+    house.is_sound()
+
+
 def test_protect_asks_for_what_following_needs(served: House, live: Cluster) -> None:
     house = served
     house.protects()

@@ -88,6 +88,16 @@ def test_a_lost_table_and_lost_rows_come_back_without_a_restore(guarded: House, 
     text = back.read_text()
     typed(text.splitlines()[1].partition("run it: ")[2].removesuffix(" <THIS"), text)
     assert live.sql("SELECT count(*), sum(total) FROM purchase", "shop") == "1000|500500"
+    live.sql("CREATE TABLE note AS SELECT * FROM customer; DROP TABLE purchase", "shop")
+    third = str(guarded.does("backup", "cluster")["backup"]["id"])
+    for name, since in (("purchase", first), ("note", third)):  # one is gone, one has no key: all of it comes back
+        if name == "note":
+            guarded.does("backup", "cluster")
+        refused = guarded.fails("DBG-2008", 2, "undelete", "cluster", "--id", since, "--table", name, *named)
+        assert refused["hints"] == [
+            f"dbguardctl get cluster --table public.{name} --database shop --id {since} --to table.sql"
+        ]
+        guarded.does(*refused["hints"][0].split()[1:-1], str(guarded.place / f"{name}-whole.sql"))
     asked = guarded.events("question.restoring")
     assert asked[0]["backup"] == first and asked[0]["needs_bytes"] > 1 << 20
     guarded.idle()

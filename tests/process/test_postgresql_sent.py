@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
-from tests.engines.postgres_world import Cluster, cluster, stranger
+from tests.engines.postgres_world import Cluster, cluster, free_port, stranger
 from tests.process.house import House
 
 MANY = """
@@ -19,6 +20,11 @@ INSERT INTO customer SELECT n, repeat('customer ' || n, 20) FROM generate_series
 @pytest.fixture(scope="module")
 def live() -> Iterator[Cluster]:
     with cluster("--data-checksums") as made:
+        made.stop(signal.SIGINT)
+        made.port = free_port()
+        with (made.config / "postgresql.conf").open("a") as conf:
+            conf.write(f"listen_addresses = '127.0.0.1'\nport = {made.port}\n")
+        made.start()
         made.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'")
         made.sql("ALTER SYSTEM SET autovacuum = off")  # it would write to every page between two backups
         made.sql("SELECT pg_reload_conf()")
@@ -32,7 +38,7 @@ def test_it_is_proven_comes_back_to_a_new_place_and_never_in_place(
     """All of it comes again with each backup, and what has changed is stored."""
     stranger()
     request.getfixturevalue("users")
-    settings = [f'url = "{live.url}"', 'method = "pages"', 'run_as = "daemon"']
+    settings = [f'url = "postgresql://postgres@127.0.0.1:{live.port}/"', 'method = "pages"', 'run_as = "daemon"']
     house.protects("\n".join(["\n[database.cluster]", 'engine = "postgresql"', *settings, ""]))
     house.start()
     first = house.does("backup", "cluster")

@@ -68,6 +68,8 @@ def test_a_row_of_the_past_is_found_without_restoring(house: House) -> None:
 
 def test_a_deleted_row_comes_back_by_the_hand_of_the_administrator(house: House) -> None:
     first, path, script = guarded(house), house.place / "app.db", house.place / "back.sql"
+    refused = house.fails("DBG-0001", 2, "undelete", "app", "--table", "note", "--id", first)
+    assert refused["hints"] == ["dbguardctl backup app"]  # "nothing is missing" would be true of the backup only
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("delete from note where id > 40 or id = 7")
     house.does("backup", "app")
@@ -105,6 +107,8 @@ def test_who_asks_for_a_table_too_late_is_told_which_backup_had_it(house: House)
     assert f"Backup {first} of" in problem["detail"]
     assert problem["hints"] == [f"dbguardctl get app --table Note --id {first} --to table.sql"]
     assert house.does(*problem["hints"][0].split()[1:-1], out)["rows"] == 50
+    refused = house.fails("DBG-2008", 2, "undelete", "app", "--table", "note", "--id", first)
+    assert refused["hints"] == [f"dbguardctl get app --table note --id {first} --to table.sql"]
     assert house.fails("DBG-0001", 2, "get", "app", "--table", "never", "--to", f"{out}.2")["hints"] == []
 
 
@@ -123,6 +127,7 @@ def test_a_table_is_taken_out_whole_or_not_at_all(house: House) -> None:
     assert out.read_bytes() == written
     house.fails("DBG-0001", 2, "get", "app", "--table", "nots", "--to", str(house.place / "none.sql"))
     assert not (house.place / "none.sql").exists()
+    assert house.ctl("get", "app", "--table", "note", "--to", "-").out.encode() == written
     told = house.ctl("get", "app", "--table", "note", "--format", "csv")
     assert told.out.splitlines()[7].startswith(f"7,{NEEDLE},")
 
@@ -150,7 +155,8 @@ def test_what_was_found_is_kept_nowhere_and_what_was_asked_is(house: House) -> N
 
 
 def test_who_may_restore_may_ask_and_nobody_gets_the_answer_of_another(house: House, users: list[int]) -> None:
-    guarded(house)
+    first = guarded(house)
+    house.does("backup", "app")
     one, other, stranger = users
     names = {uid: pwd.getpwuid(uid).pw_name for uid in users}
     access = f'[access]\noperate = ["{names[one]}", "{names[other]}"]\nread = ["{names[stranger]}"]\n'
@@ -161,7 +167,7 @@ def test_who_may_restore_may_ask_and_nobody_gets_the_answer_of_another(house: Ho
     for words in (["query", "app", "select 1"], ["get", "app", "--table", "note"], ["diff", "app", "--from", "now"]):
         assert house.ctl(*words, uid=stranger).status == 5
     looked_for = f"id = 7 and text = '{NEEDLE}'"
-    undelete = ["undelete", "app", "--table", "note", "--id", house.backups("app")[0]["id"], "--where"]
+    undelete = ["undelete", "app", "--table", "note", "--id", first, "--where"]
     assert house.ctl(*undelete, looked_for, uid=one).status == 0
     wrong = house.ctl("--json", "query", "app", f"select nope('{NEEDLE}')", uid=one)
     assert wrong.status == 2 and NEEDLE in wrong.err  # who asked is told what is wrong with it

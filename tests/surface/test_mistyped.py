@@ -55,6 +55,7 @@ def fixes(stderr: str) -> list[str]:
 def test_a_likely_command_keeps_what_followed_the_mistyped_one(ctl: Ctl) -> None:
     said = ctl("restoer", "app", "--id", "01 K").stderr
     assert "Did you mean dbguardctl restore app --id '01 K'" in said
+    assert "Did you mean dbguardctl backup app --full?" in ctl("app", "backup", "--full").stderr
 
 
 def test_a_guess_is_asked_and_not_given_as_the_fix(ctl: Ctl, daemon: FakeDaemon) -> None:

@@ -29,7 +29,7 @@ from dbguardd.engines.sqlite.tables import (
 )
 from dbguardd.engines.sqlite.take_out import inserts, literal_of, one_line, write_whole
 from dbguardd.errors import Unsupported, Usage
-from dbguardd.flow import Facts, Pages
+from dbguardd.flow import ONLY_WHOLE, Facts, Pages
 
 _OLD, _NEW = "o", "n"
 _UNNAMED = frozenset(("true", "false"))
@@ -60,15 +60,15 @@ def _key(both: Opened, old: Table, new: Table | None) -> tuple[str, ...]:
     """Return the key of rows. Raises Unsupported if it is only the row id, which SQLite reuses."""
     about = both.bounds.about
     if new is None:
-        raise Unsupported(
-            f"{about}: the newer backup has no table {old.name}", detail="Export the whole table instead."
-        )
+        message = f"{about}: the newer backup has no table {old.name}"
+        raise Unsupported(message, detail="Export the whole table instead.", facts={ONLY_WHOLE: old.name})
     key = told_apart(both.connection, old)
     if key != told_apart(both.connection, new) or not set(key) <= set(old.primary):
         detail = (
-            "Its primary key has changed, is missing, or contains NULL. Compare the two backups, and export the table."
+            "Its primary key has changed, is missing, or contains NULL. Compare the two backups, or export the table."
         )
-        raise Unsupported(f"{about}: it is not certain which rows of {old.name} are missing", detail=detail)
+        message = f"{about}: it is not certain which rows of {old.name} are missing"
+        raise Unsupported(message, detail=detail, facts={ONLY_WHOLE: old.name})
     return key
 
 

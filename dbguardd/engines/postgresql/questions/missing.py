@@ -16,7 +16,7 @@ from dbguardd.engines.postgresql.questions.reading import Meter, Row, encoded, p
 from dbguardd.engines.postgresql.questions.tables import Column, Table, known, literal, owned, with_large
 from dbguardd.engines.postgresql.questions.take_out import one_line, remark, without_large
 from dbguardd.errors import Unsupported
-from dbguardd.flow import Facts
+from dbguardd.flow import ONLY_WHOLE, Facts
 from dbguardd.frozen import frozen
 
 _STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
@@ -78,12 +78,13 @@ def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter:
     old = known(older.tables, name, meter.about, older.reader, older.past.lacking())
     new = newer.tables.get(old.quoted)
     if new is None:
-        detail = "Export the whole table instead."
-        raise Unsupported(f"{meter.about}: the newer backup has no table {old.quoted}", detail=detail)
+        message = f"{meter.about}: the newer backup has no table {old.quoted}"
+        raise Unsupported(message, detail="Export the whole table instead.", facts={ONLY_WHOLE: old.quoted})
     if not old.key or old.key != new.key:
         raise Unsupported(
             f"{meter.about}: nothing tells for sure which rows of {old.quoted} are missing",
-            detail="Its primary key has changed, or it has none. Compare the two, and take the table out.",
+            detail="Its primary key has changed, or it has none. Compare the two, or export the whole table.",
+            facts={ONLY_WHOLE: old.quoted},
         )
     found, changed = _Search(older, newer, old, new, where), form.startswith("changed ")
     rows = found.rows(changed=changed)

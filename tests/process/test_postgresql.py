@@ -162,7 +162,8 @@ def test_a_second_backup_stores_what_has_changed_and_is_proven_by_the_policys_qu
     assert [(row["outcome"], row["detail"]) for row in asked] == [("ok", "101")]
     assert any("left out by the policy" in row["detail"] for row in second["proof"]["findings"])
     reports = (served.ctl("list", "cluster"), served.ctl("status", "cluster"), served.ctl("status"))
-    reports += (served.ctl("show", second["backup"]["id"]), served.ctl("restore", "cluster", "--dry-run"))
+    planned = ("restore", "cluster", "--to", str(place_for(served, "planned")), "--dry-run")
+    reports += (served.ctl("show", second["backup"]["id"]), served.ctl(*planned))
     for said in reports:
         assert "rows of 1 " in said.out and "shop.public.scratch" in said.out, said.out
         assert "nothing of no way in" in said.out, said.out

@@ -162,7 +162,8 @@ def test_a_second_backup_stores_what_has_changed_and_is_proven_by_the_policys_qu
     assert [(row["outcome"], row["detail"]) for row in asked] == [("ok", "101")]
     assert any("left out by the policy" in row["detail"] for row in second["proof"]["findings"])
     reports = (served.ctl("list", "cluster"), served.ctl("status", "cluster"), served.ctl("status"))
-    reports += (served.ctl("show", second["backup"]["id"]), served.ctl("restore", "cluster", "--dry-run"))
+    planned = ("restore", "cluster", "--to", str(place_for(served, "planned")), "--dry-run")
+    reports += (served.ctl("show", second["backup"]["id"]), served.ctl(*planned))
     for said in reports:
         assert "rows of 1 " in said.out and "shop.public.scratch" in said.out, said.out
         assert "nothing of no way in" in said.out, said.out
@@ -234,9 +235,8 @@ def test_a_killed_engine_half_leaves_no_program_and_no_server(served: House, liv
     """At whatever it is: the dump, the throw-away server, the restore into it."""
     served.protects(table(served, live, 'verify = "off"', 'lock_timeout = "1h"'))
     served.does("reload")
-    rows = "SELECT n, repeat(md5(n::text), 20) x FROM generate_series(1, 100000) n"
-    live.sql(f"CREATE TABLE IF NOT EXISTS bulk AS {rows}", "shop")
-    if when != "pg_dump":
+    if when != "pg_dump":  # which waits for a lock; the others have work for a while
+        live.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 20) x FROM generate_series(1, 100000) n", "shop")
         served.does("backup", "cluster")
     verb, place = ("backup", live.socket) if when == "pg_dump" else ("verify", served.state / "staging")
     with locked(live):
@@ -249,6 +249,7 @@ def test_a_killed_engine_half_leaves_no_program_and_no_server(served: House, liv
     until(lambda: not alive_processes(str(served.state / "staging")), "the end of all that works in staging")
     asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('dbguard', 'pg_dump')"
     until(lambda: live.sql(asked) == "0", "the end of its connections")
+    live.sql("DROP TABLE IF EXISTS bulk", "shop")
     served.does(verb, "cluster")
     served.idle()
     served.is_sound()

@@ -255,6 +255,7 @@ def test_a_slot_that_is_left_while_its_server_is_down_is_dropped_when_it_is_back
         house.does("reload")
         until(lambda number=number: len(left()) == number, house.log.read_text)  # type: ignore[misc]
         assert "may still retain WAL" in attention()
+        assert house.ctl("undo", "cluster", "--confirm", "cluster").status == 8  # at once: it does not wait for that
         if again:
             house.protects(table(live))
             house.does("reload")

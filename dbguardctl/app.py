@@ -113,6 +113,10 @@ class Group(click.Group):
             and not ctx.resilient_parsing
         ):
             command = f"{ctx.command_path} {args[0]}"
+            from dbguardctl.mistyped import other_command  # noqa: PLC0415 - only on the way to an error
+
+            if other := other_command(args[0]):
+                raise Usage(f"{command}: no such command", hints=[other])
             near = suggestions(args, self.list_commands(ctx), ctx)
             guess = f"Did you mean {' or '.join(near)}?" if near else ""
             raise Usage(f"{command}: no such command", detail=guess, hints=[f"{ctx.command_path} --help"])
@@ -142,10 +146,15 @@ def _help(ctx: click.Context, said: str) -> str:
 
 
 def suggestions(args: list[str], names: list[str], ctx: click.Context) -> list[str]:
-    """Return similar commands with the remaining arguments. These are guesses: they may do something else."""
+    """Return similar commands with the remaining arguments. These are guesses: they may do something else.
+
+    A command may also stand in the second place, after the name of a database.
+    """
     import shlex  # noqa: PLC0415 - only for an error, like the next
     from difflib import get_close_matches  # noqa: PLC0415
 
+    if args[1:] and args[1] in names:
+        args = [args[1], args[0], *args[2:]]
     near = get_close_matches(args[0], names, 3, 0.5)
     return [f"{ctx.command_path} {shlex.join([name, *args[1:]])}" for name in near]
 

@@ -11,6 +11,7 @@ from dbguardctl.screen import Cell
 from dbguardctl.session import Session
 from dbguardd.errors import GuardError
 from dbguardd.humanize import absolute, count
+from dbguardd.states import SAFETY_NOTE
 
 Json = dict[str, Any]
 
@@ -22,7 +23,8 @@ def meant_moment(session: Session, database: str, text: str) -> str:
 
     Screens show the time of a backup in whole seconds or minutes: the backup was made a little later than what they
     show. So a time that is typed like that means the backup that was made within this second or minute, if there is
-    exactly one, and if the log does not have the typed moment itself. The user is told.
+    exactly one, and if the log does not have the typed moment itself. The user is told. A backup that no time selects,
+    because it failed or is a safety copy, is not meant either.
     """
     moment, unit = parse_moment(text, session.now, session.zone), unit_of(text)
     if not unit:
@@ -36,7 +38,7 @@ def meant_moment(session: Session, database: str, text: str) -> str:
         return utc_text(moment)
     logged = any(_has(row, moment) for row in listed.get("log") or ())
     while_shown = f"within that {_NAMES[unit.total_seconds()]}"
-    if len(within) == 1 and not logged:
+    if len(within) == 1 and not logged and not (within[0]["failure"] or within[0]["note"] == SAFETY_NOTE):
         at = str(within[0]["created_at"])
         session.say(f"{database}: the backup {within[0]['id']} was made {while_shown}, at {_exactly(at, session)}")
         return at

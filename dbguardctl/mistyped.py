@@ -18,6 +18,14 @@ _OTHER_NAMES = {
 }  # fmt: skip
 """What other tools call an option of ours; click itself suggests names that are spelled alike."""
 
+_STANDBY = "dbguardd run standby NAME --to PATH"
+_ELSEWHERE = {
+    "coverage": "dbguardctl list NAME", "snapshots": "dbguardctl list NAME", "standby": _STANDBY,
+    "promote": "dbguardd run promote NAME --to PATH", "--follow": _STANDBY,
+    "--latest": "dbguardctl restore NAME --to PLACE",
+}  # fmt: skip
+"""Where something is that people look for in another place: words after dbguardctl, and options of its restore."""
+
 _MOMENTS = ("--at", "--since", "--until", "--from", "--to")
 _SPANS = ("--for", "--timeout")
 _TEXTS = ("--reason", "--note", "--where")
@@ -30,6 +38,21 @@ def other_name(error: click.UsageError) -> str:
         return ""
     ours = _OTHER_NAMES.get(error.option_name, "")
     return ours if any(ours in param.opts for param in error.ctx.command.params) else ""
+
+
+def elsewhere(error: click.UsageError) -> str:
+    """Return the command for what an unknown option of a restore does with other tools; empty if it is none of those.
+
+    The newest moment needs no option, and a copy that is kept up to date is no job of the daemon.
+    """
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None or error.ctx.command.name != "restore":
+        return ""
+    return _ELSEWHERE.get(error.option_name, "")
+
+
+def other_command(word: str) -> str:
+    """Return the command that does what an unknown command is looked for; empty if there is none."""
+    return _ELSEWHERE.get(word, "")
 
 
 def unquoted(session: Session, error: GuardError) -> GuardError:

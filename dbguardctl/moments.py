@@ -59,7 +59,7 @@ def parse_moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
         raise Usage(f"{text!r} is not a moment that dbguardctl understands", detail=detail)
     if moment > now:
         detail = f"It means {absolute(utc_text(moment), zone)}, and now is {absolute(utc_text(now), zone)}."
-        if re.fullmatch(r"[\d:]+", text.strip()) and moment - now < timedelta(days=1):
+        if re.fullmatch(r"[\d:.]+", text.strip()) and moment - now < timedelta(days=1):
             detail += f" Did you mean 'yesterday {text.strip()}'?"
         raise Usage(f"{text!r} is in the future", detail=detail)
     return moment
@@ -128,7 +128,7 @@ def _day(words: list[str], today: date) -> tuple[int, list[str]]:
 
 
 def _clock(text: str, midnight: datetime) -> datetime | None:
-    if not re.fullmatch(r"\d{1,2}:\d\d(:\d\d)?", text):
+    if not re.fullmatch(r"\d{1,2}:\d\d(:\d\d(\.\d{1,6})?)?", text):
         return None
     try:
         return datetime.combine(midnight, time.fromisoformat(text.zfill(len(text) + text.index(":") % 2)))

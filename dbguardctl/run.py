@@ -87,15 +87,16 @@ def _incomplete(session: Session, error: click.exceptions.NoArgsIsHelpError) -> 
 
 
 def _usage(session: Session, error: click.UsageError) -> GuardError:
-    from dbguardctl.mistyped import other_name, unquoted  # noqa: PLC0415 - only on the way to an error
+    from dbguardctl.mistyped import elsewhere, other_name, unquoted  # noqa: PLC0415 - only on the way to an error
 
-    message = " ".join(error.format_message().split()).rstrip(".")
+    other, place = other_name(error), elsewhere(error)
+    message = " ".join((error.message if place else error.format_message()).split()).rstrip(".")
     command = error.ctx.command_path if error.ctx else PROGRAM
     usage = error.ctx.get_usage().removeprefix("Usage: ") if error.ctx else ""
     detail = f"usage: {usage}" if usage else ""
-    if other := other_name(error):
+    if other:
         detail = f"{detail}\nDid you mean {other}?"
     return unquoted(
         session,
-        Usage(f"{command}: {message[:1].lower()}{message[1:]}", detail=detail, hints=[f"{command} --help"]),
+        Usage(f"{command}: {message[:1].lower()}{message[1:]}", detail=detail, hints=[place or f"{command} --help"]),
     )

@@ -14,7 +14,7 @@ from dbguardctl.screen import Cell
 from dbguardctl.session import Session
 from dbguardctl.views.jobs import FINAL, finished, part_done, verdicts
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
-from dbguardd.humanize import count, span
+from dbguardd.humanize import count, hint_word, humanized, span
 
 Json = dict[str, Any]
 _EXPIRY_SECONDS = 10.0  # longer than an expiry takes; one that waits behind other jobs is not waited for
@@ -87,10 +87,10 @@ def _say_again(session: Session, row: Json, tried: int) -> None:
     again = f" {when(at, session.now, session.zone)}" if at else ""
     session.say(f"{what(row)}: attempt {tried} failed, it is tried again{again}: {problem.get('message')} "
                 f"[{problem.get('code')}]")  # fmt: skip
-    for line in str(problem.get("detail") or "").splitlines()[:_SHOWN]:
+    for line in humanized(str(problem.get("detail") or "")).splitlines()[:_SHOWN]:
         session.say(f"       {line}")
-    for hint in (problem.get("hints") or ())[:1]:
-        session.say("       try  ", Cell(str(hint), "try"))
+    for hint in map(str, (problem.get("hints") or ())[:1]):
+        session.say(f"       {hint_word(hint)}  ", Cell(hint, "try"))
     session.say("       Ctrl-C only stops waiting; the job goes on (as with --no-wait). To cancel it: ",
                 Cell(f"dbguardctl job cancel {row['id']}", "try"))  # fmt: skip
 

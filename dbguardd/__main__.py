@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
+import gc
 import os
 import shlex
 import sys
@@ -122,6 +123,7 @@ def _run_by_hand(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    gc.disable()  # nothing that is loaded is garbage
     from dbguardd.api.server import serve  # noqa: PLC0415
     from dbguardd.daemon import log, supervisor  # noqa: PLC0415
     from dbguardd.daemon.clock import system_clock  # noqa: PLC0415
@@ -148,6 +150,8 @@ def _serve(options: argparse.Namespace) -> int:
         look=look,
         sweep=sweep,
     )
+    gc.freeze()
+    gc.enable()
     try:
         asyncio.run(supervisor.run(setup))
     except GuardError as error:

@@ -334,6 +334,10 @@ KINDS: tuple[Kind, ...] = (
         "A policy was refused; the old one stays in force.",
     ),
     Kind(
+        "policy.warned", "warning", "{problem}[, at {place}]",
+        "A warning about the policy that is in force: a goal that its schedule cannot meet, for example.",
+    ),
+    Kind(
         "question.restoring", "info",
         "backup {backup} is restored to answer a question: {needs_bytes}[, usually {usual_seconds}]",
         "A question starts to restore a backup in order to answer from it.",

@@ -45,7 +45,7 @@ KINDS: Mapping[str, Kind] = {
         title="PostgreSQL",
         where="url",
         methods=("dump", "pages"),
-        engine=("url", "exclude"),
+        engine=("url", "exclude", "checkpoint"),
         addresses=("postgresql:", "postgres:", "service="),
         account="postgres",
         followed=("pages",),

@@ -179,6 +179,9 @@ RESERVED = frozenset(
 )
 """The fields that show what a user looked for, and so perhaps whom it concerns: see decision 0077."""
 
+BY_SCHEDULE = "schedule"
+"""The actor of scheduled jobs: nobody waits for them."""
+
 NOWHERE = "/nonexistent"
 """Stands for the path of a database that only has backups: no policy says where it was."""
 

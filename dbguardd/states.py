@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+SAFETY_NOTE = "before restore --in-place"
+"""The note of every safety copy. Its hold ends with the time for an undo, the note stays."""
+
 
 class Role(StrEnum):
     """What a peer may ask for. It follows from the peer's user and groups (SO_PEERCRED) and the policy's [access]."""

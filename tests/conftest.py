@@ -7,6 +7,7 @@ import compileall
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,23 @@ settings.load_profile("dbguard")
 
 for name in [name for name in os.environ if name.startswith("DBGUARD_")]:
     del os.environ[name]
-os.environ["SSL_CERT_FILE"] = os.devnull  # aiohttp would read all that the system has, whenever a daemon is started
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell, and so by each child
 
 FIRST = ("packaging", "faults", "process", "engines")
 """What starts machines, servers and daemons takes long: begun first, it does not keep the end of a run waiting."""
 
+MEMORY, ROOM = "/dev/shm", 8 << 30
+
 
 def pytest_configure(config):
-    """Compile what is tested: a worker that is another user cannot keep what it compiled, and would at each start."""
+    """Compile what is tested: a worker that is another user cannot keep what it compiled, and would at each start.
+
+    Temporary directories lie in memory, if there is room: in ext4 a new file costs a search past all that were removed
+    in the last seconds, and each server that a test starts has a thousand. TMPDIR overrides that.
+    """
     if not hasattr(config, "workerinput"):
+        if "TMPDIR" not in os.environ and _usable(MEMORY):
+            os.environ["TMPDIR"], tempfile.tempdir = MEMORY, None
         for name in ("dbguardd", "dbguardctl"):
             compileall.compile_dir(Path(__file__).parents[1] / name, quiet=2)
 
@@ -63,3 +71,11 @@ def program():
         return path
 
     return find
+
+
+def _usable(place):
+    """Return whether tests can write and run programs there, and have room."""
+    if not os.access(place, os.W_OK):
+        return False
+    found = os.statvfs(place)
+    return not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize >= ROOM

@@ -282,7 +282,11 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
         rows.append(("left out", left))
     if row["continuous"]:
         followed = f"followed; dbguardctl list {row['name']} shows which seconds can be restored"
-        rows.insert(1, ("its log", "see below" if row.get("log_problem") else followed))
+        if not row["backups"]:
+            followed = "not followed yet: that begins with the first backup"
+        elif row.get("log_problem") or not to:
+            followed = "see below"
+        rows.insert(1, ("its log", followed))
         rows.insert(3, ("its log proven", log_proof(row.get("log_proof"), now, zone)))
     if row["running_job"]:
         rows.append(("running job", Cell(f"dbguardctl job watch {row['running_job']}", "try")))

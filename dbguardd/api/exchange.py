@@ -15,10 +15,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from inspect import isawaitable
 
-from aiohttp import web
-
 from dbguardd.api import strict
 from dbguardd.api.ask import Ask, Download, Reply, Stream
+from dbguardd.api.lean import web
 from dbguardd.api.peer import identify
 from dbguardd.api.routes import ROUTES, Route, find
 from dbguardd.api.service import Actor, Json, Service

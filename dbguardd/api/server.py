@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from aiohttp import web
-
 from dbguardd.api.exchange import Limits, exchange
+from dbguardd.api.lean import web
 from dbguardd.api.listen import Listener, listen
 from dbguardd.api.peer import identify
 from dbguardd.api.service import Json, Service

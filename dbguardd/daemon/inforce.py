@@ -31,7 +31,7 @@ from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.requests import NOWHERE, QUESTION_VERBS
 from dbguardd.rules import reliance, retention
 from dbguardd.rules.backup_state import BackupState
-from dbguardd.states import Grade
+from dbguardd.states import SAFETY_NOTE, Grade
 from dbguardd.wire import BackupRow
 
 Json = dict[str, Any]
@@ -353,7 +353,7 @@ def states_of(rows: Iterable[BackupRow]) -> list[BackupState]:
             holds=tuple(row.holds),
             failed=row.failure is not None,
             failed_at=None if row.verified_at is None else to_moment(row.verified_at),
-            safety=row.note == reliance.SAFETY_NOTE,
+            safety=row.note == SAFETY_NOTE,
         )
         for row in rows
     ]

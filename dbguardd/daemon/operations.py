@@ -22,12 +22,12 @@ from dbguardd.daemon.timetable import timetable
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import Busy, GuardError
 from dbguardd.frozen import frozen
-from dbguardd.requests import REQUESTS
+from dbguardd.requests import BY_SCHEDULE, REQUESTS
 from dbguardd.rules.calendar import full_due
 from dbguardd.serialize import to_json
 from dbguardd.states import Grade, JobState
 
-SCHEDULE = Who("schedule")
+SCHEDULE = Who(BY_SCHEDULE)
 LOOK_AGAIN = timedelta(seconds=30)  # the least time between two reads of a storage that could not be read
 
 
@@ -96,6 +96,9 @@ class Operations:
         self.runner.max_jobs = self.inforce.policy.daemon.max_jobs
         self.scheduler.plan(timetable(self.inforce, self.machine_id))
         self.tell("policy.loaded", None, {"databases": len(self.inforce.policy.names())})
+        for warning in self.inforce.loaded.warnings:
+            place = f"{warning.file}:{warning.line}" if warning.line else warning.file
+            self.runner.events.note("policy.warned", None, {"problem": warning.message, "place": place})
         self.runner.wake()
         get, names, backups = self.catalog.settings.get, self.inforce.storages(), self.catalog.backups
         newest = [row for name in backups.databases() if (row := backups.summary(name).newest)]

@@ -34,8 +34,8 @@ from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
 from dbguardd.rules.coverage import TimeRange, coverage
 from dbguardd.rules.objectives import Facts, judge, length
-from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
-from dbguardd.states import Grade, JobState
+from dbguardd.rules.reliance import UNDO_DAYS
+from dbguardd.states import SAFETY_NOTE, Grade, JobState
 from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
 
 Lost = Callable[[str], GuardError | None]

@@ -131,11 +131,21 @@ def outcome(target: Path, error: OSError) -> GuardError:
                 ],
             )
         case errno.EROFS:
-            return PlaceDenied(f"{target}: cannot be written", detail=detail)
+            return PlaceDenied(f"{target}: cannot be written", detail=f"{detail}: no user can write there")
         case errno.ENOTSUP | errno.EMLINK:
             return Unsupported(f"{target}: the file system has no hard links", detail=detail)
         case _:
             return Unreachable(f"{target}: cannot be written", detail=detail)
+
+
+def check_writable(target: Path) -> None:
+    """Raise, as a restore would, if this process may not create `target`. Creates nothing."""
+    with outcomes(target):
+        os.stat(target.parent)
+        if os.statvfs(target.parent).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _user() -> str:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from dbguardd.engines.base import (
@@ -24,6 +25,7 @@ from dbguardd.engines.base import (
     Snapshots,
     Standby,
 )
+from dbguardd.engines.landing import check_writable
 from dbguardd.flow import Pages
 from dbguardd.frozen import frozen
 from dbguardd.repository import Backup, Repository
@@ -66,6 +68,7 @@ class Run:
     standby: Standby | None = None
     delta_restore: DeltaRestore | None = None
     find_restore_point: FindRestorePoint | None = None
+    check_writable: Callable[[Path], None] = check_writable  # as the user who would restore
 
     @property
     def database(self) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from dbguardd.repository import Backup, Hold, Proof
 from dbguardd.rules import reliance, requested
 from dbguardd.rules.backup_state import BackupState
 from dbguardd.rules.requested import Other
-from dbguardd.states import Grade
+from dbguardd.states import SAFETY_NOTE, Grade
 
 
 def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
@@ -70,7 +70,7 @@ def states_of(
             holds=tuple(hold.reason for hold in (holds or {}).get(backup.id, ())),
             failed=backup.id in failed,
             failed_at=failed[backup.id].at if backup.id in failed else None,
-            safety=backup.note == reliance.SAFETY_NOTE,
+            safety=backup.note == SAFETY_NOTE,
         )
         for backup in backups
     ]

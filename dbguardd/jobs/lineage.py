@@ -12,7 +12,7 @@ from dbguardd.repository import Backup, Saving
 from dbguardd.requests import UNDO_REASON
 from dbguardd.rules.chains import LogView, end_of
 from dbguardd.rules.moment import continues
-from dbguardd.rules.reliance import SAFETY_NOTE
+from dbguardd.states import SAFETY_NOTE
 
 
 def check_same_cluster(run: Run, facts: BackupFacts) -> None:

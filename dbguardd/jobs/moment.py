@@ -24,7 +24,7 @@ from dbguardd.rules.coverage import Logged, logged
 from dbguardd.rules.moment import Base, Ending
 from dbguardd.rules.requested import to_moment
 
-_NEAR = timedelta(seconds=2)
+_NEAR, _ROUNDED = timedelta(seconds=2), timedelta(milliseconds=1)
 _RECORD_BYTES = 256  # the record of a restore point ends within this, including page headers
 _DAY, _DRAWS = timedelta(days=1), 8  # a proof takes a moment of the last day, drawing this often to hit one
 
@@ -127,7 +127,8 @@ def opened(run: Run, moment: Moment, there: Kept | None = None) -> AbstractConte
 def reach(run: Run, id: str = "", at: str = "") -> Moment:
     """Return the backup with that id; or the newest reliable moment, at or before `at` (RFC 3339).
 
-    Raises what choose() raises. A moment much earlier than the requested one has a warning.
+    Raises what choose() raises. A moment much earlier than the requested one has a warning, and so has one that is the
+    last before a gap, however short.
     """
     backup, warnings = choose(run, id, at)
     alone = Moment(backup, backup.created_at, None, [*warnings, *_left_out(backup)])
@@ -142,10 +143,11 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
         within = Target(at=wanted.isoformat()) if ending.link.form == BYTES and wanted is not None else None
         best = _moment(known[ending.base.id], ending, within)
         best.warnings.extend(_doubts(log, ending, wanted))
-    if wanted is not None and wanted - best.at > _NEAR:
-        best, why = _early(run, log, best, wanted)
-        early = span((wanted - best.at).total_seconds())
-        best.warnings.append(f"this is {early} before the requested moment: {why}")
+    if wanted is not None and wanted - best.at > _ROUNDED:
+        found, why = _early(run, log, best, wanted)
+        if wanted - best.at > _NEAR or _in_gap(log, found):
+            early, best = span((wanted - best.at).total_seconds()), found
+            best.warnings.append(f"this is {early} before the requested moment: {why}")
     return best
 
 
@@ -206,6 +208,11 @@ def _early(run: Run, log: LogView, best: Moment, wanted: datetime) -> tuple[Mome
     rested = f"nothing was committed up to {instant(stored)}; " if stored is not None and stored > best.at else ""
     why = f"{rested}later commits, if any, are not stored" if log.chains else "no reliable backup was made in between"
     return best, why if best.next is None else f"{why}; the next moment that can be restored is {best.next_at}"
+
+
+def _in_gap(log: LogView, early: Moment) -> bool:
+    """Return whether the log ends at a moment and begins anew only after the requested one."""
+    return early.next is not None and not early.grain and _end(log, early)[0] is not None
 
 
 def _end(log: LogView, moment: Moment) -> tuple[Chain | None, int]:

@@ -169,7 +169,14 @@ def _room(run: Run) -> int:
 def _both(run: Run, older: Moment, newer: Moment) -> str:
     if older.backup.id == newer.backup.id:  # the same backup, with its log up to two moments
         return f"{run.name}, backup {older.backup.id} at {older.shown} and at {newer.shown}"
-    return f"{run.name}, backups {older.backup.id} and {newer.backup.id}"
+    if older.until is None and newer.until is None:
+        return f"{run.name}, backups {older.backup.id} and {newer.backup.id}"
+    return f"{run.name}, {_named(older)} and {_named(newer)}"
+
+
+def _named(moment: Moment) -> str:
+    """Return the backup that is read; and the moment, if its log is read too."""
+    return f"backup {moment.backup.id}" + ("" if moment.until is None else f" at {moment.shown}")
 
 
 def _said(which: str) -> tuple[str, str]:
@@ -228,7 +235,7 @@ def _bounds(run: Run, rows: int, seconds: int, most: int) -> Bounds:
 
 
 def _about(bounds: Bounds, run: Run, moment: Moment) -> Bounds:
-    return Bounds(f"{run.name}, backup {moment.backup.id}", bounds.seconds, bounds.rows, bounds.bytes)
+    return Bounds(f"{run.name}, {_named(moment)}", bounds.seconds, bounds.rows, bounds.bytes)
 
 
 class _Noted:

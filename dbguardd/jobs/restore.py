@@ -21,7 +21,6 @@ from dbguardd.errors import (
     SourceInvalid,
     SourceMissing,
     TargetInUse,
-    Unsupported,
     Usage,
     WorkerDied,
 )
@@ -35,6 +34,7 @@ from dbguardd.jobs.target import (
     check_in_place,
     check_space,
     check_target,
+    elsewhere,
     free_bytes,
     is_server,
     leftovers_beside,
@@ -46,9 +46,10 @@ from dbguardd.jobs.target import (
 )
 from dbguardd.repository import Backup, Hold
 from dbguardd.requests import UNDO_REASON, Restore, Undo
-from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
+from dbguardd.rules import requested
+from dbguardd.rules.reliance import UNDO_DAYS
 from dbguardd.serialize import to_json
-from dbguardd.states import Grade
+from dbguardd.states import SAFETY_NOTE, Grade
 
 
 def restore(run: Run, request: Restore) -> Result:
@@ -66,6 +67,9 @@ def restore(run: Run, request: Restore) -> Result:
     plan = {**_plan(run, moment, target, request.in_place, others.values()), "warnings": [*moment.warnings, *aside]}
     plan["tablespaces"] = tablespaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
+        if not request.in_place:
+            with elsewhere(moment.backup, target):
+                run.check_writable(target)
         users = _in_the_way(run, moment.backup) if request.in_place else []
         return {"plan": {**plan, "warnings": [*plan["warnings"], *users], "in_use": bool(users)}}
     if request.in_place and request.confirm != run.name:
@@ -89,13 +93,7 @@ def restore(run: Run, request: Restore) -> Result:
 
 def _requested(run: Run, request: Restore) -> Moment:
     """Return the moment to restore: by default the newest one. Raises Usage, Unsupported, NotFound."""
-    if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
-        raise Usage(f"{run.name}: give only one of --id, --at, --lsn and --name")
-    if (request.lsn or request.name) and not is_server(run):
-        raise Unsupported(
-            f"{run.name}: only the log of a PostgreSQL cluster has positions and restore points",
-            hints=[f"dbguardctl restore {run.name} --at TIME"],
-        )
+    requested.check_way(run.name, to_json(request), is_server=is_server(run))
     if request.lsn:
         return at_lsn(run, request.lsn)
     return at_restore_point(run, request.name) if request.name else reach(run, request.backup, request.at)

@@ -7,15 +7,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from dbguardd.engines.base import REPLACED, DeltaRestore, Examination, Finding
-from dbguardd.errors import GuardError, PlaceDenied, ProofFailed, ToolMissing, Unsupported
+from dbguardd.errors import GuardError, ProofFailed, ToolMissing, Unsupported
 from dbguardd.flow import LOG
 from dbguardd.humanize import OVERWRITING
 from dbguardd.jobs.base import Run, shortened
 from dbguardd.jobs.moment import Moment, opened
-from dbguardd.jobs.target import is_server, mkdir_elsewhere_command, owner_of
+from dbguardd.jobs.target import elsewhere, is_server
 from dbguardd.jobs.verify import DAMAGE, record_damage, same_content
 from dbguardd.repository import Backup, Tree
-from dbguardd.rules.reliance import SAFETY_NOTE
+from dbguardd.states import SAFETY_NOTE
 
 
 def delta_restore(run: Run) -> DeltaRestore:
@@ -94,17 +94,14 @@ def _write(
             if over:
                 target = delta_restore(run).overwrite(tree, target, run.progress)
             else:
-                lost = run.snapshots.restore(tree, target, run.progress, *([others] if others else []))
+                with nullcontext() if in_staging else elsewhere(backup, target):
+                    lost = run.snapshots.restore(tree, target, run.progress, *([others] if others else []))
     except DAMAGE as error:
         if LOG in error.facts:
             error.hints = (f"dbguardctl restore {run.name} --id {backup.id}  # the backup alone", *error.hints)
             raise
         record_damage(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
         error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
-        raise
-    except PlaceDenied as error:
-        if not in_staging and owner_of(backup):  # made for the owner: in that place the job acts as the owner
-            error.hints = (mkdir_elsewhere_command(backup, target),)
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)

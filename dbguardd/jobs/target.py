@@ -6,12 +6,13 @@ import os
 import pwd
 import shlex
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.landing import ASIDE, reachable, side_files
-from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
+from dbguardd.errors import NoSpace, PlaceDenied, TargetExists, Unsupported, Usage
 from dbguardd.facts import SENT
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
@@ -220,6 +221,20 @@ def check_directory(backup: Backup, target: Path) -> None:
             raise Usage(message, hints=[mkdir_command(backup, target.parent)]) from None
     except OSError:
         pass  # if we may not look, the engine half reports it
+
+
+@contextmanager
+def elsewhere(backup: Backup, target: Path) -> Iterator[None]:
+    """Name in PlaceDenied inside the block the command that makes a directory for the owner of the original.
+
+    A restore to a new place acts as that user. An error without a hint is of a place where no user can make one.
+    """
+    try:
+        yield
+    except PlaceDenied as error:
+        if error.hints and owner_of(backup):
+            error.hints = (mkdir_elsewhere_command(backup, target),)
+        raise
 
 
 def mkdir_command(backup: Backup, directory: Path) -> str:

@@ -20,9 +20,8 @@ from dbguardd.jobs.plain_copies import keep_plain
 from dbguardd.jobs.target import check_staging
 from dbguardd.repository import Backup, Proof
 from dbguardd.requests import Verify
-from dbguardd.rules.reliance import SAFETY_NOTE
 from dbguardd.serialize import to_json
-from dbguardd.states import Grade
+from dbguardd.states import SAFETY_NOTE, Grade
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)
 """Errors that concern the stored bytes, wherever they occur."""

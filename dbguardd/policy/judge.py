@@ -164,6 +164,9 @@ def _kinds(policy: Policy) -> Iterator[Mistake]:
             yield _error("bad-value", f'database "{name}": method must be {methods}', "database", name, "method")
         if own.engine == "postgresql" and own.way == "pages":
             yield from _whole_clusters(name, own)
+        elif own.engine == "postgresql" and "checkpoint" in own.model_fields_set:
+            what = f'database "{name}": checkpoint needs method = "pages": a dump makes none'
+            yield _error("bad-value", what, "database", name, "checkpoint")
         for index, query in enumerate(own.proof.queries):
             if query.database and kind.where == "path":
                 what = f'database "{name}": a proof query names a database, and a file has only one'

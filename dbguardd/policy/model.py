@@ -1,8 +1,9 @@
 """The policy: every table and key, its default, and one line that describes it.
 
-The line under a key is its documentation: `config explain` and the JSON schema use it. A key that is not here is an
-error. Tables given for a database override those of its class, and those override [defaults], key by key; a value that
-is a table itself (keep, retry, objective, proof, keep_plain) is replaced as a whole.
+The line under a key is its documentation, which reference.py reads from here for `config explain` and the JSON schema:
+pydantic would do so at each start. A key that is not here is an error. Tables given for a database override those of
+its class, and those override [defaults], key by key; a value that is a table itself (keep, retry, objective, proof,
+keep_plain) is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -123,7 +124,6 @@ class Table(BaseModel):
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         serialize_by_alias=True,
         title=None,
     )
@@ -294,6 +294,8 @@ class Database(Settings):
     """how it is read: "pages" (the default for SQLite) stores only changed pages, "dump" (for PostgreSQL) text"""
     exclude: Tables = ()
     """tables whose rows are left out of a dump (PostgreSQL): "schema.table" or "database.schema.table", * for any"""
+    checkpoint: Literal["spread", "fast"] = "spread"
+    """the checkpoint of a scheduled backup by pages (PostgreSQL): "spread" like the server's own, or "fast" """
     max_block: Length = timedelta(milliseconds=100)
     """how long the application may be kept from writing (SQLite); longer if a WAL has over 32,000 frames"""
     lock_timeout: Duration = timedelta(seconds=5)

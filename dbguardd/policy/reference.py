@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel
@@ -49,7 +54,8 @@ def json_schema() -> Json:
     for model in _tables(Policy):
         own = schema if model is Policy else schema["$defs"][model.__name__]
         defaults = _defaults(model)
-        for key, described in own["properties"].items():
+        for key, found in own["properties"].items():
+            described = own["properties"][key] = dict(sorted({**found, "description": _text(model, key)}.items()))
             described.pop("default", None)  # pydantic does not write durations and schedules as a policy does
             if defaults.get(key) not in (None, {}, []):
                 described["default"] = defaults[key]
@@ -64,6 +70,26 @@ def json_schema() -> Json:
 def _tables(model: type[BaseModel]) -> set[type[BaseModel]]:
     inner = {found for field in model.model_fields.values() if (found := model_in(field.annotation))}
     return {model}.union(*(_tables(table) for table in inner))
+
+
+def _text(model: type[BaseModel], key: str) -> str:
+    """Return the line under a key, in the table itself or in the one that it inherits the key from."""
+    name = next(name for name, field in model.model_fields.items() if key in (name, field.alias))
+    return next(text for table in model.__mro__ if (text := _texts(table.__module__).get((table.__name__, name))))
+
+
+@cache
+def _texts(module: str) -> dict[tuple[str, str], str]:
+    """Return the strings that follow the fields of all classes of a module."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {
+        (table.name, field.target.id): inspect.cleandoc(line.value.value)
+        for table in tree.body
+        if isinstance(table, ast.ClassDef)
+        for field, line in pairwise(table.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+    }
 
 
 def _defaults(model: type[BaseModel]) -> Json:
@@ -100,7 +126,7 @@ def _documented(key: str, model: type[BaseModel], name: str, schema: Json) -> Do
     field = model.model_fields[name]
     own = schema if model is Policy else schema["$defs"][model.__name__]
     described = own["properties"][field.alias or name]
-    text = " ".join((field.description or "").split())
+    text = " ".join(described["description"].split())
     return Documented(key, text, _kind(described, schema), described.get("default"), field.is_required())
 
 
@@ -159,7 +185,7 @@ def explain(key: str, policy: Policy | None = None) -> Json:
         own = [f"database.NAME.{name.removeprefix('defaults.')}" for name in known if name.startswith("defaults.")]
         close = [name for name in short if name.endswith(f".{key}")]
         close = close or get_close_matches(pattern, [*known, *own], 1, 0.8)
-        close = close or get_close_matches(key, [*known, *short], 1, 0.6)
+        close = close or get_close_matches(key, [*known, *short], 1, 0.7)
         raise NotFound(
             f"{key}: no such key in the policy",
             detail=f"Did you mean {close[0]}?" if close else "dbguard.toml(5) has them all.",

@@ -27,6 +27,8 @@ _ALIASES: Mapping[str, str] = {
     "classes": "class",
     "storages": "storage",
     "keys": "key",
+    "start_fast": "checkpoint",
+    "immediate_checkpoint": "checkpoint",
 }
 """Names that other programs use for these settings."""
 _TABLES: Mapping[str, type[BaseModel]] = {

@@ -15,8 +15,6 @@ from dbguardd.rules.backup_state import BackupState, made_by, newest_first
 
 UNDO_DAYS = 7
 """For how many days a restore in place can be undone."""
-SAFETY_NOTE = "before restore --in-place"
-"""The note of every safety copy. Its hold ends with the time for an undo, the note stays."""
 
 
 @frozen

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from dbguardd.errors import NotFound, Usage
+from dbguardd.errors import NotFound, Unsupported, Usage
 from dbguardd.frozen import frozen
 from dbguardd.rules import reliance
 from dbguardd.rules.backup_state import BackupState
@@ -79,6 +79,18 @@ def at_or_before(name: str, states: Iterable[BackupState], at: str) -> reliance.
         detail=f"The oldest is {reliance.named([oldest])}.",
         hints=[f"dbguardctl restore {name} --id {oldest.id} --dry-run", f"dbguardctl list {name}"],
     )
+
+
+def check_way(name: str, request: Mapping[str, Any], *, is_server: bool) -> None:
+    """Raise Usage if a restore says in several ways what to restore; Unsupported for one that its database lacks."""
+    if sum(bool(request[way]) for way in ("backup", "at", "lsn", "name")) > 1:
+        raise Usage(f"{name}: give only one of --id, --at, --lsn and --name")
+    if (request["lsn"] or request["name"]) and not is_server:
+        raise Unsupported(
+            f"{name}: only the log of a PostgreSQL cluster has positions and restore points",
+            detail="Another database is restored as it was at a time.",
+            hints=[f"dbguardctl restore {name} --at TIME", f"dbguardctl list {name}  # shows which times"],
+        )
 
 
 def check_place(name: str, place: str) -> None:

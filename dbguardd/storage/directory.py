@@ -146,7 +146,7 @@ class Directory:
     def _write(self, folder: int, name: str, last: str, parts: Sequence[memoryview]) -> bool:
         """Link a durable file to its name; False if the name was taken. A second file is tried if fsync fails."""
         size = sum(map(len, parts))
-        self._room.need(f"{self.url}: {name}", size, self._calls.statvfs(self._root), self._count)
+        self._room.need(self._path, size, self._calls.statvfs(self._root), self._count)
         try:
             try:
                 written = self._draft.publish(folder, last, parts)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dbguardd.errors import NoSpace, PolicyInvalid
 from dbguardd.frozen import frozen
 
+_PRUNE = "dbguardctl prune --dry-run"
 _PERCENT = re.compile(r"(\d{1,2}(?:\.\d{1,3})?)%", re.ASCII)
 
 
@@ -52,15 +55,16 @@ class Room:
     _used: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def need(self, what: str, size: int, disk: os.statvfs_result, count: Callable[[], int]) -> None:
-        """Raise NoSpace unless `size` more bytes fit."""
+    def need(self, path: Path, size: int, disk: os.statvfs_result, count: Callable[[], int]) -> None:
+        """Raise NoSpace unless `size` more bytes fit into the storage at `path`."""
         keep = self.limits.keep_free_bytes(disk)
         free = disk.f_bavail * disk.f_frsize
         facts = {"needed_bytes": size, "free_bytes": free, "keep_free_bytes": keep}
         if free - size < keep:
             raise NoSpace(
-                f"{what}: the file system is too full",
-                detail=f"{size} bytes needed, {free} bytes free, of which {keep} bytes must stay free (keep_free)",
+                f"{path}: the file system of the storage is too full",
+                detail=f"{size} bytes are needed, {free} bytes are free, and {keep} bytes must stay free (keep_free).",
+                hints=[f"df -h {shlex.quote(str(path))}", _PRUNE],
                 facts=facts,
             )
         limit = self.limits.max_bytes
@@ -68,8 +72,9 @@ class Room:
             return
         if (used := self._sum(count, again=True)) + size > limit:
             raise NoSpace(
-                f"{what}: the storage has reached its limit",
-                detail=f"{size} bytes needed, {used} bytes of {limit} bytes (max_bytes) used",
+                f"{path}: the storage has reached its limit",
+                detail=f"{size} bytes are needed, {used} bytes of {limit} bytes are used (max_size).",
+                hints=[_PRUNE],
                 facts={**facts, "used_bytes": used, "max_bytes": limit},
             )
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Engine, ProofQuery, ScratchRestore, Standby
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
+from dbguardd.engines.landing import check_writable
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, OBJECT_BYTES, Channel
@@ -266,8 +267,16 @@ class EngineHalf:
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
                 return log.follow(SeamLogSink(self._channel), **args) if name == "follow" else log.unfollow(**args)
-        ways = {"delta_restore": self._delta_restore, "standby": self._standby, "find": self._find}
+        ways = {
+            "delta_restore": self._delta_restore,
+            "standby": self._standby,
+            "find": self._find,
+            "check_writable": self._check_writable,
+        }
         return ways.get(name.partition(".")[0], self._ask)(name, args)
+
+    def _check_writable(self, _: str, args: Mapping[str, Any]) -> None:
+        check_writable(Path(args["target"]))
 
     def _find(self, name: str, args: Mapping[str, Any]) -> Any:
         if self._engine.find_restore_point is None:

@@ -28,6 +28,11 @@ _HOLDERS = 20
 _SUM = re.compile("([0-9a-f]{16})?")
 
 
+def check_writable(engine: RemoteEngine, target: Path) -> None:
+    """Raise what a restore to `target` would raise if that cannot be created."""
+    engine.call("check_writable", {"target": str(target)}, no_progress)
+
+
 class _SourceAborted(Exception):  # noqa: N818
     """The engine left the block of a stream with an exception."""
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -37,7 +38,7 @@ from dbguardd.serialize import to_json
 from dbguardd.storage import open_storage
 from dbguardd.storage.base import Storage
 from dbguardd.worker.channel import Channel, problem_of
-from dbguardd.worker.remote import RemoteEngine
+from dbguardd.worker.remote import RemoteEngine, check_writable
 from dbguardd.worker.remote_delta_restore import RemoteDeltaRestore
 from dbguardd.worker.remote_questions import RemoteQuestions
 from dbguardd.worker.remote_standby import RemoteStandby
@@ -121,6 +122,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 standby=RemoteStandby(engine),
                 delta_restore=RemoteDeltaRestore(engine),
                 find_restore_point=engine.find,
+                check_writable=partial(check_writable, engine),
             ),
             job.request(**spec["request"]),
         )

@@ -28,7 +28,7 @@ from dbguardd.errors import (
     from_problem,
 )
 from dbguardd.humanize import discreet
-from dbguardd.requests import NOWHERE, QUESTION_VERBS
+from dbguardd.requests import BY_SCHEDULE, NOWHERE, QUESTION_VERBS
 from dbguardd.verbs import has_engine_half, staging_suffix
 from dbguardd.worker.asking import anonymous_file, question_uid
 from dbguardd.worker.owner import explain_missing_setuid, identity, may_become_others, not_started, owner_of_database
@@ -99,6 +99,7 @@ def _engine_settings(spec: Mapping[str, Any], run_as: int) -> dict[str, Any]:
     """Return the settings of an engine half: those of the database, and its private directories.
 
     `left` is the directory of a question, which a killed worker may have left; `follows` is that of the follower.
+    `awaited` is whether somebody, or a log without a base, waits for the job: it is not scheduled.
     """
     database = spec["database"]
 
@@ -107,7 +108,8 @@ def _engine_settings(spec: Mapping[str, Any], run_as: int) -> dict[str, Any]:
 
     own = {"staging": staging(spec["verb"], spec["request"])}
     others = {"left": staging("query", {}), "follows": staging("follow", {})}
-    return {**database["settings"], "engine": database["engine"], **own, **others}
+    awaited = spec["actor"] != BY_SCHEDULE
+    return {**database["settings"], "engine": database["engine"], "awaited": awaited, **own, **others}
 
 
 async def _start(

@@ -56,3 +56,13 @@ def test_the_engine_half_has_no_keys_and_no_repository():
         sorted(name for name in names if name.startswith(("dbguardd.keys", "dbguardd.repository", "dbguardd.storage")))
         == []
     )
+
+
+def test_a_daemon_that_starts_reads_neither_certificates_nor_its_own_source():
+    """It speaks no TLS; and the text of a key of the policy is for who asks for it."""
+    code = (
+        "import linecache, dbguardd.api.server, dbguardd.policy, aiohttp.connector as connector;"
+        "print(connector.ssl, [name for name in linecache.cache if 'dbguardd' in name])"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "None []\n"

@@ -7,7 +7,7 @@ import pytest
 from dbguardd.daemon import Service
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import SCHEDULE
-from dbguardd.errors import NotFound, Usage
+from dbguardd.errors import NotFound, Unsupported, Usage
 from dbguardd.states import JobState
 from tests.daemon.conftest import FakeWorker, until_cancelled
 from tests.daemon.life import ALICE, Place, done, live, reporting, stored
@@ -29,8 +29,11 @@ def test_what_the_catalog_shows_to_be_mistaken_does_not_become_a_job(tmp_path: P
             ("restore", {"at": "2026-09-12T04:59:59Z"}, "app has no backup as old as"),
             ("diff", {"older": "2026-09-12T04:59:59Z"}, "app has no backup as old as"),
             ("restore", {"to": "/proc/x"}, "nothing can be restored to /proc/x"),
+            ("restore", {"lsn": "0/100"}, "only the log of a PostgreSQL cluster has positions"),
+            ("restore", {"name": "before", "dry_run": True}, "only the log of a PostgreSQL cluster has positions"),
+            ("restore", {"at": "2026-09-12T05:30:00Z", "backup": mine["id"]}, "give only one of"),
         ):
-            with pytest.raises((NotFound, Usage), match=what):
+            with pytest.raises((NotFound, Usage, Unsupported), match=what):
                 service.submit(verb, {"database": "app", **fields}, ALICE, None)
         with pytest.raises(NotFound, match="no such database") as unknown:
             service.submit("restore", {"database": "nobody"}, ALICE, None)

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,16 +18,16 @@ import pytest
 
 from tests.docs.pages import ROOT
 from tests.live import until
+from tests.process.house import a_place
 from tests.workload import seed
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    path = tmp_path / "tmp"
-    path.mkdir(mode=0o755)
-    return path
+def scratch() -> Iterator[Path]:
+    with a_place() as place:  # a short name: the demo has a socket in it
+        yield place
 
 
 def environment(scratch: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -172,6 +173,11 @@ class Cluster:
             self.process.send_signal(number)
             self.process.wait(_SECONDS)
             self.process = None
+
+    @property
+    def checkpoints(self):
+        """The checkpoints that the server has begun, each as its log names it: "force wait", "immediate force wait"."""
+        return re.findall(r"checkpoint starting: (.*)", (self.place / "log").read_text())
 
     def sql(self, text, database="postgres"):
         """Run SQL as the superuser, and return what psql prints."""

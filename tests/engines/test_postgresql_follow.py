@@ -113,7 +113,7 @@ def test_a_server_that_is_stopped_waits_for_nobody_and_is_followed_again(live, f
 
 
 def test_a_sender_that_hangs_while_its_server_answers_is_not_waited_for(live, follower):
-    follower.start(patience_seconds=1)
+    follower.start(patience_seconds=3)
     follower.catches_up()
     sender = int(live.sql("SELECT pid FROM pg_stat_replication"))
     os.kill(sender, signal.SIGSTOP)

@@ -350,6 +350,27 @@ def test_a_control_file_that_is_not_whole_is_not_taken(live, place):
             assert directory.control() == whole
 
 
+@pytest.mark.parametrize(
+    ("settings", "checkpoint"),
+    [
+        ({"checkpoint": "spread", "awaited": False}, "force wait"),
+        ({"checkpoint": "spread", "awaited": True}, "immediate force wait"),
+        ({"checkpoint": "fast", "awaited": False}, "immediate force wait"),
+    ],
+)
+def test_a_checkpoint_is_spread_if_nobody_waits_and_the_policy_does_not_want_it_fast(live, settings, checkpoint):
+    live.sql("CHECKPOINT")  # so that a spread one is soon done
+    before = len(live.checkpoints)
+    as_owner(dumped, live, settings)
+    assert live.checkpoints[before] == checkpoint
+
+
+def dumped(live, settings):
+    engine = made(live, **settings)
+    engine.dump(MemorySink(), no_progress, compared=False)
+    engine.release()
+
+
 # ------------------------------------------------------------------------------------------------ places in the log
 
 

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,14 @@ def test_what_the_server_sends_comes_back_equal_while_it_is_written(live, place)
     assert "cannot be read" in facts["not_read_here"]
     assert b"dbguard-config/more.d" in streams["files.tar"] and any(name.startswith("base/") for name in streams)
     assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0" and live.sql(OURS) == "0"
+
+
+def test_a_server_that_sends_its_backup_spreads_the_checkpoint_as_well(live, place):
+    for awaited, checkpoint in ((False, "force wait"), (True, "immediate force wait")):
+        live.sql("CHECKPOINT")  # so that a spread one is soon done
+        before = len(live.checkpoints)
+        here(partial(sent, compared=False, awaited=awaited), live, place)
+        assert live.checkpoints[before] == checkpoint
 
 
 def probed(live, place, url="", continuous=False):

@@ -63,9 +63,9 @@ def test_a_server_that_is_stopped_and_keeps_its_connections_is_not_waited_for_fo
     try:
         with pytest.raises(ServerUnreachable, match="answers nothing") as caught:
             if way == "sent":
-                here(lambda: sent(reached, place, url, before, patience_seconds=1.5))
+                here(lambda: sent(reached, place, url, before, patience_seconds=5))
             else:
-                as_owner(lambda: made(reached, patience_seconds=1.5).dump(MemorySink(before), no_progress))
+                as_owner(lambda: made(reached, patience_seconds=5).dump(MemorySink(before), no_progress))
     finally:
         stopping.join()
         for pid in stopped:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from follow_user import Hooked
 from follow_world import World, sql, until
 
+from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.follow import Follower
+from dbguardd.engines.sqlite.frames import Frames, WalPosition
 from dbguardd.engines.sqlite.live import open_live
 from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.errors import LogBroken, SourceDamaged
@@ -134,6 +138,7 @@ def test_another_file_beside_the_same_log_is_a_gap(tmp_path):
         world.start()
     assert len(world.chains()) == 2
     world.stop()
+    assert [told[3] for told in world.told() if told[0] == "begin"][1] == "another file took the place of the database"
 
 
 @pytest.mark.parametrize("gone", [Path.unlink, lambda path: path.rename(path.with_name("elsewhere.db"))])
@@ -190,6 +195,27 @@ def test_a_resume_beside_a_log_that_begins_anew_is_a_gap(tmp_path):
         world.start()
         world.stop()
     assert len(world.chains()) == 2
+
+
+def test_a_log_of_more_than_4_gib_is_read_where_its_frames_are(tmp_path):
+    """As Litestream 1442. The frames are real, and lie behind a hole instead of 4.6 GB of others."""
+    world, before = World(tmp_path, seed=65, page_size=65536), 70_000
+    with world.open_writer(3), ExitStack() as files:
+        real, index = (os.open(f"{world.path}{side}", os.O_RDONLY) for side in ("-wal", "-shm"))
+        long = os.open(tmp_path / "long-wal", os.O_RDWR | os.O_CREAT)
+        for file in (real, index, long):
+            files.callback(os.close, file)
+        here = locks.read_index(index)
+        start = 32 + before * (24 + here.page_size)
+        os.pwrite(long, os.pread(real, here.frames * (24 + here.page_size), 32), start)
+        live = files.enter_context(open_live(str(world.path)))
+        frames = Frames(live, long, index, 1.0, lambda: None)
+        since = WalPosition(here.salts, before, b"", live.found.st_ino)
+        found = frames.part(since, replace(here, frames=before + here.frames), 1 << 30)
+        short = Frames(live, real, index, 1.0, lambda: None).part(replace(since, frames=0), here, 1 << 30)
+    assert start > 1 << 32
+    assert (found.images, found.sizes, found.last) == (short.images, short.sizes, True)
+    assert found.until.frames == before + short.until.frames and found.until.checksum == here.checksum
 
 
 def test_frames_that_were_overwritten_while_they_were_read_are_not_shipped(tmp_path):

@@ -254,6 +254,28 @@ def test_pages_that_a_transaction_gets_and_gives_back_are_in_no_sum(rests: Path)
         assert watch.sum == total(rests)
 
 
+@pytest.mark.slow
+def test_the_page_of_locks_gets_no_frame_and_needs_none(rests: Path) -> None:
+    """A database of more than 1 GiB that gets shorter and longer again, before a checkpoint cuts its file."""
+    size, locks, pages = 65536, (1 << 30) // 65536 + 1, (1 << 30) // 65536 + 4
+    os.truncate(rests, pages * size)  # all zeros behind its content
+    with open_live(str(rests)) as live:
+        watch = Watch(live, "", 1e9, 2 << 30)
+        watch.begin(size, pages)
+        for _ in range(2):
+            watch.looked("")
+            watch.step()
+        image = os.urandom(size)
+        watch.took({1: memoryview(image)}, [locks - 2])
+        assert watch.sum
+        again = {number: memoryview(image) for number in range(locks - 1, pages + 1) if number != locks}
+        watch.took(again, [pages])
+        with rests.open("r+b") as file:
+            for number in (1, *again):
+                os.pwrite(file.fileno(), image, (number - 1) * size)
+            assert watch.sum == as_text(file_sum(file.fileno(), pages * size, size, lambda done: None))
+
+
 def test_a_commit_that_was_read_past_is_found(rests: Path) -> None:
     """As Litestream 1323: pages that never came into the log, with all else well."""
     pages = rests.stat().st_size // PAGE

@@ -48,12 +48,12 @@ def room(place: Path) -> int:
 
 @contextmanager
 def filled(place: Path, left: int):
-    """Fill a disk until only so many bytes are left; free it again."""
-    filler = place / "filler"
-    size = room(place) - left
+    """Fill a disk until only so many bytes are left, also if some become free late; free it again."""
+    filler, size = place / "filler", 0
     with filler.open("wb") as file:
-        if size > 0:
-            os.posix_fallocate(file.fileno(), 0, size)
+        while (more := room(place) - left) > 0:
+            os.posix_fallocate(file.fileno(), size, more)
+            size += more
     try:
         yield
     finally:

@@ -135,6 +135,7 @@ def run_as(hand, monkeypatch, tmp_path):
         spec = {
             "request": {},
             "verb": "backup",
+            "actor": "root",
             "state": str(tmp_path),
             "database": {
                 "name": "shop",

@@ -62,6 +62,23 @@ def test_after_a_gap_both_neighbours_are_named(world: World) -> None:
     )
 
 
+def test_a_gap_is_told_however_short_and_a_pause_between_commits_is_not(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 6)
+    end = world.now
+    follow(world, 1, 2)  # another chain
+    after = base(world, 2)
+    found = plan(world, at=(end + timedelta(seconds=0.5)).isoformat())
+    assert (found["segments"], found["next_backup"]) == (3, after)
+    assert found["warnings"][0].startswith("this is 0.5 s before the requested moment: later commits, if any, are not")
+    rounded = end + timedelta(milliseconds=1)  # as it is shown
+    for at in (end - timedelta(seconds=0.5), end, rounded):
+        assert plan(world, at=at.isoformat())["warnings"] == []
+    world.later(seconds=1)
+    assert plan(world, at=world.now.isoformat())["warnings"] == []  # the follower may store it in a moment
+
+
 def test_without_a_log_the_backup_before_and_the_one_after_are_named(world: World) -> None:
     world.later(hours=10)
     between = world.now

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from datetime import datetime
 
 import pytest
@@ -188,7 +189,7 @@ def test_who_owned_the_original_gets_the_place_and_the_copy(world, tmp_path):
     with pytest.raises(Usage) as missing:
         world.do("restore", database="app", to=str(gone))
     assert missing.value.hints == (f"install -d -o nobody -m 0700 {gone.parent}",)
-    world.engine.refuse_restore = PlaceDenied("no")
+    world.engine.refuse_restore = PlaceDenied("no", hints=["install -d there"])
     target = tmp_path / "live" / "copy.json"
     with pytest.raises(PlaceDenied) as denied:
         world.do("restore", database="app", to=str(target))
@@ -207,6 +208,22 @@ def test_who_owned_the_original_gets_the_place_and_the_copy(world, tmp_path):
     done = world.do("restore", database="app", to=str(target.with_name("other.json")))
     (hint,) = done["findings"][-1]["hints"]
     assert hint.startswith("chown nosuchuser: ") and "when this host has a user nosuchuser" in hint
+
+
+def test_where_no_user_can_write_nothing_is_promised(world, tmp_path):
+    """A disk that is mounted read-only: the real restore meets the same, and no directory can be made there."""
+    world.engine.rights = {"owner": "nobody", "group": "nogroup"}
+    world.backup()
+    (place := tmp_path / "closed").mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "dbguard-test", place], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {made.stderr.decode().strip()}")
+    try:
+        with pytest.raises(PlaceDenied) as denied:
+            world.do("restore", database="app", to=str(place / "app.json"), dry_run=True)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+    assert "no user can write there" in denied.value.detail and not denied.value.hints
 
 
 def test_a_lost_directory_is_made_for_the_owner_of_the_database(world):

@@ -34,11 +34,22 @@ exec chroot . env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 
 """
 
 
-def in_build_tree(suite: str, wheels: Path, out: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a layer above the build tree, with /source, /wheels and /out, and without a network."""
+def in_build_tree(
+    suite: str, wheels: Path, out: Path, *argv: str, more: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a layer above the build tree, with /source, /wheels and /out, and without a network.
+
+    The tree also has the packages `more`.
+    """
     place = out / "room"
     place.mkdir(parents=True)
-    where = {"PLACE": place, "TREE": tree(suite, (*MACHINE, *BUILD)), "SOURCE": ROOT, "WHEELS": wheels, "OUT": out}
+    where = {
+        "PLACE": place,
+        "TREE": tree(suite, (*MACHINE, *BUILD, *more)),
+        "SOURCE": ROOT,
+        "WHEELS": wheels,
+        "OUT": out,
+    }
     done = subprocess.run(
         ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child",
          "--propagation", "private", "sh", "-c", _CHROOT, "sh", *argv],

@@ -81,8 +81,7 @@ def newer(suite, package, tmp_path_factory):
 @pytest.fixture(scope="module")
 def machine(suite, package, tmp_path_factory):
     """A machine with rpm, and dbguard installed by it."""
-    tree = trees.tree(suite, (*trees.MACHINE, "rpm"))
-    with booted(tree, suite, tmp_path_factory.mktemp("rpm")) as machine:
+    with booted(trees.tree(suite, trees.MACHINE), suite, tmp_path_factory.mktemp("rpm")) as machine:
         rpm(machine, "--install", machine.put(package, f"/root/{package.name}"))
         yield machine
 

@@ -199,12 +199,13 @@ def test_explain():
 
 @pytest.mark.parametrize(
     ("key", "close"),
-    [("database.app.keeep", "keep"), ("storge.local.path", "storage"), ("rpo", "explain objective.rpo"), ("", "man")],
+    [("database.app.keeep", "keep"), ("storge.local.path", "storage"), ("rpo", "explain objective.rpo"), ("", "man")]
+    + [("at", "has them all. man 5")],  # an option of commands, and like no key
 )
 def test_explain_an_unknown_key(key, close):
     with pytest.raises(NotFound) as caught:
         explain(key)
-    assert close in caught.value.detail + " ".join(caught.value.hints)
+    assert close in " ".join([caught.value.detail, *caught.value.hints])
 
 
 @pytest.mark.parametrize(

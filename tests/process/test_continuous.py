@@ -372,6 +372,8 @@ def test_a_moment_of_the_log_can_be_asked_without_restoring_it(house: House) -> 
     assert house.does(*count)["rows"][0][0] > answer["rows"][0][0]
     (found,) = house.does("diff", "app", "--from", moment.isoformat())["tables"]
     assert found["added"] == house.does(*count)["rows"][0][0] - answer["rows"][0][0]
+    taken = house.ctl("get", "app", "--table", "note", "--at", moment.isoformat()).out
+    assert taken.startswith(f"-- Made by dbguard: note of app, backup {plan['backup']} at {plan['created_at']}. Run: ")
 
 
 def test_damage_of_the_log_is_not_blamed_on_the_backup(house: House) -> None:

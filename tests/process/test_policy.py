@@ -49,6 +49,8 @@ def test_a_goal_that_cannot_be_met_is_told_by_the_reload(house: House) -> None:
     said = house.ctl("reload")
     assert said.status == 0
     assert "rpo 1h cannot be met" in said.out and f"--> {house.policy}:{warning['line']}:" in said.out
+    place = f"{house.policy}:{warning['line']}"
+    assert next(one for one in house.events("policy.warned") if one["place"] == place)["problem"] == warning["message"]
 
 
 def test_databases_come_change_and_go(house: House) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 
 from tests.engines.postgres_world import Cluster, alive_processes, cluster, ended, identity, owner
 from tests.process.house import House, until
+from tests.process.test_schedule import by_itself, daily, remembers
 
 SHOP = """
 CREATE TABLE customer (id int PRIMARY KEY, name text NOT NULL);
@@ -120,6 +122,25 @@ def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(
     assert {row["name"]: row["outcome"] for row in checked["findings"]}["database"] == "not configured"
     served.idle()
     served.is_sound()
+
+
+def test_a_scheduled_backup_spreads_its_checkpoint_and_one_that_is_asked_for_does_not(
+    served: House, live: Cluster
+) -> None:
+    due = (daily(timedelta(hours=5)), 'missed = "run-once"', 'jitter = "0s"')
+    served.protects(table(served, live, 'method = "pages"', 'verify = "off"', *due))
+    served.does("reload")
+    served.does("backup", "cluster")
+    served.idle()
+    asked = live.checkpoints[-1]
+    served.stop()
+    remembers(served, "cluster", timedelta(days=4))
+    live.sql("CHECKPOINT")  # so that a spread one is soon done
+    before = len(live.checkpoints)
+    served.start()
+    job = until(lambda: by_itself(served, "backup", "cluster"), served.jobs)[0]
+    assert served.ended(job)["state"] == "done"
+    assert (asked, live.checkpoints[before]) == ("immediate force wait", "force wait")
 
 
 def test_a_second_backup_stores_what_has_changed_and_is_proven_by_the_policys_questions(

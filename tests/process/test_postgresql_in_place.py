@@ -104,6 +104,9 @@ def test_a_proof_in_place_whose_server_dies_says_where_the_cluster_is_and_the_wa
     served: House, live: Cluster
 ) -> None:
     house, first, rows = served, served.backups("cluster")[0]["id"], counted(live)
+    endless = 'proof.queries = [{ sql = "SELECT count(pg_sleep(600))", min = 0, database = "postgres" }]'  # held by it
+    house.policy.write_text(house.policy.read_text().replace('verify = "off"', f'verify = "off"\n{endless}'))
+    house.does("reload")
     live.sql("INSERT INTO t VALUES (0)")
     live.stop(signal.SIGINT)
     aside = Path(f"{live.data}.in-restore")

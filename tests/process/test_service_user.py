@@ -96,6 +96,8 @@ def test_what_left_the_policy_is_restored_for_its_owner_by_what_the_error_says(s
     rooted.mkdir(mode=0o755)
     denied = served.fails("DBG-0012", 5, "restore", "app", "--to", str(rooted / "app.db"))
     command, _, _ = denied["hints"][0].partition("  #")
+    looked = served.fails("DBG-0012", 5, "restore", "app", "--to", str(rooted / "app.db"), "--dry-run")
+    assert looked["hints"] == denied["hints"]
     assert command == f"install -d -o {pwd.getpwuid(owner).pw_name} -m 0700 {rooted}/restored"
     missing = served.fails("DBG-0001", 2, "restore", "app", "--to", str(rooted / "restored" / "app.db"))
     assert missing["hints"] == [command]

@@ -104,6 +104,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("plain.written", backup=APP_1, path="/srv/copies/app_20260912T071400Z.db"),
     of("policy.loaded", None, databases=3),
     of("policy.refused", None, problem=WRONG),
+    of("policy.warned", None, problem="app: rpo is 1 h, but backups are 1 day apart", place="/etc/dbguard/a.toml:9"),
     of("question.restoring", backup=APP_1, needs_bytes=48_000_000, usual_seconds=2.5),
     of("recovery.added", None, storage="local", key="main", recipient=RECIPIENT),
     of("recovery.dropped", None, storage="local", key="main", recipient=RECIPIENT),

@@ -15,8 +15,8 @@ NIGHTLY = [("01KB", "2026-09-11T23:00:42.512Z"), ("01KA", "2026-09-10T23:00:39.0
 LOGGED = {"since_at": "2026-09-11T22:00:00.000Z", "until_at": "2026-09-12T06:00:00.000Z", "grain_seconds": 0}
 
 
-def made(daemon: FakeDaemon, *backups: tuple[str, str], **log: object) -> None:
-    rows = [{**answers.listing()["backups"][0], "id": id, "created_at": at} for id, at in backups]
+def made(daemon: FakeDaemon, *backups: tuple[str, str], fields: dict[str, str] | None = None, **log: object) -> None:
+    rows = [{**answers.listing()["backups"][0], "id": id, "created_at": at, **(fields or {})} for id, at in backups]
     found = {"schema": "dbguard.list/1", "database": "app", "backups": rows, "expired": []}
     daemon.routes["GET /databases/app/backups"] = {**found, "log": [log] if log else []}
 
@@ -52,6 +52,16 @@ def test_what_list_shows_means_that_very_backup(
     inside("diff", "app", "--from", typed)
     assert daemon.bodies("POST /jobs/query")[0]["at"] == daemon.bodies("POST /jobs/diff")[0]["older"]
     assert daemon.bodies("POST /jobs/query")[0]["at"] == "2026-09-11T23:00:42.512Z"
+
+
+@pytest.mark.parametrize("fields", [{"note": "before restore --in-place"}, {"failure": "content differs"}])
+def test_a_backup_that_no_time_selects_is_named_and_not_meant(
+    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], fields: dict[str, str]
+) -> None:
+    made(daemon, *NIGHTLY[:1], fields=fields)
+    assert inside("restore", "app", "--at", "2026-09-12 01:00:42", "--dry-run") == 0
+    assert daemon.bodies("POST /jobs/restore")[0]["at"] == "2026-09-11T23:00:42Z"
+    assert "can be named instead: --id 01KB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("typed", ["2026-09-12 01:00:43", "2026-09-12 01:00:42.100", "2026-09-12 00:59"])

@@ -55,6 +55,7 @@ def fixes(stderr: str) -> list[str]:
 def test_a_likely_command_keeps_what_followed_the_mistyped_one(ctl: Ctl) -> None:
     said = ctl("restoer", "app", "--id", "01 K").stderr
     assert "Did you mean dbguardctl restore app --id '01 K'" in said
+    assert "Did you mean dbguardctl backup app --full?" in ctl("app", "backup", "--full").stderr
 
 
 def test_a_guess_is_asked_and_not_given_as_the_fix(ctl: Ctl, daemon: FakeDaemon) -> None:
@@ -92,6 +93,21 @@ def test_the_name_that_other_tools_have_for_an_option_is_known(ctl: Ctl, typed: 
     done = ctl("restore", "app", typed)
     assert (done.returncode, f"Did you mean {ours}?" in done.stderr) == (2, True)
     assert "Did you mean --" not in ctl("status", typed).stderr  # it has none of these
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["promote", "app"], "dbguardd run promote NAME --to PATH"),
+        (["standby", "app"], "dbguardd run standby NAME --to PATH"),
+        (["coverage"], "dbguardctl list NAME"),
+        (["restore", "app", "--follow"], "dbguardd run standby NAME --to PATH"),
+        (["restore", "app", "--latest"], "dbguardctl restore NAME --to PLACE"),
+    ],
+)
+def test_what_is_looked_for_in_another_place_is_found(ctl: Ctl, typed: list[str], meant: str) -> None:
+    done = ctl(*typed)
+    assert (done.returncode, fixes(done.stderr), "Did you mean" in done.stderr) == (2, [meant], False)
 
 
 def test_a_missing_confirmation_is_added_to_what_was_typed(ctl: Ctl) -> None:

@@ -98,6 +98,9 @@ SCREENS: dict[str, Draw] = {
     "status-one-followed": lambda s: status.database(
         {**answers.status()["databases"][0], "continuous": True, "log_proof": LOG_PROOF}, s, NOW, BERLIN
     ),
+    "status-one-to-be-followed": lambda s: status.database(
+        {**answers.status()["databases"][0], "continuous": True, "backups": 0}, s, NOW, BERLIN
+    ),
     "list-followed": lambda s: backups.backups(
         {**answers.listing(), "log": COVERED, "log_proof": LOG_PROOF}, NOW, BERLIN, why=False, everything=False
     ),

@@ -60,11 +60,9 @@ def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
         if not read_header(live).wal:
             raise Unsupported(
                 f"{live.path}: it has no log to follow (journal mode is not WAL)",
-                detail="Only in WAL mode can each commit be read beside the application. dbguard never changes it.",
-                hints=[
-                    f"sqlite3 {live.path} 'PRAGMA journal_mode=WAL'",
-                    'or instead of continuous, in the policy: backup = "every 1min": a point each minute',
-                ],
+                detail="Only in WAL mode can each commit be read beside the application. dbguard never changes it. "
+                'Without continuous, backup = "every 1min" in the policy makes a point each minute.',
+                hints=[f"sqlite3 {live.path} 'PRAGMA journal_mode=WAL'"],
             )
         wait = pace.lock_timeout_seconds
         with kept(live, wait, pace.max_block_seconds) as (keeper, log, shm):
@@ -100,12 +98,7 @@ class Follower:
             self._expected = str((resume or {}).get("sum", ""))
         else:
             index = self._skipped()
-            because = (
-                "the log was not followed before"
-                if since is None
-                else "the WAL starts after the last position that was read"
-            )
-            self._ship.begin(self._place.facts(), continued=False, because=because)
+            self._ship.begin(self._place.facts(), continued=False, because=self._why_anew(since))
         self._look_back(index)
         while True:
             began, at = time.monotonic(), datetime.now(UTC)
@@ -117,6 +110,14 @@ class Follower:
             self._ship.reached(at)
             self._marks.check()
             time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
+
+    def _why_anew(self, since: WalPosition | None) -> str:
+        """Return why the log cannot continue from the last position that was read."""
+        if since is None:
+            return "the log was not followed before"
+        if since.file != self._file:
+            return "another file took the place of the database"
+        return "the WAL starts after the last position that was read"
 
     def _skipped(self) -> locks.Index:
         """Start at the end of the WAL, once nearly all of it is in the main file; return the WAL index at that point.

@@ -119,7 +119,7 @@ class Live:
             now = None
         if not self.mark().same_file(now):
             raise SourceChanged(
-                f"{self.path}: the file was replaced while it was copied",
+                f"{self.path}: another file took its place while it was read",
                 detail=f"inode {self.found.st_ino} before, {now.inode if now else 'no file'} after",
             )
 

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from dbguardd.engines.sqlite.live import Live, Mark
+from dbguardd.engines.sqlite.locks import PENDING
 from dbguardd.sums import added, as_text, page_hash
 
 _HASH_BYTES = 8
@@ -87,7 +88,8 @@ class Watch:
         """Add a segment: its `images`, and the size of the database in pages after each commit in it.
 
         `sizes` is empty in the middle of a transaction. A page that returns after the database had shrunk, without a
-        frame, has no content for SQLite, and copies may differ in it: until it gets a frame there is no sum.
+        frame, has no content for SQLite, and copies may differ in it: until it gets a frame there is no sum. The page
+        of SQLite's locks never gets one: nobody writes it, so it is zeros everywhere.
         """
         self.saw(images)
         self._written.update(images)
@@ -100,13 +102,16 @@ class Watch:
         for number in range(self._low + 1, self._pages + 1):
             if number not in self._written:
                 self._set(number, page_hash(number, bytes(self._page_size)))
-                if number <= max(before, self._end) or number in self._round:
+                if (number <= max(before, self._end) or number in self._round) and number != self._lock_page():
                     self._loose.add(number)
         for number in range(self._pages + 1, max(before, *self._written, 0) + 1):
             self._set(number, 0)
         self._loose = {number for number in self._loose - self._written if number <= self._pages}
         self._low, self._end = self._pages, self._length()
         self._written.clear()
+
+    def _lock_page(self) -> int:
+        return PENDING // self._page_size + 1
 
     def _length(self) -> int:
         return -(-os.fstat(self._live.file).st_size // self._page_size)

@@ -163,10 +163,13 @@ class BackupStop:
 
 
 class BackupMode:
-    """Backup mode of one backup. Its slot holds WAL from hold() on; it is temporary, so the server drops it with us."""
+    """Backup mode of one backup. Its slot holds WAL from hold() on; it is temporary, so the server drops it with us.
 
-    def __init__(self, keeper: Connection, log: WalTimeline, *, standby: bool = False) -> None:
-        self._keeper, self._log, self._standby = keeper, log, standby
+    The checkpoint at its start is immediate if `fast`, else spread over the time that the server's settings allow.
+    """
+
+    def __init__(self, keeper: Connection, log: WalTimeline, *, standby: bool = False, fast: bool = True) -> None:
+        self._keeper, self._log, self._standby, self.fast = keeper, log, standby, fast
         self._slot = ""
 
     def hold(self) -> str:
@@ -183,8 +186,9 @@ class BackupMode:
         return self._slot
 
     def begin(self, alive: Alive) -> None:
-        """Begin backup mode: the server makes an immediate checkpoint, and writes full pages from then on."""
-        waited(self._keeper, alive, b"SELECT pg_backup_start('dbguard', fast => true)")
+        """Begin backup mode: the server makes a checkpoint, and writes full pages from then on."""
+        fast = b"true" if self.fast else b"false"
+        waited(self._keeper, alive, b"SELECT pg_backup_start('dbguard', fast => %s)" % fast)
 
     def end(self, alive: Alive) -> BackupStop:
         """End backup mode. Raises SourceChanged if it had ended already because the server was restarted."""

@@ -93,7 +93,8 @@ class Pages:
     """Physical backups of a cluster.
 
     Settings: url (not needed for a restore and its proof), continuous (whether its log is followed: true, or
-    "archive"), and follows (the private directory of the follower).
+    "archive"), follows (the private directory of the follower), checkpoint ("spread", or "fast"), and awaited (whether
+    somebody waits for the backup; then its checkpoint is fast as well).
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -102,6 +103,7 @@ class Pages:
         self._about = place_of(self._address)
         self._continuous = settings.get("continuous") or False
         self._follows = str(settings.get("follows") or "")
+        self._fast = bool(settings.get("awaited", True)) or settings.get("checkpoint") == "fast"
         self._patience = float(settings.get("patience_seconds", 120.0))
         self._staging = Path(str(settings.get("staging") or "/nonexistent"))
         self._held: tuple[snapshot_place.HeldSnapshots, Cluster] | None = None
@@ -148,7 +150,7 @@ class Pages:
             tools = find_tools(
                 "pg_waldump", cluster.major, need="the place of a snapshot in the log is looked up by it"
             )
-            mode = BackupMode(keeper, cluster.log, standby=cluster.standby)
+            mode = BackupMode(keeper, cluster.log, standby=cluster.standby, fast=self._fast)
             slot = mode.hold()
             source = Source(cluster, self._server, self._about, [keeper], slot, self._staging, self._patience)
             way = stack.enter_context(way_to(keeper, cluster, slot))

@@ -102,7 +102,8 @@ class StreamedCopy(Copy):
             archive = TarWriter(small)
             archive.directory(TABLESPACES)
             life = partial(self._alive, alive)
-            sent = BaseBackupStream(connection, source.about, spaces, life, source.patience * _HANGS)
+            patience = source.patience * _HANGS
+            sent = BaseBackupStream(connection, source.about, spaces, life, patience, fast=mode.fast)
             for entry in sent.entries():
                 self._take(entry, archive)
             for path in self._skipped:

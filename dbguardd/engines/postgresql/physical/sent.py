@@ -25,7 +25,7 @@ from dbguardd.errors import ServerUnreachable, SourceChanged, SourceDenied, Sour
 from dbguardd.frozen import frozen
 
 _ASKED = (
-    b"BASE_BACKUP (LABEL 'dbguard', CHECKPOINT 'fast', WAL false, WAIT false, MANIFEST 'no', TABLESPACE_MAP true, "
+    b"BASE_BACKUP (LABEL 'dbguard', CHECKPOINT '%s', WAL false, WAIT false, MANIFEST 'no', TABLESPACE_MAP true, "
     b"VERIFY_CHECKSUMS false)"
 )
 """Without a manifest: the proof finds transfer errors, and digests of all files cost the server one CPU core."""
@@ -53,14 +53,22 @@ class BaseBackupStream:
     """One base backup being received. `alive` is called often; an exception from it ends the backup.
 
     Once data has arrived, a server that then sends nothing for `patience` seconds is given up. Before, it makes a
-    checkpoint, which may take any time.
+    checkpoint, which may take any time: immediate if `fast`, else spread.
     """
 
     def __init__(
-        self, connection: Connection, about: str, spaces: Mapping[str, str], alive: Alive, patience: float
+        self,
+        connection: Connection,
+        about: str,
+        spaces: Mapping[str, str],
+        alive: Alive,
+        patience: float,
+        *,
+        fast: bool = True,
     ) -> None:
         self._pq, self._about, self._alive = connection.pgconn, about, alive
         self._patience, self._sends = patience, False
+        self._checkpoint = b"fast" if fast else b"spread"
         self._spaces, self._missing = spaces, {*spaces, "base"}
         self._data = memoryview(b"")
         self._archive = ""
@@ -68,7 +76,7 @@ class BaseBackupStream:
 
     def entries(self) -> Iterator[Entry]:
         """Yield what arrives, each directory before its content; the data directory comes last."""
-        self._pq.send_query(_ASKED)
+        self._pq.send_query(_ASKED % self._checkpoint)
         while (found := self._result()) is None or found.status != pq.ExecStatus.COPY_OUT:
             if found is None:
                 raise self._wrong("it sends no base backup")

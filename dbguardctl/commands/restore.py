@@ -27,6 +27,7 @@ from dbguardd.requests import UNDO_REASON
 @click.argument("words", metavar="NAME", nargs=-1, required=True, type=Name(), shell_complete=complete_database)
 @click.option("--undo", "back", is_flag=True, help="Put back the state that the last restore --in-place replaced.")
 @request_options(requests.Restore, rename={"backup": "id"})
+@click.option("--latest", is_flag=True, help="The newest state that can be restored, as without any of these.")
 @wait_options
 @pass_session
 def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool, timeout: str, **fields: Any) -> int:
@@ -46,8 +47,8 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
                 hints=[f"dbguardctl list {database} --why"],
             )
         return _undo(session, database, fields["confirm"], no_wait, timeout)
-    if sum(bool(fields[way]) for way in ("at", "backup", "lsn", "name")) > 1:
-        raise Usage("restore: --at, --id, --lsn and --name are ways to say what to restore; give one")
+    if fields.pop("latest") + sum(bool(fields[way]) for way in ("at", "backup", "lsn", "name")) > 1:
+        raise Usage("restore: --at, --id, --lsn, --name and --latest are ways to say what to restore; give one")
     if fields["in_place"] and fields["to"]:
         raise Usage("restore: --to is a new place and --in-place the live one; give one")
     if fields["to"]:

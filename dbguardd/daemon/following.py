@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -142,10 +142,8 @@ class Following:
         for name, spec in wanted.items():
             if name not in self._followers:
                 follower = self._followers[name] = Follower(spec, asyncio.Event())
-                following = self._follow(name, follower, self._tasks(name))
-                task = asyncio.get_running_loop().create_task(following, name=f"follow-{name}")
-                self._alive.add(task)
-                task.add_done_callback(self._alive.discard)
+                before = [*self._tasks(name), *self._tasks(name, "leave")]
+                self._begin(f"follow-{name}", self._follow(name, follower, before))
 
     async def stop(self) -> None:
         """End all followers; the end of what they stored is written to the catalog."""
@@ -196,9 +194,14 @@ class Following:
                 found[name] = {**terms.spec, "storage": {**terms.spec["storage"], "repository_id": seen}}
         return found
 
-    def _tasks(self, name: str) -> list[asyncio.Task[None]]:
-        """Return the tasks that follow a database, or are about to stop."""
-        return [task for task in self._alive if task.get_name() == f"follow-{name}"]
+    def _begin(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._alive.add(task)
+        task.add_done_callback(self._alive.discard)
+
+    def _tasks(self, name: str, what: str = "follow") -> list[asyncio.Task[None]]:
+        """Return the tasks that follow a database, or are about to stop; or that only "leave" its server."""
+        return [task for task in self._alive if task.get_name() == f"{what}-{name}"]
 
     def _end(self, name: str) -> None:
         """Stop a follower; permanently if the policy no longer asks to follow the log."""
@@ -236,23 +239,27 @@ class Following:
         await self._leave(name, follower)
 
     async def _leave(self, name: str, follower: Follower) -> None:
-        """Tell the server to stop keeping a log that is no longer followed, and report it.
-
-        A server that is down keeps it all the same: it is told when it is back, unless the log is followed again by
-        then.
-        """
+        """Tell the server to stop keeping a log that is no longer followed, and report it."""
         if not follower.over:
             return
-        follower.problem, wait = None, _WAIT_SECONDS[0]
-        while not follower.no_more.is_set() and (error := await self._release(name, follower)) is not None:
-            if follower.problem is None:
-                self._runner.events.note("log.left", name, {"problem": error.problem()})
-            follower.problem, wait = error, min(2 * wait, _WAIT_SECONDS[1])
-            if not self._open:
-                break
+        follower.problem = None if follower.no_more.is_set() else await self._release(name, follower)
+        if follower.problem is not None:
+            self._runner.events.note("log.left", name, {"problem": follower.problem.problem()})
+            if self._open:
+                self._begin(f"leave-{name}", self._keep_leaving(name, follower))  # a task that no restore waits for
+        elif self._leaving.get(name) is follower:
+            del self._leaving[name]
+
+    async def _keep_leaving(self, name: str, follower: Follower) -> None:
+        """Tell a server that is down when it is back, unless the log is followed again by then."""
+        wait = _WAIT_SECONDS[0]
+        while follower.problem is not None and not follower.no_more.is_set():
+            wait = min(2 * wait, _WAIT_SECONDS[1])
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await follower.no_more.wait()
+                    break
+            follower.problem = await self._release(name, follower)
         if self._leaving.get(name) is follower:
             del self._leaving[name]
 

@@ -80,6 +80,12 @@ class Wanted:
     adopt: str = ""
     confirm: str = ""
 
+    @property
+    def options(self) -> str:
+        """What is typed behind the path to ask for this."""
+        named = f" --name {shlex.quote(self.name)}" if self.name else ""
+        return named + " --continuous" * self.continuous + (f" --adopt {shlex.quote(self.adopt)}" if self.adopt else "")
+
 
 @frozen
 class Plan:
@@ -95,10 +101,10 @@ class Plan:
     successor: bool = False  # the user says that it continues the database of these backups
 
 
-async def detect(path: str, look: Look, state: Path) -> Found:
+async def detect(path: str, wanted: Wanted, look: Look, state: Path) -> Found:
     """Detect what is at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted ..."""
     if (engine := engine_of(path)) is not None:
-        return await _detect_server(engine, whole(path), look)
+        return await _detect_server(engine, whole(path), wanted, look)
     if "://" in path:
         raise Unsupported(
             f"{path}: is the address of an unknown kind of server",
@@ -163,7 +169,7 @@ def _unseen(path: str, error: OSError) -> SourceDenied:
     return SourceDenied(f"{path}: is a link to {there}", detail="The link's owner has no access there.", hints=hints)
 
 
-async def _detect_server(engine: str, url: str, look: Look) -> Found:
+async def _detect_server(engine: str, url: str, wanted: Wanted, look: Look) -> Found:
     """Examine a server; raise Unsupported if something is missing that a backup or its proof needs."""
     if wrong := wrong_with(url):
         raise Usage(f"this address {wrong}", hints=["man 5 dbguard.toml  # POSTGRESQL"])
@@ -174,10 +180,15 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
     probe = seen["probe"]
     lacking = [found["detail"] for found in probe["findings"] if found["outcome"] == "failed"]
     if lacking:
+        if any("run_as" in said for said in lacking):
+            lacking.append(
+                "Its policy does not exist yet: write [database.NAME] with engine, url, method and run_as into a new "
+                "file in conf.d, then: dbguardctl reload"
+            )
         raise Unsupported(
             f"{url}: it cannot be backed up and proven yet, something is missing",
             detail="\n".join(lacking),
-            hints=[f"dbguardctl protect {shlex.quote(url)}"],
+            hints=[f"dbguardctl protect {shlex.quote(url)}{wanted.options}"],
         )
     databases = int(probe["facts"]["databases"])
     many = count(databases, "database")
@@ -238,7 +249,7 @@ def plan(found: Found, wanted: Wanted, inforce: PolicyInForce, catalog: Catalog,
     spared, logged = adopting.goes_with(chosen, settings, inforce) if wanted.adopt else (0, False)
     settings |= {"keep": {"within": _ALL}} if spared else {}
     settings |= {"keep_log": _ALL} if logged else {}
-    text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
+    text = render_database(chosen, settings, now, f"dbguardctl protect {shlex.quote(real)}{wanted.options}")
     moved = engine_of(real) is None  # a file may have been moved, and written anew since
     successor = bool(wanted.adopt) and (moved or adopting.is_another(chosen, seen, catalog))
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)

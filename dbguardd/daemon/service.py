@@ -254,10 +254,10 @@ class Service:
         """Detect a database, write its drop-in, reload, back up and prove."""
         inforce = self._do.inforce
         path, name = str(fields.get("path") or ""), str(fields.get("name") or "")
-        found = await protect.detect(path, self._do.look, inforce.state)
-        self._do.views.storages.check_read(inforce.policy.defaults.storage[0])
         adopt, confirm = str(fields.get("adopt") or ""), str(fields.get("confirm") or "")
         wanted = protect.Wanted(name, bool(fields.get("continuous")), adopt, confirm)
+        found = await protect.detect(path, wanted, self._do.look, inforce.state)
+        self._do.views.storages.check_read(inforce.policy.defaults.storage[0])
         plan = protect.plan(found, wanted, inforce, self._catalog, self._do.now())
         about = {name: getattr(plan, name) for name in ("database", "engine", "path", "found", "spared")}
         if fields.get("dry_run"):

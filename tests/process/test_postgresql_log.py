@@ -186,7 +186,8 @@ def test_any_second_comes_back_whatever_was_killed(served: House, live: Cluster)
     target, answer = restored(house, moment.isoformat(), "moment")
     assert {row["outcome"] for row in answer["findings"]} <= {"ok", "not configured"}, answer
     books.is_as_it_was(target, moment)
-    target, answer = restored(house, "", "newest")
+    house.fails("DBG-0001", 2, "restore", "cluster", "--latest", "--at", moment.isoformat())
+    target, answer = restored(house, "", "newest", "--latest")
     assert str(len(numbers(live, target))) == live.sql("SELECT count(*) FROM ledger")
     checked = house.does("check", "cluster", "--data")
     outcomes = {row["name"]: row["outcome"] for row in checked["findings"]}
@@ -255,6 +256,7 @@ def test_a_slot_that_is_left_while_its_server_is_down_is_dropped_when_it_is_back
         house.does("reload")
         until(lambda number=number: len(left()) == number, house.log.read_text)  # type: ignore[misc]
         assert "may still retain WAL" in attention()
+        assert house.ctl("undo", "cluster", "--confirm", "cluster").status == 8  # at once: it does not wait for that
         if again:
             house.protects(table(live))
             house.does("reload")

@@ -41,6 +41,9 @@ def test_it_is_proven_comes_back_to_a_new_place_and_never_in_place(
     settings = [f'url = "postgresql://postgres@127.0.0.1:{live.port}/"', 'method = "pages"', 'run_as = "daemon"']
     house.protects("\n".join(["\n[database.cluster]", 'engine = "postgresql"', *settings, ""]))
     house.start()
+    again = ["protect", f"postgresql://postgres@127.0.0.1:{live.port}/", "--name", "net", "--continuous"]
+    refused = house.fails("DBG-2008", 2, *again)  # root cannot start the server of its proof
+    assert "conf.d" in refused["detail"] and refused["hints"] == [" ".join(["dbguardctl", *again])]
     first = house.does("backup", "cluster")
     live.sql("UPDATE customer SET name = 'new' WHERE id = 10000; CHECKPOINT")
     second = house.does("backup", "cluster")

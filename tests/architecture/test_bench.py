@@ -1,6 +1,7 @@
 """`make bench` says of a row that missed its goal what was busy meanwhile."""
 
 from tests.bench.daemon_rows import explain
+from tests.bench.postgresql_busy import answers
 from tests.bench.sampling import SAMPLES_A_SECOND, busy
 
 DAEMON = 'process 7:"/x/bin/python /x/bin/dbguardd --state /s"'
@@ -33,3 +34,9 @@ def test_a_row_that_missed_its_goal_is_explained_and_no_other(capsys):
     assert missed["busy"] == {"imports": 0.21}
     assert "busy" not in met
     assert capsys.readouterr().out == "  busy: imports 0.21 s\n"
+
+
+def test_a_transaction_of_pgbench_counts_in_the_span_in_which_it_ended(tmp_path):
+    (tmp_path / "said.1").write_text("0 1 7000 0 100 500000\n1 1 2000 0 100 900000\n0 2 3000 0 101 0\n0 3 9")
+    (tmp_path / "said.1.1").write_text("2 1 5000 0 100 999999\n2 2")
+    assert answers(tmp_path, [("alone", 100.6, 101.0), ("then", 101.0, 102.0)]) == [[2.0, 5.0], [3.0]]

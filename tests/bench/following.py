@@ -49,7 +49,7 @@ def _rows(work: Path, base: Path, load: str) -> list[dict[str, object]]:
         with Ours(work, "continuous = true") as ours:
             ours.backup()
             workers = _settled(ours, work, live.stat().st_size)
-            seen = Objects(work / "state" / "store" / "log", "*-*", _named)
+            seen = Objects(work / "state" / "store" / "log", "*-*", named)
             spent, began = cpu(workers), time.perf_counter()
             while time.perf_counter() < began + SECONDS:
                 seen.look()
@@ -203,7 +203,7 @@ def cpu(pids: list[int]) -> float:
     return spent / _TICKS
 
 
-def _named(path: Path) -> float:
+def named(path: Path) -> float:
     return int(path.name.split("-")[_UNTIL]) / 1000
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from tests.bench.measure import Figures, PeakMemory, cpu_seconds, size_of
 from tests.bench.sampling import sampled
@@ -77,9 +78,16 @@ class Ours:
 
     def backups(self) -> list[dict[str, object]]:
         """Return all backups, as `list` does."""
-        argv = [str(BIN / "dbguardctl"), "--socket", str(self.socket), "--json", "list", "bench"]
-        listed = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
-        return list(listed["backups"])
+        return list(self._asked("list", "bench")["backups"])
+
+    def plan(self, *options: str) -> dict[str, object]:
+        """Return the plan of a restore to a new place."""
+        target = str(self.place / "planned")
+        return dict(self._asked("restore", "bench", "--to", target, "--dry-run", *options)["plan"])
+
+    def _asked(self, *words: str) -> dict[str, Any]:
+        argv = [str(BIN / "dbguardctl"), "--socket", str(self.socket), "--json", *words]
+        return dict(json.loads(subprocess.run(argv, capture_output=True, check=True).stdout))
 
     def _run(self, acknowledged: str, *words: str) -> Figures:
         before, spent = size_of(self.place / "state" / "store"), cpu_seconds(self._daemon.pid)

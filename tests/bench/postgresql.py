@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import postgresql_busy
+from tests.bench import postgresql_busy, postgresql_following
 from tests.bench.measure import Figures, run, size_of
 from tests.bench.ours import Ours
 
@@ -60,7 +60,8 @@ def rows(place: Path, size_mib: int, rounds: int) -> list[dict[str, object]]:
                 ), flush=True)  # fmt: skip
         live.quiet(place / "work")
         busy = postgresql_busy.rows(live, place / "busy", _source(live), lambda work: _busy_peers(live, work))
-    return [*_report(figures), *busy]
+        following = postgresql_following.rows(live, place / "following", _source(live))
+    return [*_report(figures), *busy, *following]
 
 
 class Cluster:
@@ -113,6 +114,11 @@ class Cluster:
 
     def sql(self, text: str) -> None:
         self.do("psql", "-qXc", text)
+
+    def asked(self, text: str) -> str:
+        """Return the answer of a question."""
+        argv = [str(self.programs / "psql"), "-qXAtc", text]
+        return subprocess.run(argv, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
 
     def quiet(self, work: Path) -> None:
         """Begin from nothing, with all that was written on disk."""

@@ -27,22 +27,21 @@ def rows(live: Cluster, place: Path, ours: str, peers: Callable[[Path], Iterator
     """Measure it alone, during a full backup of ours (a policy's lines), and of each peer; return one row each."""
     place.mkdir()
     spans: list[Span] = []
-    with _writing(live, place):
-        spans.append(_span("alone", lambda: time.sleep(ALONE_SECONDS)))
+    with writing(live, place, RATE):
+        spans.append(span("alone", lambda: time.sleep(ALONE_SECONDS)))
         with Ours(place / "ours", source=ours) as daemon:
-            spans.append(_span("dbguard", lambda: daemon.backup("--full")))
+            spans.append(span("dbguard", lambda: daemon.backup("--full")))
         for name, act in peers(place):
-            spans.append(_span(name, act))
-    log = sorted(place.glob("said*"))  # the last line of each may have been cut short
-    found = _judge(spans, [line.split() for path in log for line in path.read_text().splitlines()[:-1]])
+            spans.append(span(name, act))
+    found = _judge(spans, answers(place, spans))
     shutil.rmtree(place)
     return found
 
 
 @contextmanager
-def _writing(live: Cluster, place: Path) -> Iterator[None]:
-    """Let eight clients transfer money, for the length of a block."""
-    words = ["-n", "-c", "8", "-j", "2", "-R", str(RATE), "-T", "3600", "--log", f"--log-prefix={place}/said"]
+def writing(live: Cluster, place: Path, rate: int) -> Iterator[None]:
+    """Let eight clients transfer money so many times a second, for the length of a block."""
+    words = ["-n", "-c", "8", "-j", "2", "-R", str(rate), "-T", "3600", "--log", f"--log-prefix={place}/said"]
     process = subprocess.Popen([live.programs / "pgbench", *words], env=live.environment,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
@@ -55,18 +54,26 @@ def _writing(live: Cluster, place: Path) -> Iterator[None]:
         process.wait()
 
 
-def _span(name: str, act: Callable[[], object]) -> Span:
+def span(name: str, act: Callable[[], object]) -> Span:
     started = time.time()
     act()
     return name, started, time.time()
 
 
-def _judge(spans: list[Span], said: list[list[str]]) -> list[dict[str, object]]:
-    """Judge by pgbench's log: client, number, microseconds since it was due, script, seconds, microseconds ..."""
+def answers(place: Path, spans: list[Span]) -> list[list[float]]:
+    """Return, for each span, the milliseconds from when each transaction was due until it was committed, sorted.
+
+    A line of pgbench's log: client, number, microseconds since it was due, script, seconds, microseconds ...
+    """
+    log = sorted(place.glob("said*"))  # the last line of each may have been cut short
+    said = [line.split() for path in log for line in path.read_text().splitlines()[:-1]]
     ended = [(int(line[4]) + int(line[5]) / 1e6, int(line[2]) / 1e3) for line in said]
+    return [sorted(took for at, took in ended if start <= at < end) for _, start, end in spans]
+
+
+def _judge(spans: list[Span], took: list[list[float]]) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
-    for name, start, end in spans:
-        times = sorted(took for at, took in ended if start <= at < end)
+    for (name, start, end), times in zip(spans, took, strict=True):
         rate, p99 = len(times) / (end - start), times[int(len(times) * 0.99)]
         row: dict[str, object] = {"work": "busy", "tool": name, "rate": round(rate, 1), "p99_ms": round(p99, 1)}
         if found:

@@ -22,7 +22,6 @@ _STANDBY = "dbguardd run standby NAME --to PATH"
 _ELSEWHERE = {
     "coverage": "dbguardctl list NAME", "snapshots": "dbguardctl list NAME", "standby": _STANDBY,
     "promote": "dbguardd run promote NAME --to PATH", "--follow": _STANDBY,
-    "--latest": "dbguardctl restore NAME --to PLACE",
 }  # fmt: skip
 """Where something is that people look for in another place: words after dbguardctl, and options of its restore."""
 
@@ -43,7 +42,7 @@ def other_name(error: click.UsageError) -> str:
 def elsewhere(error: click.UsageError) -> str:
     """Return the command for what an unknown option of a restore does with other tools; empty if it is none of those.
 
-    The newest moment needs no option, and a copy that is kept up to date is no job of the daemon.
+    A copy that is kept up to date is no job of the daemon.
     """
     if not isinstance(error, click.NoSuchOption) or error.ctx is None or error.ctx.command.name != "restore":
         return ""

@@ -169,7 +169,10 @@ def test_any_second_comes_back_whatever_was_killed(served: House, live: Cluster)
         books.more(200)
         house.start()
     followed(house)
-    look = ("--to", str(house.place / "look"), "--dry-run")
+    there = house.place / "for-look"
+    there.mkdir()
+    os.chown(there, owner(), -1)
+    look = ("--to", str(there / "look"), "--dry-run")
     for way in (("--lsn", lsn), ("--name", "before it")):
         plan = house.does("restore", "cluster", *way, *look)["plan"]
         assert plan[way[0].strip("-")] == way[1] and plan["log_bytes"] > 0 and plan["needs_bytes"] > plan["log_bytes"]

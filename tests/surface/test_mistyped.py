@@ -102,7 +102,6 @@ def test_the_name_that_other_tools_have_for_an_option_is_known(ctl: Ctl, typed: 
         (["standby", "app"], "dbguardd run standby NAME --to PATH"),
         (["coverage"], "dbguardctl list NAME"),
         (["restore", "app", "--follow"], "dbguardd run standby NAME --to PATH"),
-        (["restore", "app", "--latest"], "dbguardctl restore NAME --to PLACE"),
     ],
 )
 def test_what_is_looked_for_in_another_place_is_found(ctl: Ctl, typed: list[str], meant: str) -> None:

@@ -29,23 +29,30 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     takes = plan.get("takes_seconds")
     then = ", plus the replay of its log" if plan.get("log_bytes") else ""
     free = f", {size(plan['free_bytes'])} free" if plan.get("free_bytes") is not None else ""
+    more = " more than it takes up now" if plan.get("undo_bytes") is not None else ""
     rows: list[tuple[Cell | str, ...]] = [
         ("from", f"backup {plan.get('backup')}, {sure}"),
         *([("and", f"{count(plan['segments'], 'segment')} of its log{_log(plan)}")] if plan.get("segments") else []),
         ("to", f"{place}   {untouched}"),
         *([("before", f"{_KEPT}, for {plan['undo_days']} days")] if plan.get("undo_days") else []),
         *(("tablespace", f"{one['name']} ({one['from']}) to {one['to']}") for one in plan.get("tablespaces") or ()),
-        ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
+        ("needs", f"{size(plan.get('needs_bytes'))}{more}{free}"),
+        *([("storage", _kept(plan))] if plan.get("undo_bytes") else []),
         ("takes", f"about {span(takes)}{then}" if takes is not None else "unknown: no restore has been measured"),
         ("do it", Cell(command(row, plan), "try")),
     ]
     if plan.get("next_at"):
         rows.append(("or after", Cell(_next(row, plan), "try")))
     if not plan.get("in_place") and plan.get("replaceable", True):
-        more = Cell("... --in-place", "try")
-        rows.append(("replace", more))
+        rows.append(("replace", Cell("... --in-place", "try")))
     lead = f"  {_which(plan, zone)} ({plan.get('created_at')})"
     return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2), *_warnings(plan, zone)]
+
+
+def _kept(plan: Json) -> str:
+    """Return how many bytes the backup of the current state may add to the storage."""
+    free = f", {size(plan['undo_free_bytes'])} may be used" if plan["undo_free_bytes"] is not None else ""
+    return f"up to {size(plan['undo_bytes'])} for the current state{free}"
 
 
 def _which(plan: Json, zone: tzinfo | None) -> str:

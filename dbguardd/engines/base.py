@@ -293,6 +293,7 @@ class LiveState:
 
     bytes: int
     free_bytes: int
+    spare_bytes: int  # of the free ones, what must stay free
     begun: bool
 
 

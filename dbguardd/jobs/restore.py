@@ -36,11 +36,14 @@ from dbguardd.jobs.target import (
     check_target,
     elsewhere,
     free_bytes,
+    is_replaceable,
     is_server,
     leftovers_beside,
     live_path,
     new_place,
     owner_of,
+    scarce,
+    storage_free_bytes,
     tablespace_targets,
     tablespaces,
 )
@@ -64,7 +67,8 @@ def restore(run: Run, request: Restore) -> Result:
     check_directory(moment.backup, target)
     others = tablespace_targets(run, moment.backup, target, request)
     aside = leftovers_beside(run, target) if request.in_place else []
-    plan = {**_plan(run, moment, target, request.in_place, others.values()), "warnings": [*moment.warnings, *aside]}
+    plan = _plan(run, moment, target, request.in_place, others.values())
+    plan["warnings"] = [*moment.warnings, *aside, *scarce(plan)]
     plan["tablespaces"] = tablespaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
         if not request.in_place:
@@ -282,9 +286,11 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool, others: Iterab
     newest = next(reversed(run.repository.proofs(backup.id)), None)
     parents = [place.parent for place in (target, *map(Path, others))]
     needs, free = moment.bytes * (3 if in_place else 1), free_bytes(*parents)
+    kept = None
     if in_place and is_server(run):  # the space of the present database is reused
         there = delta_restore(run).inspect(target, backup.raw_facts)
-        needs, free = max(0, moment.bytes - there.bytes), there.free_bytes
+        needs, free = max(0, moment.bytes + there.spare_bytes - there.bytes), there.free_bytes
+        kept = 0 if there.begun else there.bytes  # whoever began has kept it
     elif in_place:
         free = free_bytes(Path(run.staging).parent)
     return {
@@ -295,9 +301,11 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool, others: Iterab
         "to": str(target),
         "in_place": in_place,
         "undo_days": UNDO_DAYS if in_place else None,
-        "replaceable": not is_server(run) or backup.method == "pages",
+        "replaceable": is_replaceable(run, backup),
         "needs_bytes": needs,
         "free_bytes": free,
+        "undo_bytes": kept,
+        "undo_free_bytes": None if kept is None else storage_free_bytes(run),
         "takes_seconds": newest.restore_seconds if newest else None,
     }
 

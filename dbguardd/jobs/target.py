@@ -19,6 +19,7 @@ from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
 from dbguardd.requests import NOWHERE, Restore
 from dbguardd.rules import requested
+from dbguardd.storage.room import Limits, Room
 
 _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, in addition to a tenth of what it needs."""
@@ -48,6 +49,15 @@ def check_in_place(run: Run, backup: Backup) -> None:
     newest = next(run.repository.newest(run.name), backup)
     if is_server(run) and newest.facts.read_by == SENT:
         raise _not_on_this_host(run)
+
+
+def is_replaceable(run: Run, backup: Backup) -> bool:
+    """Return whether a backup could be restored in place: a plan suggests only that."""
+    try:
+        check_in_place(run, backup)
+    except Unsupported:
+        return False
+    return True
 
 
 def tablespace_targets(run: Run, backup: Backup, target: Path, request: Restore) -> dict[str, str]:
@@ -265,6 +275,28 @@ def check_space(run: Run, plan: Mapping[str, Any]) -> None:
             hints=["free space there, or choose another place with --to"],
             facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
         )
+
+
+def storage_free_bytes(run: Run) -> int | None:
+    """Return how many bytes keep_free and max_size still allow in the storage; None if unknown. Writes nothing."""
+    storage = run.spec["storage"]
+    try:
+        disk = os.statvfs(storage.get("path", ""))  # only a directory has one
+    except OSError:
+        return None
+    room = Room(Limits.of(storage.get("keep_free", 0), storage.get("max_bytes")))
+    free, _, keep = room.usable(disk, lambda: sum(entry.size for entry in run.storage.list("")))
+    return max(0, free - keep)
+
+
+def scarce(plan: Mapping[str, Any]) -> list[str]:
+    """Return what happens if the state that is replaced does not fit into the storage.
+
+    That is no reason to refuse: the backup that keeps it is usually small, since it shares what older ones have.
+    """
+    if None in (plan["undo_bytes"], plan["undo_free_bytes"]) or plan["undo_bytes"] <= plan["undo_free_bytes"]:
+        return []
+    return ["if the current state does not fit into the storage, the restore fails before it changes anything"]
 
 
 def check_staging(run: Run, backup: Backup, size: int, what: str = "a test restore of") -> None:

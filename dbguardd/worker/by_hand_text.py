@@ -156,7 +156,11 @@ def _plan(name: str, plan: Json) -> Iterator[str]:
         yield f"  before the current state is stored as a backup; undo puts it back, for {plan['undo_days']} days"
     for one in plan["tablespaces"]:
         yield f"  space  {one['name']} ({one['from']}) to {one['to']}"
-    yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} free"
+    kept, room = plan["undo_bytes"], plan["undo_free_bytes"]
+    grows = "" if kept is None else " more than it takes up now"
+    yield f"  needs  {size(plan['needs_bytes'])}{grows}, {size(plan['free_bytes'])} free"
+    if kept:
+        yield f"  store  up to {size(kept)} for the current state, {'?' if room is None else size(room)} may be used"
     yield f"  takes  {'unknown: no restore has been measured' if takes is None else f'about {span(takes)}{more}'}"
     yield "Nothing was done."
 

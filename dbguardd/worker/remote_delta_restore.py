@@ -17,7 +17,7 @@ class RemoteDeltaRestore:
 
     def inspect(self, live: Path, facts: Facts) -> LiveState:
         found = self._engine.call("delta_restore.inspect", {"live": str(live), "facts": dict(facts)}, no_progress)
-        return LiveState(int(found["bytes"]), int(found["free_bytes"]), bool(found["begun"]))
+        return LiveState(int(found["bytes"]), int(found["free_bytes"]), int(found["spare_bytes"]), bool(found["begun"]))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
         self._engine.call("delta_restore.check_unused", {"live": str(live), "facts": dict(facts)}, no_progress)

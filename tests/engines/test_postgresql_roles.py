@@ -1,5 +1,6 @@
 """The servers of a cluster change their roles: its log is followed on, and leads where the cluster went."""
 
+import shlex
 import signal
 from datetime import UTC, datetime
 
@@ -9,6 +10,7 @@ from postgres_follow_world import STAGING, Follower, asked, base, moment, proven
 from postgres_pages_world import failed, own_place
 from postgres_pair_world import demote, lose, pair, promote, replayed, take_over
 from postgres_world import as_owner
+from psycopg.conninfo import conninfo_to_dict
 
 from dbguardd.engines.postgresql.connect import address_of
 from dbguardd.engines.postgresql.physical.history import timeline_in
@@ -16,6 +18,7 @@ from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.physical.segments import parse_lsn, turns_of
 from dbguardd.engines.postgresql.physical.slot import name_of
 from dbguardd.engines.postgresql.roles import addresses_of
+from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import Damaged, PolicyInvalid, ServerUnreachable, SourceReplaced
 from dbguardd.flow import TURNS
 from dbguardd.repository import recover
@@ -208,3 +211,14 @@ def test_a_server_that_was_left_behind_is_never_taken(life):
 def test_lists_of_servers_that_do_not_fit_are_refused_in_words():
     with pytest.raises(PolicyInvalid, match="3 of host, 2 of port"):
         addresses_of(address_of("postgresql:///?host=a,b,c&port=1,2"))
+
+
+@pytest.mark.parametrize("hosts", ["db 1,db2", "/run/a,/run/b"])
+def test_of_several_servers_a_text_is_typed_into_the_one_that_accepts_writes(hosts):
+    words = shlex.split(running({"host": hosts, "port": "1,2"}, "postgres", "o", "the 'shop'"))
+    role = "o" if hosts.startswith("db") else "postgres"
+    assert conninfo_to_dict(words[words.index("-d") + 1]) == {
+        **{"host": hosts, "port": "1,2", "user": role, "dbname": "the 'shop'"},
+        "target_session_attrs": "read-write",
+    }
+    assert "target_session_attrs" not in running({"host": "db1"}, "postgres", "o", "shop")

@@ -1,10 +1,12 @@
 """The way back from a restore in place: it stays while anything may have been replaced, and says what it is."""
 
+from dataclasses import replace
+
 import pytest
 
-from dbguardd.engines.base import REPLACED, Examination, Finding
+from dbguardd.engines.base import REPLACED, Examination, Finding, LiveState
 from dbguardd.engines.fingerprint import NoFingerprint
-from dbguardd.errors import Degraded, NotFound, ProofFailed, TargetInUse, Unsupported
+from dbguardd.errors import Degraded, NoSpace, NotFound, ProofFailed, TargetInUse, Unsupported
 from tests.jobs.world import ToyDeltaRestore, World
 
 
@@ -110,6 +112,31 @@ def test_what_is_written_over_keeps_its_way_back_until_it_is_known_to_be_right(w
     assert world.live() == {"users": [2]}
     world.do("undo", database="app", confirm="app")
     assert world.live() == {"users": [1]}
+
+
+def test_the_plan_says_what_a_restore_over_the_live_one_needs_and_no_more_is_refused_than_that(world):
+    """The state that it replaces may be larger than the storage has room for: most of it is stored already."""
+    world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
+    world.delta_restore = delta = ToyDeltaRestore(world.engine)
+    world.engine.rights = {"directory": str(world.path)}
+    first = world.backup(users=[1])
+    world.spec["storage"] |= {"path": str(world.place), "max_bytes": 1}
+    request = {"database": "app", "backup": first, "in_place": True}
+    size = world.repository.backup(first).source_bytes
+    delta.there = LiveState(size - 1, 10, spare_bytes=9, begun=False)
+    plan = world.do("restore", **request, dry_run=True)["plan"]
+    assert (plan["needs_bytes"], plan["free_bytes"]) == (10, 10)
+    assert (plan["undo_bytes"], plan["undo_free_bytes"]) == (size - 1, 0) and "fit into" in plan["warnings"][0]
+    world.spec["storage"]["max_bytes"] = 1 << 30
+    plan = world.do("restore", **request, dry_run=True)["plan"]
+    assert plan["undo_free_bytes"] > size and plan["warnings"] == []
+    delta.there = replace(delta.there, free_bytes=9)
+    with pytest.raises(NoSpace, match="not enough space"):
+        world.do("restore", **request, confirm="app")
+    assert next(world.repository.newest("app")).id == first  # nothing was kept for nothing
+    delta.there = replace(delta.there, bytes=size + 10, free_bytes=0)  # as on a full disk
+    world.spec["storage"]["max_bytes"] = 1
+    assert world.do("restore", **request, confirm="app")["plan"]["needs_bytes"] == 0
 
 
 def test_half_of_a_restore_is_undone_once(world):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,11 @@ class ToyDeltaRestore:
 
     def __init__(self, engine: ToyEngine) -> None:
         self.engine = engine
+        self.there = LiveState(1, 1 << 40, spare_bytes=0, begun=False)
         self.aside = engine.path.with_name("aside.json")
 
     def inspect(self, live, facts):
-        return LiveState(1, 1 << 40, begun=self.aside.exists())
+        return replace(self.there, begun=self.aside.exists())
 
     def check_unused(self, live, facts):
         self.engine.check_unused()

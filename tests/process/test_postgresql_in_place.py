@@ -59,6 +59,12 @@ def test_in_place_and_back_and_killed_between(served: House, live: Cluster) -> N
     house.idle()
     plan = house.does("restore", "cluster", "--in-place", "--dry-run")["plan"]
     assert (plan["to"], plan["in_place"]) == (str(live.data), True) and plan["free_bytes"] > plan["needs_bytes"]
+    grows = plan["needs_bytes"] - (64 << 20)
+    assert (
+        -plan["undo_bytes"] < grows < plan["undo_bytes"] and plan["undo_free_bytes"] > plan["undo_bytes"] > 20_000_000
+    )
+    shown = house.ctl("restore", "cluster", "--in-place", "--dry-run").out
+    assert "more than it takes up now" in shown and " for the current state, " in shown
     assert "a server runs there" in plan["warnings"][-1] and "-m fast stop" in plan["warnings"][-1]
     refused = house.fails("DBG-6003", 10, *IN_PLACE)
     assert f"-D {live.data} -m fast stop" in refused["hints"][0]
@@ -71,6 +77,7 @@ def test_in_place_and_back_and_killed_between(served: House, live: Cluster) -> N
     assert done["target"] == str(live.data)
     assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}, done
     safety = next(row for row in house.backups("cluster") if row["id"] == done["safety_copy"])
+    assert safety["stored_bytes"] <= plan["undo_bytes"] and safety["source_bytes"] <= plan["undo_bytes"] * 11 // 10
     assert safety["holds"] == ["restore undo"] and safety["kind"] == "incremental"
     goes_on(house, live)
     assert counted(live) == "20000" and live.sql("SELECT to_regclass('later') IS NULL") == "t"

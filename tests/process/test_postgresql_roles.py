@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from tests.engines.postgres_pair_world import Pair, pair, promote, replayed
-from tests.process.house import House, until
+from tests.process.house import House, typed, until
 from tests.process.test_postgresql_log import followed, numbers, restored
 
 
@@ -18,6 +18,25 @@ from tests.process.test_postgresql_log import followed, numbers, restored
 def both() -> Iterator[Pair]:
     with pair() as made:
         yield made
+
+
+def test_what_comes_back_is_typed_into_the_primary_wherever_the_url_names_it(
+    house: House, both: Pair, request: pytest.FixtureRequest
+) -> None:
+    if os.geteuid() == 0:
+        request.getfixturevalue("users")
+    one, two = both.servers
+    one.sql("CREATE TABLE lost AS SELECT generate_series(1, 10) AS n")
+    url = Pair(two, one).url
+    house.protects(f'\n[database.cluster]\nengine = "postgresql"\nurl = "{url}"\nmethod = "pages"\nverify = "off"\n')
+    house.start()
+    house.does("backup", "cluster")
+    one.sql("DROP TABLE lost")
+    replayed(one, two)
+    file = house.place / "lost.sql"
+    house.does("get", "cluster", "--table", "lost", "--database", "postgres", "--to", str(file))
+    typed(file.read_text().splitlines()[1].partition("run it: ")[2].removesuffix(" <THIS"), file.read_text())
+    assert one.sql("SELECT count(*) FROM lost") == "10"
 
 
 @pytest.mark.soak

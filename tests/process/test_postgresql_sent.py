@@ -61,6 +61,8 @@ def test_it_is_proven_comes_back_to_a_new_place_and_never_in_place(
     folder = house.place / "back"
     folder.mkdir()
     os.chown(folder, stranger(), -1)
+    shown = house.ctl("restore", "cluster", "--to", str(folder / "here"), "--dry-run")
+    assert shown.status == 0 and "do it" in shown.out and "--in-place" not in shown.out, shown
     done = house.does("restore", "cluster", "--to", str(folder / "here"))
     assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}
     assert (folder / "here").stat().st_uid == stranger()

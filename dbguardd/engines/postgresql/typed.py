@@ -15,6 +15,7 @@ from urllib.parse import quote
 from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.postgresql.connect import Address, Connection
+from dbguardd.engines.postgresql.roles import ROLE
 from dbguardd.places import POSTGRESQL_SOCKETS
 
 _PSQL = ("psql", "-X")
@@ -41,11 +42,15 @@ def running(live: Address, superuser: str, owner: str, database: str) -> str:
 
 
 def _asking(address: Address, role: str, psql: Sequence[str], database: str) -> list[str]:
+    reach = {name: address[name] for name in _ELSEWHERE if name in address}
+    if several := any("," in address.get(name, "") for name in ("host", "hostaddr")):
+        reach[ROLE] = "read-write"  # what is typed writes, and psql would take a standby; older ones know no "primary"
     if _is_elsewhere(address):
-        reach = {name: address[name] for name in _ELSEWHERE if name in address}
         return [*psql, "-d", make_conninfo("", **reach, user=role, dbname=database)]
     user, host, port = pwd.getpwuid(os.geteuid()).pw_name, address.get("host"), address.get("port", "5432")
     words = ["runuser", "-u", user, "--", *psql]
+    if several:
+        return [*words, "-d", make_conninfo("", **reach, user=role, dbname=database)]
     words += ["-h", host] if host and os.path.realpath(host) != os.path.realpath(POSTGRESQL_SOCKETS) else []
     words += ["-p", port] if port != "5432" else []
     return [*words, *(["-U", role] if role != user else []), "-d", as_address(database)]

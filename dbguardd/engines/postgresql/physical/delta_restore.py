@@ -49,8 +49,8 @@ class PagesDeltaRestore:
     def inspect(self, live: Path, facts: Facts) -> LiveState:
         where, found = self._look(live, ClusterFacts.read(facts))
         if found is None:
-            return LiveState(0, _free([str(where.parent)]), begun=False)
-        return LiveState(_size(found), _free(found.directories), begun=where.name.endswith(ASIDE))
+            return LiveState(0, _free([str(where.parent)]), _SPARE_BYTES, begun=False)
+        return LiveState(_size(found), _free(found.directories), _SPARE_BYTES, begun=where.name.endswith(ASIDE))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
         backup = ClusterFacts.read(facts)

@@ -15,7 +15,7 @@ from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, instant
-from dbguardd.jobs.lineage import successor_command, was_restored_in_place
+from dbguardd.jobs.lineage import successor_command, was_put_over, was_restored_in_place
 from dbguardd.lean import hold_on
 from dbguardd.repository import Chain, StoredLog
 from dbguardd.requests import Request
@@ -80,6 +80,8 @@ class Shipping:
         self._wrong = ""
         self._begun = True
         before = None if self._chain is None else instant(self._chain.until)
+        if not continued and self._chain is not None and was_put_over(self._run, self._chain.until):
+            because = "a restore in place, or its undo, has replaced the database"  # the engine sees only another log
         if not continued or self._chain is None:
             self._chain = self._log.begin(place, because, self._run.now())
         facts = {

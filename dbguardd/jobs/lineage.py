@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
+from datetime import datetime
+from itertools import takewhile
 
 from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
 from dbguardd.facts import BackupFacts, LogPosition, LogStart
@@ -135,6 +137,13 @@ def was_restored_in_place(run: Run, chain: str | None = None) -> bool:
         elif chain is None and not facts.resting:
             return False
     return False
+
+
+def was_put_over(run: Run, since: datetime) -> bool:
+    """Return whether a restore in place, or its undo, has replaced the database since a moment."""
+    holds = run.repository.holds()
+    newer = takewhile(lambda backup: backup.created_at >= since, run.repository.newest(run.name))
+    return any(hold.reason == UNDO_REASON for backup in newer for hold in holds.get(backup.id, ()))
 
 
 def _log_leads_to(run: Run, facts: BackupFacts) -> bool:

@@ -216,6 +216,9 @@ def test_what_is_replaced_in_place_is_followed_again_and_can_be_undone(house: Ho
     assert 100 <= len(numbers(path)) < len(everything)
     assert numbers(path) == everything[: len(numbers(path))]
     followed(house)
+    first, *anew = house.events("log.begun")
+    assert anew and "restore in place" not in first["because"]
+    assert all("restore in place" in event["because"] for event in anew), anew
     house.does("restore", "undo", "app", "--confirm", "app")
     assert numbers(path)[: len(everything)] == everything  # and the commit that the writer was killed in, if any
     until(lambda: len(house.workers()) == 2 and not house.jobs(state="running"), "followed again")

@@ -145,9 +145,10 @@ def test_any_moment_comes_back_with_what_was_committed_until_then(house: House) 
             until(lambda: datetime.fromisoformat(house.status("app")["recoverable_to_at"]) > moments[-1], "its log")
         for index, moment in enumerate(moments):
             place, reached, plan = restored(house, moment.isoformat(), f"at-{index}.db")
-            assert told[index] <= reached <= moment + timedelta(milliseconds=1), (told, moments)
+            assert reached <= moment + timedelta(milliseconds=1), (told, moments)
             assert plan["segments"] > 0
-            is_as_it_was(house, place, reached, 3)
+            # what was told may be later by as long as nothing was committed: no segment has that time
+            is_as_it_was(house, place, max(reached, told[index]), 3)
     place, reached, _ = restored(house, "", "newest.db")
     assert reached > moments[-1]
     is_as_it_was(house, place, reached, 3)

@@ -16,7 +16,7 @@ import pytest
 from tests.faults.hand import Ended, Hand, a_place, moment, other_user, writing
 
 ROUNDS = 10
-KILLS, FEW = 50, 10
+KILLS, FEW = 50, 20
 OFTEN = (0, 1, 3, 4)  # as root and as another user, a dump, and a database without WAL
 REST = 10  # after so many kills a run is left alone, and must succeed
 LAST = 3

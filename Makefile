@@ -9,7 +9,7 @@ PY := .venv/bin/python
 SECONDS ?= 600
 # Against what hangs: 20 minutes are usual, a busy host takes three times that or more.
 PYTEST_LIMIT ?= 5000
-PROGRAMS := mandoc:mandoc strace:strace sqlite3:sqlite3 mmdebstrap:mmdebstrap systemd-nspawn:systemd-container pg_ctlcluster:postgresql
+PROGRAMS := mandoc:mandoc strace:strace sqlite3:sqlite3 mmdebstrap:mmdebstrap systemd-nspawn:systemd-container pg_ctlcluster:postgresql patchelf:patchelf
 
 # Neither make nor the shell may read orders in the name of a file.
 unexport DB

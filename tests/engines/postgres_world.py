@@ -26,14 +26,17 @@ from psycopg.conninfo import make_conninfo
 
 from tests.live import rest
 
-PREFERRED = int(os.environ.get("DBGUARD_TEST_POSTGRESQL", "0"))
+PREFERRED = "DBGUARD_TEST_POSTGRESQL"
+"""The major version that is tested; without it the newest that is installed."""
+
 _SECONDS = 120.0
 
 
 def bin_directory():
-    """Return the programs of the newest installed PostgreSQL, or of DBGUARD_TEST_POSTGRESQL; None if there is none."""
+    """Return the programs of PostgreSQL that are tested; None if there are none."""
     found = [place for place in Path("/usr/lib/postgresql").glob("*/bin") if (place / "initdb").exists()]
-    found = [place for place in found if not PREFERRED or int(place.parent.name) == PREFERRED]
+    if preferred := os.environ.get(PREFERRED):
+        found = [place for place in found if place.parent.name == preferred]
     newest = max(found, key=lambda place: int(place.parent.name), default=None)
     if newest is None and (there := shutil.which("initdb")):
         return Path(there).resolve().parent

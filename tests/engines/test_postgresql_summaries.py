@@ -14,7 +14,7 @@ from postgres_world import as_owner, cluster, owner, until
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.local import by_pages
-from dbguardd.engines.postgresql.physical.summaries import OLDEST, Changes, look_up
+from dbguardd.engines.postgresql.physical.summaries import Changes, look_up
 from dbguardd.repository.saving import Saving
 from dbguardd.repository.tree import Tree
 from tests.repository.data_path import DOMAIN, Drawer, draft
@@ -48,10 +48,8 @@ CHECKSUMS = pytest.mark.parametrize("live", ["checksums"], indirect=True)
 
 
 @pytest.fixture(scope="module", params=["checksums", "hints are not logged"])
-def live(request):
+def live(request, postgresql_17):
     with cluster(*(["--data-checksums"] if request.param == "checksums" else [])) as made:
-        if made.major < OLDEST:
-            pytest.skip(f"PostgreSQL {made.major} does not summarize its log: NOTHING of that is tested")
         summarize(made)
         (made.place / "far").mkdir()
         os.chown(made.place / "far", owner(), -1)

@@ -70,20 +70,44 @@ def made(path: Path) -> Iterator[Path | None]:
 
 def tree(suite: str, packages: Sequence[str]) -> Path:
     """Return a minimal system of this suite with these packages. Skips where the mirrors do not give it."""
-    options = _options()
     digest = hashlib.sha256("\0".join((suite, *packages)).encode()).hexdigest()[:12]
     with made(cache() / f"{suite}-{digest}") as draft:
         if draft is not None:
-            sources = [f"deb [signed-by={_KEYRING}] {mirror} {suite} main" for mirror in _mirrors()]
-            done = subprocess.run(  # in a namespace of its own: what it has mounted goes with it, also if it is killed
-                ["unshare", "--mount", "mmdebstrap", "--mode=root", "--variant=minbase",
-                 "--dpkgopt=force-unsafe-io", f"--include={','.join(packages)}", *options, suite, draft, *sources],
-                check=False, capture_output=True, text=True, errors="replace",
-            )  # fmt: skip
-            if done.returncode:
-                pytest.skip(f"no tree of {suite}: {done.stderr.strip().splitlines()[-1:]}")
+            _fill(draft, "minbase", suite, packages)
             (draft / "etc/machine-id").write_text("")  # machine-id(5): each boot gets one, and asks nothing
     return cache() / f"{suite}-{digest}"
+
+
+def programs(suite: str, package: str, folder: str) -> Path:
+    """Return where the programs of a package of another suite are, which run on this host. Skips like tree().
+
+    They are bound to the loader and the libraries that were unpacked with them: those of this host may be older.
+    """
+    absent = [name for name in ("mmdebstrap", "patchelf") if shutil.which(name) is None]
+    if os.geteuid() != 0 or absent or not _mirrors():
+        pytest.skip(f"no {package}: needs root, apt with Debian, and {' '.join(absent) or 'no program'}")
+    place = cache() / f"{package}-{suite}"
+    with made(place) as draft:
+        if draft is not None:
+            _fill(draft, "extract", suite, [package])
+            (loader,) = draft.glob("usr/lib/*-linux-gnu/ld-linux*.so.*")
+            loader = place / loader.relative_to(draft)
+            bound = ["--set-interpreter", loader, "--force-rpath", "--set-rpath", loader.parent]
+            for program in (draft / folder).iterdir():
+                if program.read_bytes()[:4] == b"\x7fELF":
+                    subprocess.run(["patchelf", *bound, program], check=True)
+    return place / folder
+
+
+def _fill(draft: Path, variant: str, suite: str, packages: Sequence[str]) -> None:
+    sources = [f"deb [signed-by={_KEYRING}] {mirror} {suite} main" for mirror in _mirrors()]
+    done = subprocess.run(  # in a namespace of its own: what it has mounted goes with it, also if it is killed
+        ["unshare", "--mount", "mmdebstrap", "--mode=root", f"--variant={variant}",
+         "--dpkgopt=force-unsafe-io", f"--include={','.join(packages)}", *_options(), suite, draft, *sources],
+        check=False, capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"no tree of {suite}: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def _mirrors() -> list[str]:

@@ -103,7 +103,7 @@ def look_up(
     except GuardError as error:
         return Changes(f"{error.message}. {error.detail}")
     except psycopg.Error as error:
-        return Changes(f"the server could not say: {str(error).strip()}")
+        return Changes(f"the server could not say: {' '.join(str(error).split())}")
 
 
 def unsummarized(connection: Connection, cluster: Cluster) -> str:

@@ -1,0 +1,6 @@
+"""The tests of test_postgresql_pages.py, with PostgreSQL 17."""
+
+import pytest
+from test_postgresql_pages import *  # noqa: F403
+
+pytestmark = pytest.mark.usefixtures("postgresql_17")

@@ -1,0 +1,496 @@
+"""A guarded cluster under a real daemon, every part of which is killed in every kind of work; and what must hold then.
+
+Every job is asked for by a real dbguardctl. The moment is drawn over the measured duration of such a job, or shortly
+after the part exists that is to be killed: some parts live for a moment only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from dbguardd.verbs import staging_suffix
+from dbguardd.worker.staging import staging_of
+from tests.engines.postgres_world import Cluster, alive_processes, ended, owner
+from tests.process.house import FINAL, House, until
+from tests.process.test_postgresql_log import answered, followed
+
+PARTS = ("client", "daemon", "repository", "engine", "program", "scratch", "session", "postmaster")
+"""Of each worker both halves; a program that it runs; a throw-away server; what serves us in the guarded server."""
+
+JOBS = ("full", "incremental", "dump", "proof", "proof of a dump", "restore", "restore of a dump", "question", "prune")
+STOPPED = ("in place", "undo")
+FOLLOWING = ("follow", "turn")
+KINDS = (*JOBS, *STOPPED, *FOLLOWING)
+LAST = 3
+
+WRITER = """
+import datetime, sys, time
+import psycopg
+url, ledger = sys.argv[1:]
+now = lambda: datetime.datetime.now(datetime.timezone.utc).isoformat()
+with open(ledger, "a") as file:
+    while True:
+        try:
+            with psycopg.connect(url, autocommit=True) as db:
+                number = db.execute("select coalesce(max(id), 0) from ledger").fetchone()[0]
+                while True:
+                    begun, number = now(), number + 1
+                    db.execute("insert into ledger values (%s, %s)", (number, "x" * (number % 700)))
+                    file.write(f"{number} {begun} {now()}\\n")
+                    file.flush()
+                    time.sleep(0.01)
+        except psycopg.Error:
+            time.sleep(0.05)
+"""
+SUMS = "SELECT count(*), coalesce(max(id), 0), coalesce(sum(length(note)), 0) FROM ledger"
+
+
+def has(kind: str, part: str) -> bool:
+    """Return whether that part exists in that kind of work."""
+    if kind == "prune":
+        return part in ("client", "daemon", "repository")
+    if kind in STOPPED:
+        return part in ("client", "daemon", "repository", "engine", "program", "scratch")
+    if kind in FOLLOWING:
+        return part in ("daemon", "repository", "engine", "session", "postmaster")
+    if part == "program":
+        return kind in ("dump", "proof", "proof of a dump", "question")
+    if part == "scratch":
+        return kind in ("proof", "proof of a dump", "restore", "question")
+    return True
+
+
+MATRIX = [(kind, part) for kind in KINDS for part in PARTS if has(kind, part)]
+
+
+class Application:
+    """Commits all the time, to whatever server is there, and knows what was acknowledged to it."""
+
+    def __init__(self, place: Path, live: Cluster) -> None:
+        self._path, self._live = place / "ledger", live
+        self._path.touch()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Let it commit until stop()."""
+        before = len(self.rows())
+        self._process = subprocess.Popen([sys.executable, "-c", WRITER, self._live.url, str(self._path)])
+        until(lambda: len(self.rows()) > before, "commits")
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def rows(self) -> list[tuple[int, datetime, datetime]]:
+        """Return what was acknowledged: number, when it was begun and when it was done."""
+        rows = [line.split() for line in self._path.read_text().splitlines() if line.count(" ") == 2]
+        return [(int(n), datetime.fromisoformat(begun), datetime.fromisoformat(done)) for n, begun, done in rows]
+
+    def went_back(self, count: int) -> None:
+        """Forget what a restore in place has taken back."""
+        kept = [line for line in self._path.read_text().splitlines() if line and int(line.split()[0]) <= count]
+        self._path.write_text("".join(f"{line}\n" for line in kept))
+
+    def agrees(self, sums: str, moment: datetime) -> bool:
+        """Return whether that is a state of the ledger, and has what was acknowledged before a moment."""
+        count, last, total = (int(part) for part in sums.split("|"))
+        acknowledged = max([0, *(n for n, _, done in self.rows() if done < moment)])
+        return count == last >= acknowledged and total == sum(n % 700 for n in range(1, count + 1))
+
+
+class Yard:
+    """One daemon, one cluster and one application through many kills."""
+
+    def __init__(self, house: House, live: Cluster, seed: int, log: str = "true") -> None:
+        self.house, self.live, self.dice, self.seed = house, live, random.Random(seed), seed
+        self.books = Application(house.place, live)
+        self.seconds = dict.fromkeys(KINDS, 2.0)
+        self.struck: Counter[tuple[str, str]] = Counter()
+        self.missed: Counter[tuple[str, str]] = Counter()
+        self.ends: Counter[str] = Counter()
+        self.back = house.place / "back"
+        self.targets = 0
+        (there := house.place / "there").symlink_to(live.socket)  # by the same name a server is named once only
+        common = ['engine = "postgresql"', 'verify = "off"', f"keep = {{ last = {LAST} }}"]
+        pages = ["\n[database.cluster]", f'url = "{live.url}"', *common, 'method = "pages"', f"continuous = {log}", ""]
+        url = live.url.replace(str(live.socket), str(there))
+        dump = ["\n[database.dumped]", f'url = "{url}"', *common, 'method = "dump"', ""]
+        house.protects("\n".join(pages), "\n".join(dump), more='grace = "0s"\n')
+
+    def begin(self) -> None:
+        """Make the tables and the first backups, and let the application write."""
+        self.back.mkdir()
+        os.chown(self.back, owner(), -1)
+        self.live.sql("CREATE TABLE ledger (id int PRIMARY KEY, note text)")
+        self.live.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 8) AS x FROM generate_series(1, 40000) n")
+        self.live.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'; SELECT pg_reload_conf()")
+        self.house.start()
+        self.books.start()
+        self.house.does("backup", "cluster")
+        self.house.does("backup", "dumped")
+        followed(self.house)
+
+    def end(self) -> None:
+        """End the application, and the daemon, which must be sound."""
+        self.books.stop()
+        self.house.idle()
+        self.house.is_sound()
+
+    # ------------------------------------------------------------------------------------------------ the work
+
+    def words(self, kind: str) -> list[str]:
+        """Return what is typed for a kind of work."""
+        ids = [row["id"] for row in self.house.backups("cluster")]
+        named = ["--database", "postgres"]
+        match kind:
+            case "full":
+                return ["backup", "cluster", "--full"]
+            case "incremental" | "dump":
+                return ["backup", "cluster" if kind == "incremental" else "dumped"]
+            case "proof" | "proof of a dump":
+                return ["verify", "cluster" if kind == "proof" else "dumped"]
+            case "restore" | "restore of a dump":
+                way = self.dice.choice([["--latest"], ["--id", self.dice.choice(ids)]])
+                return ["restore", *(["cluster", *way] if kind == "restore" else ["dumped"]), "--to", str(self.target())]
+            case "prune":
+                return ["prune", "cluster", "--confirm", "cluster"]
+            case "in place":
+                way = self.dice.choice([["--latest"], ["--id", self.dice.choice(ids)]])
+                return ["restore", "cluster", *way, "--in-place", "--confirm", "cluster"]
+            case "undo":
+                return ["restore", "undo", "cluster", "--confirm", "cluster"]
+        return self.dice.choice([
+            ["query", "cluster", *named, "SELECT count(*) FROM ledger"],
+            ["get", "cluster", *named, "--table", "bulk", "--to", str(self.house.place / f"bulk-{self.targets}.sql")],
+            ["diff", "cluster", *named, "--from", ids[-1], "--table", "ledger"],
+            ["query", "dumped", *named, "SELECT count(*) FROM ledger"],
+        ])  # fmt: skip
+
+    def target(self) -> Path:
+        """Return a new place for a restore."""
+        self.targets += 1
+        return self.back / f"data-{self.targets}"
+
+    @contextmanager
+    def asked(self, kind: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        """Let a client ask for it, for the length of a block; yield the client, and the id of the job."""
+        words = self.words(kind)
+        before = {row["id"] for row in self.house.jobs()}
+        with self.house.starting("--json", *words) as client:
+
+            def job() -> str | None:
+                new = [row["id"] for row in self.house.jobs() if row["id"] not in before and row["actor"] != "follower"]
+                assert new or client.poll() is None, (words, client.communicate())
+                return new[-1] if new else None
+
+            yield client, str(until(job, words))
+
+    # ------------------------------------------------------------------------------------------------ who is killed
+
+    def present(self, part: str, client: subprocess.Popen[str] | None, others: set[int]) -> list[int]:
+        """Return the processes that are that part now. `others` are workers that are not of the job."""
+        process = self.house.process
+        assert process is not None
+        match part:
+            case "client":
+                return [client.pid] if client is not None and client.poll() is None else []
+            case "daemon":
+                return [process.pid]
+            case "session" | "postmaster":
+                if self.live.process is None or self.live.process.poll() is not None:
+                    return []
+                served = children(self.live.process.pid) if part == "session" else []
+                ours = [pid for pid in served if b"[local]" in command(pid) or b"walsender" in command(pid)]
+                return (ours if self.dice.random() < 0.8 else served) if served else [self.live.process.pid]
+        halves = {pid: half_of(pid) for pid in children(process.pid) if pid not in others}
+        if part in ("repository", "engine"):
+            return [pid for pid, half in halves.items() if half == part]
+        below = [one for pid, half in halves.items() if half == "engine" for one in tree(pid)[1:]]
+        servers = [pid for pid in below if name(pid) == "postgres"]
+        if part == "scratch":  # the server as a whole, or one process of it
+            return servers[:1] if self.dice.random() < 0.5 else servers
+        return [pid for pid in below if pid not in servers and name(pid) != "python3"]
+
+    def aim(self, kind: str, part: str, find: Callable[[], list[int]], over: Callable[[], bool]) -> int:
+        """Wait for a random moment; return who is to be killed then, 0 if it was over before."""
+        moment = self.dice.random() * self.seconds[kind]
+        if self.dice.random() < 0.5:
+            while not find() and not over():
+                time.sleep(0.005)
+            moment = self.dice.choice([0.0, self.dice.random() * 0.2, moment / 2])
+        time.sleep(moment)  # for nothing: the moment is meant to be random
+        while not (found := find()) and not over():
+            time.sleep(0.005)
+        return self.dice.choice(found) if found else 0
+
+    def kill(self, part: str, pid: int) -> None:
+        """Kill it, and let the administrator start what does not start by itself."""
+        self.note(part=part, victim=command(pid)[:80])
+        if part == "daemon":
+            below = tree(pid)[1:]
+            self.house.kill()
+            until(lambda: all(map(ended, below)), lambda: [command(one) for one in below if not ended(one)])
+            self.house.start()
+            return
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        if part == "postmaster":
+            self.restart_server()
+        elif part == "session":
+            self.answers()
+
+    def restart_server(self) -> None:
+        """Start a server whose first process was killed."""
+        assert self.live.process is not None
+        there = children(self.live.process.pid)
+        self.live.process.wait()
+        until(lambda: all(map(ended, there)), "the end of its processes")
+        (self.live.data / "postmaster.pid").unlink(missing_ok=True)
+        self.live.start()
+
+    def answers(self) -> None:
+        """Wait until the server answers: after a crash it recovers."""
+
+        def asked() -> bool:
+            with suppress(psycopg.Error), psycopg.connect(self.live.url) as db:
+                return db.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+            return False
+
+        until(asked, "an answer of the server")
+
+    # ------------------------------------------------------------------------------------------------ one kill
+
+    def strike(self, kind: str, part: str, tries: int = 5) -> None:
+        """Kill that part in that kind of work, and see that all is well. It may be too late at first."""
+        act = self._struck_following if kind in FOLLOWING else self._struck_job
+        for _ in range(tries):
+            if act(kind, part):
+                self.struck[kind, part] += 1
+                return
+            self.missed[kind, part] += 1
+
+    def _struck_job(self, kind: str, part: str) -> bool:
+        before = self._stop_server(kind) if kind in STOPPED else None
+        others = set(children(self.house.process.pid)) if self.house.process and before is None else set()
+        began = time.monotonic()
+        with self.asked(kind) as (client, job):
+            victim = self.aim(kind, part, lambda: self.present(part, client, others), lambda: self.is_over(job))
+            below = [pid for one in children(self.house.process.pid) for pid in tree(one)] if self.house.process else []
+            if victim:
+                self.kill(part, victim)
+            row = self.house.ended(job)
+            if part != "client":
+                until(lambda: client.poll() is not None, "the end of the client")
+                assert (client.returncode in (0, 3)) == (row["state"] == "done") or part == "daemon", row
+        if not victim:
+            self.seconds[kind] = (self.seconds[kind] + time.monotonic() - began) / 2
+        self.ends[f"{kind}: {row['state']} {(row['problem'] or {}).get('code', '')}".strip()] += 1
+        self.house.idle()
+        if before is not None:
+            self._start_server(row, before)
+        left = [pid for pid in below if pid not in children(self.house.process.pid) and not ended(pid)]  # type: ignore[union-attr]
+        until(lambda: all(ended(pid) or self._is_follower(pid) for pid in left), lambda: list(map(command, left)))
+        self.is_tidy(row)
+        return bool(victim)
+
+    def is_over(self, job: str) -> bool:
+        return self.house.job(job)["state"] in FINAL
+
+    def _struck_following(self, kind: str, part: str) -> bool:
+        began = len(self.house.events("log.begun"))
+        if kind == "turn":
+            self.books.stop()
+            self.live.stop(signal.SIGINT)
+            (self.live.data / "standby.signal").touch()
+            os.chown(self.live.data / "standby.signal", owner(), -1)
+            self.live.start()
+            self.live.sql("SELECT pg_promote()")
+        else:
+            self.live.sql("SELECT pg_switch_wal()")
+        self.seconds[kind] = 3.0
+        victim = self.aim(kind, part, lambda: self.present(part, None, set()), lambda: False)
+        self.kill(part, victim)
+        self.answers()
+        if kind == "turn":
+            self.books.start()
+        self.is_tidy(None)
+        said = [event for event in self.house.events("log.begun")[began:] if not event["continued"]]
+        assert not said, said
+        return True
+
+    def _stop_server(self, kind: str) -> tuple[str, str]:
+        """Stop the server, as who restores in place must; return its present state, and the one that comes back."""
+        followed(self.house)
+        self.books.stop()
+        if kind == "undo":
+            held = [row for row in self.house.backups("cluster") if "restore undo" in row["holds"]]
+            if not held:  # there must be something to undo
+                self._stop_for("in place")
+        before = self.live.sql(SUMS)
+        self.house.idle()
+        self.live.stop(signal.SIGINT)
+        return before, kind
+
+    def _stop_for(self, kind: str) -> None:
+        self.live.stop(signal.SIGINT)
+        self.house.does(*self.words(kind))
+        self.live.start()
+        self.answers()
+        followed(self.house)
+
+    def _start_server(self, row: Any, before: tuple[str, str]) -> None:
+        """Go on as the problem says; then the state is the old one, or the one that was to come back."""
+        aside = Path(f"{self.live.data}.in-restore")
+        assert self.live.data.exists() != aside.exists(), row
+        if aside.exists():
+            problem = row["problem"]
+            assert ".in-restore" in problem["detail"], problem
+            (undo,) = {hint.partition(" --confirm")[0] for hint in problem["hints"] if "restore undo" in hint}
+            if self.dice.random() < 0.5 or before[1] == "undo":
+                self.house.does(*undo.split()[1:], "--confirm", "cluster")
+                expected = before[0]
+            else:
+                self.house.does(*self.words("in place"))
+                expected = ""
+            assert not aside.exists()
+        else:
+            expected = before[0] if row["state"] != "done" else ""
+        self.live.start()
+        self.answers()
+        now = self.live.sql(SUMS)
+        self.note(kind=before[1], job=row["id"], state=row["state"], before=before[0], expected=expected, now=now)
+        if row["state"] == "failed" and expected and before[1] != "undo":
+            assert now == expected or "restore undo" in str(row["problem"]), (row, now, expected)
+        count, last, total = (int(part) for part in now.split("|"))
+        assert count == last and total == sum(n % 700 for n in range(1, count + 1)), (row, now)
+        self.books.went_back(count)
+        self.books.start()
+
+    # ------------------------------------------------------------------------------------------------ what must hold
+
+    def _staging(self) -> str:
+        return staging_of(str(self.house.state), "cluster", owner(), staging_suffix("follow", {}))
+
+    def _is_follower(self, pid: int) -> bool:
+        process = self.house.process
+        return process is not None and pid in tree(process.pid)
+
+    def is_tidy(self, row: Any) -> None:
+        """Nothing of what was killed is left, and the log is followed without a gap."""
+        followed(self.house)
+        self.house.idle()
+        staging, ours = self.house.state / "staging", self._staging()
+
+        def left() -> list[Any]:
+            places = [path for path in staging.iterdir() if str(path) != ours]
+            return [*places, *(command(pid) for pid in alive_processes(str(staging)))]
+
+        until(lambda: not left(), lambda: (row, left()))
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ 'dbguard|pg_dump'"
+        until(lambda: int(self.live.sql(sessions)) <= 3, lambda: (row, self.live.sql(sessions.replace("count(*)", "*"))))
+        slots = "SELECT count(*) FILTER (WHERE temporary), count(*) FROM pg_replication_slots"
+        until(lambda: self.live.sql(slots) == "0|1", lambda: (row, self.live.sql("TABLE pg_replication_slots")))
+        assert not list(self.live.place.glob("*.in-restore")), row
+        self.nothing_is_lost()
+
+    def nothing_is_lost(self) -> None:
+        """What was acknowledged is there, except what made room for newer ones."""
+        for database in ("cluster", "dumped"):
+            listed = [row["id"] for row in self.house.backups(database)]
+            stored = {one["backup"] for one in self.house.events("backup.stored") if one["database"] == database}
+            for lost in stored - set(listed):
+                newer = sum(id > lost for id in listed)
+                assert newer >= LAST, f"seed {self.seed}: {lost} of {database} was acknowledged and is lost"
+
+    def all_is_well(self) -> None:
+        """Undisturbed, everything succeeds; every stored byte is right, and what was acknowledged is in a restore."""
+        house = self.house
+        made = house.does("backup", "cluster")
+        assert made["backup"]["kind"] == "incremental", made
+        house.does("backup", "dumped")
+        followed(house)
+        self.restored()
+        checked = house.does("check", "cluster", "--data")
+        bad = [row for row in checked["findings"] if row["outcome"] == "failed" and not row["name"].startswith(("key ", "proof"))]
+        assert not bad, bad
+        house.idle()
+
+    def restored(self) -> None:
+        """Restore the newest moment: it has every commit that was acknowledged before. Nothing else lies beside it."""
+        moment = datetime.fromisoformat(self.house.coverage("cluster")[-1]["until_at"])
+        for left in self.back.glob(".*.dbguard"):
+            until(lambda left=left: time.time() - left.stat().st_ctime > 1.1, "old enough to be left")  # type: ignore[misc]
+        target = self.target()
+        done = self.house.does("restore", "cluster", "--latest", "--to", str(target))
+        assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}, done
+        assert not list(self.back.glob(".*")), list(self.back.iterdir())
+        sums = answered(self.live, target, SUMS)
+        assert self.books.agrees(sums, moment), (self.seed, sums, moment, self.books.rows()[-3:])
+        for path in self.back.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def story(self) -> str:
+        """Return what happened to backups, log and jobs, for whoever looks for a cause."""
+        wanted = re.compile(r'"event": "(log|backup|restore|job)\.|"kill"')
+        return "\n".join(line[:700] for line in self.house.log.read_text().splitlines() if wanted.search(line))
+
+    def note(self, **facts: Any) -> None:
+        """Add a line of the test to the log of the daemon."""
+        with self.house.log.open("a") as log:
+            log.write(json.dumps({"event": "kill", "at": str(datetime.now(UTC)), **facts}, default=str) + "\n")
+
+    def told(self) -> str:
+        """Return what was killed how often, and how the jobs ended."""
+        lines = [f"{kind:18}" + " ".join(f"{self.struck[kind, part]:11}" for part in PARTS) for kind in KINDS]
+        ends = ", ".join(f"{count} {what}" for what, count in sorted(self.ends.items()))
+        return "\n".join([" " * 18 + " ".join(f"{part:>11}" for part in PARTS), *lines, ends])
+
+
+def children(pid: int) -> list[int]:
+    found = list[int]()
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    return [pid, *(one for child in children(pid) for one in tree(child))]
+
+
+def command(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def name(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def half_of(pid: int) -> str:
+    words = command(pid).decode(errors="replace").split("\0")
+    return words[words.index("dbguardd.worker") + 1] if "dbguardd.worker" in words else ""

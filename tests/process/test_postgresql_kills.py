@@ -1,0 +1,91 @@
+"""kill -9 of every part of dbguard and of the guarded server in every kind of work: nothing is lost, nothing is left.
+
+`make test` has a few kills, so that each kind of work and each part is struck; `make soak` goes through the matrix in
+random order until SOAK_SECONDS are over.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.engines.postgres_world import cluster
+from tests.process.house import House, a_place
+from tests.process.kills_world import MATRIX, Yard
+
+SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
+ROUND = 12  # after so many kills everything is looked at
+FEW = [
+    ("full", "session"),
+    ("incremental", "engine"),
+    ("dump", "program"),
+    ("proof", "scratch"),
+    ("proof of a dump", "repository"),
+    ("restore", "daemon"),
+    ("question", "client"),
+    ("prune", "repository"),
+    ("in place", "engine"),
+    ("undo", "daemon"),
+    ("follow", "postmaster"),
+    ("turn", "repository"),
+]
+
+
+@contextmanager
+def a_yard(python: Path | None, log: str) -> Iterator[Yard]:
+    seed = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"seed {seed}")
+    with a_place() as place, cluster("--wal-segsize=1") as live:
+        house = House(place)
+        if python is not None:
+            house.python = python
+        yard = Yard(house, live, seed, log)
+        try:
+            yard.begin()
+            yield yard
+        finally:
+            yard.books.stop()
+            house.close()
+
+
+@pytest.fixture(scope="module")
+def yard(request: pytest.FixtureRequest) -> Iterator[Yard]:
+    with a_yard(request.getfixturevalue("python") if os.geteuid() == 0 else None, "true") as made:
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "part"), FEW)
+def test_whatever_is_killed_nothing_is_lost_and_nothing_is_left(yard: Yard, kind: str, part: str) -> None:
+    yard.strike(kind, part)
+
+
+@pytest.mark.slow
+def test_after_all_that_everything_succeeds(yard: Yard) -> None:
+    yard.all_is_well()
+    yard.end()
+    print(yard.told())
+
+
+@pytest.mark.soak
+def test_every_part_in_every_kind_of_work_until_the_time_is_over(request: pytest.FixtureRequest) -> None:
+    began = time.monotonic()
+    with a_yard(request.getfixturevalue("python") if os.geteuid() == 0 else None, "true") as yard:
+        try:
+            while time.monotonic() - began < SECONDS:
+                for kind, part in yard.dice.sample(MATRIX, ROUND):
+                    print(f"{time.monotonic() - began:6.0f} s: {kind}: {part}", flush=True)
+                    yard.strike(kind, part)
+                yard.all_is_well()
+            yard.end()
+        except BaseException:
+            print(yard.story())
+            raise
+        finally:
+            print(yard.told())

@@ -17,7 +17,8 @@ import pytest
 
 from tests.engines.postgres_world import cluster
 from tests.process.house import House, a_place
-from tests.process.kills_world import MATRIX, Yard
+from tests.process.kills_parts import MATRIX
+from tests.process.kills_world import Yard
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 ROUND = 12  # after so many kills everything is looked at

@@ -11,13 +11,17 @@ from pathlib import Path
 from tests.engines.postgres_world import Cluster
 from tests.process.house import until
 
-PARTS = ("client", "daemon", "repository", "engine", "program", "scratch", "session", "postmaster")
-"""Of each worker both halves; a program that it runs; a throw-away server; what serves us in the guarded server."""
+PARTS = ("client", "daemon", "repository", "engine", "program", "scratch", "session", "postmaster", "archiver", "push")
+"""Of each worker both halves; a program that it runs; a throw-away server; what serves us in the guarded server.
+
+Where the server hands over its log: its archiver, and our archive_command.
+"""
 
 JOBS = ("full", "incremental", "dump", "proof", "proof of a dump", "restore", "restore of a dump", "question", "prune")
 STOPPED = ("in place", "undo")
 FOLLOWING = ("follow", "turn")
-KINDS = (*JOBS, *STOPPED, *FOLLOWING)
+PUSHED = "push"
+KINDS = (*JOBS, *STOPPED, *FOLLOWING, PUSHED)
 
 WRITER = """
 import datetime, sys, time
@@ -43,6 +47,10 @@ SUMS = "SELECT count(*), coalesce(max(id), 0), coalesce(sum(length(note)), 0) FR
 
 def has(kind: str, part: str) -> bool:
     """Return whether that part exists in that kind of work."""
+    if kind == PUSHED:
+        return part in ("daemon", "repository", "engine", "postmaster", "archiver", "push")
+    if part in ("archiver", "push"):
+        return False
     if kind == "prune":
         return part in ("client", "daemon", "repository")
     if kind in STOPPED:
@@ -56,7 +64,8 @@ def has(kind: str, part: str) -> bool:
     return True
 
 
-MATRIX = [(kind, part) for kind in KINDS for part in PARTS if has(kind, part)]
+MATRIX = [(kind, part) for kind in KINDS for part in PARTS if has(kind, part) and kind != PUSHED]
+MATRIX_PUSHED = [(PUSHED, part) for part in PARTS if has(PUSHED, part)]
 
 
 class Application:

@@ -31,6 +31,7 @@ from tests.process.kills_parts import (
     FOLLOWING,
     KINDS,
     PARTS,
+    PUSHED,
     STOPPED,
     SUMS,
     Application,
@@ -52,6 +53,7 @@ class Yard:
 
     def __init__(self, house: House, live: Cluster, seed: int, log: str = "true") -> None:
         self.house, self.live, self.dice, self.seed = house, live, random.Random(seed), seed
+        self.slots = int(log == "true")
         self.books = Application(house.place, live)
         self.seconds = dict.fromkeys(KINDS, 2.0)
         self.struck: Counter[tuple[str, str]] = Counter()
@@ -77,6 +79,18 @@ class Yard:
         self.books.start()
         self.house.does("backup", "cluster")
         self.house.does("backup", "dumped")
+        if not self.slots:
+            (said,) = [
+                row for row in self.house.does("check", "cluster")["findings"] if "archive_command = " in row["detail"]
+            ]
+            self.live.sql(said["detail"].partition("Fix: ")[2].split("; SELECT pg_reload")[0].rstrip(";"))
+            self.live.sql("SELECT pg_reload_conf()")
+        self.followed()
+
+    def followed(self) -> None:
+        """Wait until everything that was committed by now is stored."""
+        if not self.slots:
+            self.live.sql("SELECT pg_switch_wal()")
         followed(self.house)
 
     def end(self) -> None:
@@ -148,10 +162,14 @@ class Yard:
                 return [client.pid] if client is not None and client.poll() is None else []
             case "daemon":
                 return [process.pid]
-            case "session" | "postmaster":
+            case "push":
+                return alive_processes("dbguardctl", "push", str(self.house.state))
+            case "session" | "postmaster" | "archiver":
                 if self.live.process is None or self.live.process.poll() is not None:
                     return []
-                served = children(self.live.process.pid) if part == "session" else []
+                served = children(self.live.process.pid) if part != "postmaster" else []
+                if part == "archiver":
+                    return [pid for pid in served if b"archiver" in command(pid)]
                 ours = [pid for pid in served if b"[local]" in command(pid) or b"walsender" in command(pid)]
                 return (ours if self.dice.random() < 0.8 else served) if served else [self.live.process.pid]
         halves = {pid: half_of(pid) for pid in children(process.pid) if pid not in others}
@@ -187,10 +205,10 @@ class Yard:
             return
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        self.interrupted += part in ("session", "postmaster")
+        self.interrupted += part in ("session", "postmaster", "archiver")
         if part == "postmaster":
             self.restart_server()
-        elif part == "session":
+        elif part in ("session", "archiver"):
             self.answers()
 
     def restart_server(self) -> None:
@@ -216,7 +234,7 @@ class Yard:
 
     def strike(self, kind: str, part: str, tries: int = 5) -> None:
         """Kill that part in that kind of work, and see that all is well. It may be too late at first."""
-        act = self._struck_following if kind in FOLLOWING else self._struck_job
+        act = self._struck_following if kind in (*FOLLOWING, PUSHED) else self._struck_job
         for _ in range(tries):
             if act(kind, part):
                 self.struck[kind, part] += 1
@@ -262,7 +280,7 @@ class Yard:
             self.live.sql("SELECT pg_promote()")
         else:
             self.live.sql("SELECT pg_switch_wal()")
-        self.seconds[kind] = 3.0
+        self.seconds[kind] = 1.0 if kind == PUSHED else 3.0
         victim = self.aim(kind, part, lambda: self.present(part, None, set()), lambda: False)
         self.kill(part, victim)
         self.interrupted += 1
@@ -276,7 +294,7 @@ class Yard:
 
     def _stop_server(self, kind: str) -> tuple[str, str]:
         """Stop the server, as who restores in place must; return its present state, and the one that comes back."""
-        followed(self.house)
+        self.followed()
         self.books.stop()
         if kind == "undo":
             held = [row for row in self.house.backups("cluster") if "restore undo" in row["holds"]]
@@ -292,7 +310,7 @@ class Yard:
         self.house.does(*self.words(kind))
         self.live.start()
         self.answers()
-        followed(self.house)
+        self.followed()
 
     def _start_server(self, row: Any, before: tuple[str, str]) -> None:
         """Go on as the problem says; then the state is the old one, or the one that was to come back."""
@@ -337,7 +355,7 @@ class Yard:
             self.house.stop()
             self.house.start()
             self.interrupted = 0
-        followed(self.house)
+        self.followed()
         self.house.idle()
         staging, ours = self.house.state / "staging", self._staging()
 
@@ -349,7 +367,10 @@ class Yard:
         sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ 'dbguard|pg_dump'"
         until(lambda: int(self.live.sql(sessions)) <= 3, lambda: (row, self.live.sql("TABLE pg_stat_activity")))
         slots = "SELECT count(*) FILTER (WHERE temporary), count(*) FROM pg_replication_slots"
-        until(lambda: self.live.sql(slots) == "0|1", lambda: (row, self.live.sql("TABLE pg_replication_slots")))
+        until(
+            lambda: self.live.sql(slots) == f"0|{self.slots}",
+            lambda: (row, self.live.sql("TABLE pg_replication_slots")),
+        )
         assert not list(self.live.place.glob("*.in-restore")), row
         self.nothing_is_lost()
 
@@ -368,7 +389,7 @@ class Yard:
         made = house.does("backup", "cluster")
         assert made["backup"]["kind"] == "incremental", made
         house.does("backup", "dumped")
-        followed(house)
+        self.followed()
         self.restored()
         checked = house.does("check", "cluster", "--data")
         failed = [row for row in checked["findings"] if row["outcome"] == "failed"]

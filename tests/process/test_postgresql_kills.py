@@ -11,13 +11,12 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.engines.postgres_world import cluster
 from tests.process.house import House, a_place
-from tests.process.kills_parts import MATRIX
+from tests.process.kills_parts import MATRIX, MATRIX_PUSHED
 from tests.process.kills_world import Yard
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
@@ -39,13 +38,18 @@ FEW = [
 
 
 @contextmanager
-def a_yard(python: Path | None, log: str) -> Iterator[Yard]:
+def a_yard(request: pytest.FixtureRequest, log: str = "true") -> Iterator[Yard]:
     seed = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(10**6)))
     print(f"seed {seed}")
     with a_place() as place, cluster("--wal-segsize=1") as live:
         house = House(place)
-        if python is not None:
-            house.python = python
+        if os.geteuid() == 0:
+            house.python = request.getfixturevalue("python")
+        if log != "true":
+            with (live.data / "postgresql.conf").open("a") as conf:
+                conf.write("archive_mode = on\narchive_command = 'false'\n")
+            live.stop()
+            live.start()
         yard = Yard(house, live, seed, log)
         try:
             yard.begin()
@@ -57,7 +61,7 @@ def a_yard(python: Path | None, log: str) -> Iterator[Yard]:
 
 @pytest.fixture(scope="module")
 def yard(request: pytest.FixtureRequest) -> Iterator[Yard]:
-    with a_yard(request.getfixturevalue("python") if os.geteuid() == 0 else None, "true") as made:
+    with a_yard(request) as made:
         yield made
 
 
@@ -74,13 +78,26 @@ def test_after_all_that_everything_succeeds(yard: Yard) -> None:
     print(yard.told())
 
 
+@pytest.mark.slow
+def test_of_a_log_that_is_handed_over_nothing_is_lost(request: pytest.FixtureRequest) -> None:
+    with a_yard(request, '"archive"') as yard:
+        for part in ("push", "engine", "archiver"):
+            yard.strike("push", part)
+        yard.all_is_well()
+        yard.end()
+
+
 @pytest.mark.soak
-def test_every_part_in_every_kind_of_work_until_the_time_is_over(request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("log", "matrix"), [("true", MATRIX), ('"archive"', MATRIX_PUSHED)])
+def test_every_part_in_every_kind_of_work_until_the_time_is_over(
+    request: pytest.FixtureRequest, log: str, matrix: list[tuple[str, str]]
+) -> None:
     began = time.monotonic()
-    with a_yard(request.getfixturevalue("python") if os.geteuid() == 0 else None, "true") as yard:
+    seconds = SECONDS if matrix is MATRIX else SECONDS / 4
+    with a_yard(request, log) as yard:
         try:
-            while time.monotonic() - began < SECONDS:
-                for kind, part in yard.dice.sample(MATRIX, ROUND):
+            while time.monotonic() - began < seconds:
+                for kind, part in yard.dice.sample(matrix, min(ROUND, len(matrix))):
                     print(f"{time.monotonic() - began:6.0f} s: {kind}: {part}", flush=True)
                     yard.strike(kind, part)
                 yard.all_is_well()

@@ -375,11 +375,12 @@ class Yard:
         self.nothing_is_lost()
 
     def nothing_is_lost(self) -> None:
-        """What was acknowledged is there, except what made room for newer ones."""
+        """What was acknowledged is there, except what made room for newer ones, or is no longer held."""
+        released = {one["backup"] for one in self.house.events("backup.released")}
         for database in ("cluster", "dumped"):
             listed = [row["id"] for row in self.house.backups(database)]
             stored = {one["backup"] for one in self.house.events("backup.stored") if one["database"] == database}
-            for lost in stored - set(listed):
+            for lost in stored - set(listed) - released:
                 newer = sum(id > lost for id in listed)
                 assert newer >= LAST, f"seed {self.seed}: {lost} of {database} was acknowledged and is lost"
 

@@ -50,7 +50,7 @@ bench: .venv/installed ## dbguard beside its peers on the same file
 soak: .venv/installed ## write, back up, kill and restore for SECONDS=600
 	@$(PY) -m tests.soak $(SECONDS)
 	@$(PY) -m tests.soak_follow $(SECONDS)
-	@$(PY) -m pytest -q -m soak
+	@SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -q -m soak
 	@$(PY) -m pytest -q --hypothesis-profile=random $(shell grep -rl '^from hypothesis import' tests --include='test_*.py')
 	@MOMENTS=100 $(PY) -m pytest -q tests/engines/test_postgresql_moment.py -k a_moment_has
 

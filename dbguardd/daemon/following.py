@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dbguardd.catalog import Catalog, Who, coverage, to_moment, to_text
+from dbguardd.catalog import Catalog, Who, coverage, servers, to_moment, to_text
 from dbguardd.daemon.environment import Environment
 from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.live import Order
@@ -33,6 +33,7 @@ _WAIT_SECONDS = 1.0, 60.0
 _KEEP_SECONDS = 30.0
 _RECENT = timedelta(days=1)  # how long a failed test restore of the log is reported
 _LEAVE_SECONDS = 30.0
+_LEAVE = timedelta(days=7)  # how long a server that is down is told again that its log is no longer followed
 _BASE_SECONDS = 5.0, 600.0  # between two backups for broken logs: the pause doubles until a log lasts for long
 
 Facts = Mapping[str, Any]
@@ -123,7 +124,7 @@ class Following:
         """Return which servers could not be told yet that a log is no longer followed, in words."""
         return [
             f"{name}: its log is no longer followed, but its server may still retain WAL for it; this is tried again "
-            f"every minute: {one.problem.message}"
+            f"every minute, for {_LEAVE.days} days: {one.problem.message}"
             for name, one in sorted(self._leaving.items())
             if one.problem is not None
         ]
@@ -139,6 +140,9 @@ class Following:
         for name, leaving in self._leaving.items():
             if name in wanted or (not self._open and leaving.problem is not None):
                 leaving.no_more.set()
+        for name, kept in servers.read(self._catalog.settings).items() if self._open else ():
+            if name not in self._followers and name not in self._leaving and not self._asked(name):
+                self._leave_of_before(name, kept)
         for name, spec in wanted.items():
             if name not in self._followers:
                 follower = self._followers[name] = Follower(spec, asyncio.Event())
@@ -205,13 +209,30 @@ class Following:
 
     def _end(self, name: str) -> None:
         """Stop a follower; permanently if the policy no longer asks to follow the log."""
-        follower, policy = self._followers.pop(name), self._inforce.policy
-        asked = name in policy.names() and policy.guarded(name).continuous
-        follower.over = self._open and not asked
+        follower = self._followers.pop(name)
+        follower.over = self._open and not self._asked(name)
         follower.problem = None
         if follower.over:
             self._leaving[name] = follower
         follower.cancel.set()
+
+    def _asked(self, name: str) -> bool:
+        """Return whether the policy asks to follow the log of a database."""
+        return name in self._inforce.policy.names() and bool(self._inforce.policy.guarded(name).continuous)
+
+    def _leave_of_before(self, name: str, kept: servers.Kept) -> None:
+        """Leave the server of a log that an earlier daemon followed, and that the policy no longer asks to follow."""
+        follower = self._leaving[name] = Follower({"database": kept.database}, asyncio.Event(), over=True)
+        self._begin(f"leave-{name}", self._leave(name, follower))
+
+    def _is_due(self, name: str, follower: Follower) -> bool:
+        """Return whether to tell a server again, whose slot has a limit anyway; remember since when that is so."""
+        settings, now = self._catalog.settings, self._environment.now()
+        known = servers.read(settings).get(name)
+        left_at = (known and known.left_at) or to_text(now)
+        due = now - to_moment(left_at) < _LEAVE
+        servers.remember(settings, name, servers.Kept(follower.spec["database"], left_at) if due else None)
+        return due
 
     # ------------------------------------------------------------------------------------------ one follower
 
@@ -220,6 +241,7 @@ class Following:
         wait, cancel = _WAIT_SECONDS[0], follower.cancel
         if before:
             await asyncio.wait(before)
+        servers.remember(self._catalog.settings, name, servers.Kept(follower.spec["database"]))
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)
@@ -245,15 +267,16 @@ class Following:
         follower.problem = None if follower.no_more.is_set() else await self._release(name, follower)
         if follower.problem is not None:
             self._runner.events.note("log.left", name, {"problem": follower.problem.problem()})
-            if self._open:
+            if self._open and self._is_due(name, follower):
                 self._begin(f"leave-{name}", self._keep_leaving(name, follower))  # a task that no restore waits for
-        elif self._leaving.get(name) is follower:
+                return
+        if self._leaving.get(name) is follower:
             del self._leaving[name]
 
     async def _keep_leaving(self, name: str, follower: Follower) -> None:
         """Tell a server that is down when it is back, unless the log is followed again by then."""
         wait = _WAIT_SECONDS[0]
-        while follower.problem is not None and not follower.no_more.is_set():
+        while follower.problem is not None and not follower.no_more.is_set() and self._is_due(name, follower):
             wait = min(2 * wait, _WAIT_SECONDS[1])
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -274,6 +297,7 @@ class Following:
         except Exception as bug:  # noqa: BLE001 - a bug ends this, not the daemon
             self._runner.events.log("log.crashed", {"database": name}, bug)
         else:
+            servers.remember(self._catalog.settings, name, None)
             self._runner.events.note("log.left", name, {"problem": None})
         return None
 

@@ -76,7 +76,7 @@ class Recorder:
         said, found = UNTOUCHED, self._catalog.events.find(EventRange(job=row.id), 500)
         if replacing := next((event for event in found if event.event == "restore.replacing"), None):
             said = OVERWRITING if replacing.facts.get("over") else REPLACING
-            error.hints = (*error.hints, f"dbguardctl restore undo {row.database}")
+            error.hints = (*error.hints, f"dbguardctl restore undo {row.database} --confirm {row.database}")
         error.detail = f"{error.detail}\n{said}".lstrip()
 
     def _keep(self) -> GuardError | None:

@@ -142,6 +142,8 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     else:
         within = Target(at=wanted.isoformat()) if ending.link.form == BYTES and wanted is not None else None
         best = _moment(known[ending.base.id], ending, within)
+        if any(best.at < made.created_at <= (wanted or made.created_at) for made in known.values()):
+            best.warnings.extend(warnings)  # of newer backups that no log leads to
         best.warnings.extend(_doubts(log, ending, wanted))
     if wanted is not None and wanted - best.at > _ROUNDED:
         found, why = _early(run, log, best, wanted)

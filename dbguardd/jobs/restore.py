@@ -112,7 +112,7 @@ def undo(run: Run, request: Undo) -> Result:
         raise ConfirmMissing(
             f"{run.name}: undoing the restore replaces the live database",
             detail=f"Its state of {instant(held[0].created_at)} would come back.",
-            hints=[f"dbguardctl restore undo {run.name} --confirm {run.name}"],
+            hints=[_undo(run)],
         )
     moment = Moment(held[0], held[0].created_at, None, [])
     plan = _plan(run, moment, live_path(run), in_place=True)
@@ -164,7 +164,7 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
         "findings": to_json(findings),
         "seconds": seconds,
         "safety_copy": safety,
-        "undo": f"dbguardctl restore undo {run.name} --confirm {run.name}" if safety else None,
+        "undo": _undo(run) if safety else None,
     }
 
 
@@ -209,7 +209,8 @@ def _by_delta(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[F
 def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: bool = False) -> Iterator[None]:
     """Replace the live database inside the block; if nothing was changed, there is nothing to undo.
 
-    But if an interrupted restore has left `half` of it, its way back stays, whatever refuses to continue.
+    But if an interrupted restore has left `half` of it, its way back stays, whatever refuses to continue. An error
+    names the way back of a server, which has no directory until then.
     """
     run.report("restore.replacing", database=run.name, target=plan["to"], over=is_server(run))
     try:
@@ -220,6 +221,8 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
         if not half and not error.facts.get(REPLACED):
             _nothing_to_undo(run, safety)
             run.report("restore.kept", database=run.name, target=plan["to"])
+        elif is_server(run):
+            error.hints = (*error.hints, _undo(run))
         raise
 
 
@@ -251,6 +254,11 @@ def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
     run.repository.hold(made.id, UNDO_REASON, run.actor, now)
     run.report("backup.held", id=made.id, reason=UNDO_REASON, actor=run.actor, at=instant(now))
     return str(made.id)
+
+
+def _undo(run: Run) -> str:
+    """Return the command that puts back what a restore in place has replaced."""
+    return f"dbguardctl restore undo {run.name} --confirm {run.name}"
 
 
 def _nothing_to_undo(run: Run, safety: str | None) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from dbguardd.engines.base import REPLACED, DeltaRestore, Examination, Finding
-from dbguardd.errors import GuardError, ProofFailed, ToolMissing, Unsupported
+from dbguardd.errors import Cancelled, GuardError, ProofFailed, ToolMissing, Unsupported, WorkerDied
 from dbguardd.flow import LOG
 from dbguardd.humanize import OVERWRITING
 from dbguardd.jobs.base import Run, shortened
@@ -27,13 +27,18 @@ def delta_restore(run: Run) -> DeltaRestore:
 
 @contextmanager
 def replaced(run: Run) -> Iterator[None]:
-    """Add to every error inside the block that the live database was overwritten, and what restores it."""
+    """Add to every error inside the block that the live database was overwritten.
+
+    Not if a half of the worker died, or was told to stop: whoever started it adds that.
+    """
     try:
         yield
+    except (Cancelled, WorkerDied):
+        raise
     except GuardError as error:
-        error.facts[REPLACED] = True
-        error.detail = f"{error.detail}\n{OVERWRITING}".lstrip()
-        error.hints = (*error.hints, f"dbguardctl restore undo {run.name} --confirm {run.name}")
+        if not error.facts.get(REPLACED):  # else the engine has said it
+            error.facts[REPLACED] = True
+            error.detail = f"{error.detail}\n{OVERWRITING}".lstrip()
         raise
 
 

@@ -43,14 +43,16 @@ class Ending:
 def newest(log: LogView, bases: Sequence[Base], alone: Base, wanted: datetime | None) -> Ending | None:
     """Return the newest moment at or before `wanted`; None if that is the backup `alone`, without a log.
 
-    `bases` are all reliable backups, newest first.
+    `bases` are all reliable backups, newest first. `alone` is the newest proven one, if any is: a newer log may
+    continue from another.
     """
     best: Ending | None = None
     for ending in _endings(log, bases, alone, wanted):
-        if ending.base.id == alone.id:
-            return ending  # it is the newest, whatever the clock said; errors of an older log do not matter then
-        if ending.at >= (alone.created_at if best is None else best.at):
+        own = ending.base.id == alone.id
+        if ending.at >= best.at if best is not None else own or ending.at >= alone.created_at:
             best = ending
+        if own:
+            break  # errors of an older log do not matter, whatever the clock said
     return best
 
 

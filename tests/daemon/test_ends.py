@@ -141,7 +141,7 @@ def test_a_restore_in_place_that_is_cut_short_says_what_the_live_database_is(wor
             assert problem is not None
             assert ("was just being replaced" in problem["detail"]) is replacing
             assert ("was not touched" in problem["detail"]) is not replacing
-            assert problem["hints"] == ["dbguardctl restore undo app"] * replacing
+            assert problem["hints"] == ["dbguardctl restore undo app --confirm app"] * replacing
             assert bool(world.catalog.settings.get("replacing:app")) is replacing
 
             worker.acts = [reporting(("restore.done", {"database": "app", "backup": "01J", "target": "/srv/app.db"}))]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dbguardd.catalog import to_text
+from dbguardd.catalog import servers, to_text
 from dbguardd.daemon.following import Base
-from dbguardd.errors import Cancelled, NoSpace
+from dbguardd.errors import Cancelled, NoSpace, ServerUnreachable
 from tests.daemon.conftest import SECONDS
 from tests.daemon.life import Caller, Place, live, stored
 
@@ -319,3 +319,23 @@ def test_a_log_that_is_written_faster_than_it_is_stored_is_late(place: Place) ->
         assert not problem()
 
     guarding(place, test)
+
+
+def test_a_server_that_stays_away_is_told_for_a_week_that_its_log_is_not_followed(place: Place) -> None:
+    """Whoever followed it; then only its own limit ends what it keeps for us."""
+
+    async def away(spec: Any, on_message: Any, cancel: Any, *, stall_timeout: float) -> Any:
+        assert spec["request"]["end"], spec
+        raise ServerUnreachable("no answer")
+
+    async def main(service: Any, worker: Any) -> None:
+        following, settings = service._do.following, service._do.catalog.settings
+        following._environment = _with(service, away)  # type: ignore[arg-type]
+        for name, days in (("since-days", 6), ("since-weeks", 8)):
+            servers.remember(settings, name, servers.Kept({"name": name}, to_text(place.wall - timedelta(days=days))))
+        following.reconsider()
+        await until(following.left_behind)
+        await until(lambda: list(servers.read(settings)) == ["since-days"])
+        assert [line.split(":")[0] for line in following.left_behind()] == ["since-days"]
+
+    live(place, main)

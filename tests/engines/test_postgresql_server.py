@@ -33,6 +33,7 @@ from dbguardd.errors import (
     SourceMissing,
     ToolMissing,
     Unsupported,
+    WorkerDied,
 )
 from dbguardd.humanize import safe
 
@@ -55,6 +56,22 @@ def place():
     yield deep
     assert list(deep.iterdir()) == []
     shutil.rmtree(base)
+
+
+def test_a_program_that_was_killed_is_neither_missing_nor_has_it_found_anything(tmp_path, monkeypatch):
+    """As the kernel does it where memory is short."""
+    with pytest.raises(WorkerDied, match="/bin/sh: was killed") as caught:
+        run(["/bin/sh", "-c", "echo half; kill -9 $$"], quiet)
+    assert "says nothing about the data" in caught.value.detail
+    assert run(["/bin/sh", "-c", "exit 3"], quiet).status == 3
+    for program, end in (("pg_dump", "kill -9 $$"), ("pg_restore", "exit 1")):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{end}\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(WorkerDied, match="pg_dump: was killed"):
+        find_tools("pg_dump", 99)
+    with pytest.raises(ToolMissing):
+        find_tools("pg_restore", 99)
 
 
 def quiet():

@@ -92,3 +92,18 @@ def test_without_a_log_the_backup_before_and_the_one_after_are_named(world: Worl
     assert plan(world, at=(world.now + timedelta(hours=1)).isoformat())["warnings"] == [
         "this is 1 h before the requested moment: no reliable backup was made in between"
     ]
+
+
+def test_a_newer_backup_that_no_log_leads_to_is_named(world: World) -> None:
+    """It is passed over because it is not proven, and the log of the proven one ended before it was made."""
+    follow(world, 1, 3)
+    world.do("verify", database="app", backup=base(world, 3))
+    follow(world, 4, 6)
+    world.spec["database"]["continuous"] = False
+    world.engine.rights = {}
+    world.later(minutes=1)
+    newer = world.backup(users=[9])
+    found = plan(world)
+    assert found["segments"] == 3
+    (said,) = found["warnings"]
+    assert said.endswith(f"passed over, it is not proven; take it with --id {newer}")

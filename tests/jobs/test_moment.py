@@ -24,19 +24,19 @@ def world(tmp_path: Path) -> World:
     return made
 
 
-def place(position: int) -> dict[str, Any]:
-    return {"round": "r", "position": position}
+def place(position: int, round: str = "r") -> dict[str, Any]:
+    return {"round": round, "position": position}
 
 
-def follow(world: World, first: int, last: int, sum: str = "") -> None:
+def follow(world: World, first: int, last: int, sum: str = "", round: str = "r") -> None:
     """Store these segments, a second apart."""
 
     def story(ship: Any, resume: Any) -> None:
-        ship.begin(place(first - 1), continued=first > 1, because="new")
+        ship.begin(place(first - 1, round), continued=first > 1, because="new")
         for number in range(first, last + 1):
             world.later(seconds=1)
             images = Images(512, 512, b"\0\0\0\1" + bytes(512), sum)
-            one = Segment("main", place(number - 1), place(number), world.now, images)
+            one = Segment("main", place(number - 1, round), place(number, round), world.now, images)
             ship.ship(one)
 
     world.engine.follow = story  # type: ignore[attr-defined]
@@ -335,6 +335,20 @@ def test_an_older_log_of_a_clock_that_was_ahead_leads_to_nothing_newer(world: Wo
     newest = world.backup(users=[9])
     found = plan(world)
     assert (found["backup"], found["segments"]) == (newest, 0)
+
+
+def test_a_newer_log_leads_to_the_newest_although_its_backup_is_not_proven_yet(world: World) -> None:
+    """As after a restore in place, or a gap: the proven backup is of the log before."""
+    follow(world, 1, 3)
+    world.do("verify", database="app", backup=base(world, 3))
+    follow(world, 4, 6)
+    before = world.now.isoformat()
+    follow(world, 1, 2, round="s")
+    world.engine.rights = {"log_place": place(2, "s")}
+    unproven = world.backup(users=[9])
+    follow(world, 3, 5, round="s")
+    assert (plan(world)["backup"], plan(world)["segments"]) == (unproven, 3)
+    assert plan(world, at=before)["segments"] == 3
 
 
 def test_a_log_that_became_coarser_says_so_when_a_moment_is_asked_for(world: World) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from dbguardd.engines.base import REPLACED, Examination, Finding, LiveState
 from dbguardd.engines.fingerprint import NoFingerprint
-from dbguardd.errors import Degraded, NoSpace, NotFound, ProofFailed, TargetInUse, Unsupported
+from dbguardd.errors import Degraded, NoSpace, NotFound, ProofFailed, TargetInUse, Unsupported, WorkerDied
+from dbguardd.humanize import OVERWRITING
 from tests.jobs.world import ToyDeltaRestore, World
 
 
@@ -112,6 +113,31 @@ def test_what_is_written_over_keeps_its_way_back_until_it_is_known_to_be_right(w
     assert world.live() == {"users": [2]}
     world.do("undo", database="app", confirm="app")
     assert world.live() == {"users": [1]}
+
+
+def test_what_fails_while_it_is_written_over_names_the_way_back_once(world):
+    world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
+    world.delta_restore, world.engine.rights = ToyDeltaRestore(world.engine), {"directory": str(world.path)}
+    request = {"database": "app", "backup": world.backup(users=[1]), "in_place": True, "confirm": "app"}
+    overwrite, undo = world.delta_restore.overwrite, "dbguardctl restore undo app --confirm app"
+
+    def full(tree, live, progress):
+        overwrite(tree, live, progress)
+        raise NoSpace("the disk is full", facts={REPLACED: True}, hints=["df -h"])
+
+    world.delta_restore.overwrite = full
+    with pytest.raises(NoSpace) as caught:
+        world.do("restore", **request)
+    assert list(caught.value.hints) == ["df -h", undo]
+    world.delta_restore.overwrite = overwrite
+    world.engine.refuse_examine = ProofFailed("torn")
+    with pytest.raises(ProofFailed) as caught:
+        world.do("restore", **request)
+    assert list(caught.value.hints) == [undo] and OVERWRITING in caught.value.detail
+    world.engine.refuse_examine = WorkerDied("the other half of the worker ended early")
+    with pytest.raises(WorkerDied) as caught:  # whoever started it says what that means
+        world.do("restore", **request)
+    assert (list(caught.value.hints), caught.value.detail) == ([], "")
 
 
 def test_the_plan_says_what_a_restore_over_the_live_one_needs_and_no_more_is_refused_than_that(world):

@@ -240,7 +240,7 @@ def test_what_was_missed_is_said_and_a_new_base_is_made(served: House, live: Clu
 
 
 def test_a_slot_that_is_left_while_its_server_is_down_is_dropped_when_it_is_back(served: House, live: Cluster) -> None:
-    """Unless the log is followed again by then: it continues without a gap."""
+    """Unless the log is followed again by then: it continues without a gap. A restart of the daemon changes nothing."""
     house, off = served, table(live).replace("continuous = true", "continuous = false")
     house.protects(table(live))
     house.start()
@@ -263,6 +263,10 @@ def test_a_slot_that_is_left_while_its_server_is_down_is_dropped_when_it_is_back
         if again:
             house.protects(table(live))
             house.does("reload")
+        else:
+            house.stop()
+            house.start()
+            until(lambda: "may still retain WAL" in attention(), attention)
         live.start()
         if again:
             followed(house)
@@ -270,6 +274,14 @@ def test_a_slot_that_is_left_while_its_server_is_down_is_dropped_when_it_is_back
             assert slot(live) != "" and "may still retain WAL" not in attention()
     until(lambda: slot(live) == "", "the end of its slot")
     until(lambda: "may still retain WAL" not in attention(), attention)
+    house.protects(table(live))
+    house.does("reload")
+    followed(house)
+    house.idle()
+    house.stop()
+    house.protects(off)
+    house.start()  # nobody told the daemon that followed it
+    until(lambda: slot(live) == "", "the end of its slot")
     house.idle()
     house.is_sound()
 

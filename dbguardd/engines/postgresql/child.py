@@ -53,9 +53,9 @@ class Completed:
 class Tool:
     """A running program. Its standard error is read meanwhile, and the beginning and end of it are kept."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], path: str) -> None:
         assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018 - for the type checker
-        self._process = process
+        self._process, self._path = process, path
         self._output, self._errors = process.stdout.fileno(), process.stderr.fileno()
         self._first, self._last = b"", b""
         self._heard_all = False
@@ -69,7 +69,7 @@ class Tool:
             alive()
 
     def wait(self, alive: Alive) -> int:
-        """Return its exit status. Calls `alive` while waiting."""
+        """Return its exit status. Calls `alive` while waiting. Raises WorkerDied if it was killed."""
         while self._process.poll() is None:
             if self._heard_all:
                 with suppress(subprocess.TimeoutExpired):
@@ -79,6 +79,8 @@ class Tool:
             alive()
         while not self._heard_all and self._listen([], 0):
             pass  # read the last error output
+        if self._process.returncode == -signal.SIGKILL:
+            raise was_killed(self._path)
         return self._process.returncode
 
     def last_words(self) -> str:
@@ -117,9 +119,18 @@ def tool(program: Sequence[str], *, passwords: Path | None = None, keep: Sequenc
     except OSError as error:
         raise of_file(f"{program[0]}: cannot be started", error) from error
     try:
-        yield Tool(process)
+        yield Tool(process, program[0])
     finally:
         end(process)
+
+
+def was_killed(path: str) -> WorkerDied:
+    """Return the error for a program that was killed: what it had written until then says nothing about the data."""
+    return WorkerDied(
+        f"{path}: was killed",
+        detail="This says nothing about the data. A host that is out of memory kills its largest process.",
+        hints=["journalctl -k  # what ended it"],
+    )
 
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from dbguardd.engines.postgresql.child import was_killed
 from dbguardd.errors import ToolMissing
 from dbguardd.frozen import frozen
 
@@ -34,7 +36,7 @@ class Tools:
 def find_tools(program: str, major: int, *, or_newer: bool = False, need: str = "") -> Tools:
     """Return where `program` of a major version is; with `or_newer` the nearest newer one if there is none.
 
-    `need` says in words what for. Raises ToolMissing, with the command that installs it.
+    `need` says in words what for. Raises ToolMissing, with the command that installs it; WorkerDied.
     """
     found = [tools for place in _places(major, or_newer) if (tools := _look(place, program)) is not None]
     fitting = [tools for tools in found if tools.major == major or (or_newer and tools.major > major)]
@@ -65,7 +67,10 @@ def _places(major: int, or_newer: bool) -> Iterator[Path]:
 
 
 def _look(place: Path, program: str) -> Tools | None:
-    """Return the tools in a directory if the program is there and reports its version."""
+    """Return the tools in a directory if the program is there and reports its version.
+
+    Raises WorkerDied if it was killed: then it is not missing.
+    """
     path = place / program
     if not os.access(path, os.X_OK):
         return None
@@ -73,6 +78,10 @@ def _look(place: Path, program: str) -> Tools | None:
         said = subprocess.run(
             [path, "--version"], check=True, capture_output=True, timeout=_SECONDS, env={"LC_ALL": "C"}
         ).stdout.decode(errors="replace")
+    except subprocess.CalledProcessError as error:
+        if error.returncode == -signal.SIGKILL:
+            raise was_killed(str(path)) from error
+        return None
     except (OSError, subprocess.SubprocessError):
         return None
     match = re.search(r"\(PostgreSQL\) ((\d+)\S*)", said)

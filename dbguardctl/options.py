@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,11 @@ def text_option(*names: str, **settings: Any) -> Decorator:
     return click.option(*names, **settings)
 
 
+def _joined(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> str:
+    """Return the values of an option that was given several times as one list; click would keep only the last."""
+    return ",".join(values)
+
+
 def request_options(
     request: type[Request], *, skip: Collection[str] = (), rename: Mapping[str, str] | None = None
 ) -> Decorator:
@@ -94,8 +99,9 @@ def request_options(
                 }.get(field.name, "TEXT")
                 complete = complete_id if field.name == "backup" else None
                 kind = Given(empty=field.name == "note")  # an empty note is allowed
+                several: dict[str, Any] = {"multiple": True, "callback": _joined} if field.metadata["several"] else {}
                 option = text_option(
-                    f"--{name}", field.name, metavar=metavar, help=help, shell_complete=complete, type=kind
+                    f"--{name}", field.name, metavar=metavar, help=help, shell_complete=complete, type=kind, **several
                 )
             function = option(function)
         return function

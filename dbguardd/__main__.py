@@ -70,11 +70,21 @@ def _parser() -> argparse.ArgumentParser:
                 verb.add_argument(field.name, type=_given, help=what)
             else:
                 kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": _given}
+                if field.metadata.get("several"):
+                    kind |= {"action": _Joined}
                 if type(field.default) is int:
                     kind = {"type": int, "default": field.default}
                 flag = "database" if field.name == "in_database" else field.name.replace("_", "-")
                 verb.add_argument(f"--{flag}", dest=field.name, help=field.metadata["help"], **kind)
     return parser
+
+
+class _Joined(argparse.Action):
+    """Keeps all values of an option that is given several times, as one list, and not only the last."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        said = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, f"{said},{values}" if said else values)
 
 
 def _given(text: str) -> str:

@@ -17,12 +17,13 @@ UNDO_REASON = "restore undo"
 """Why the state that a restore in place has replaced is held."""
 
 
-def option(text: str, default: Any = "", *, reserved: bool = False) -> Any:
+def option(text: str, default: Any = "", *, reserved: bool = False, several: bool = False) -> Any:
     """Return a request field with its help text; a bool becomes a flag, a field named `database` an argument.
 
-    A `reserved` field is hidden from users who may only read: see RESERVED.
+    A `reserved` field is hidden from users who may only read: see RESERVED. Of `several`, the option may be repeated;
+    the field has them separated by commas.
     """
-    return field(default=default, metadata={"help": text, "reserved": reserved})
+    return field(default=default, metadata={"help": text, "reserved": reserved, "several": several})
 
 
 @frozen
@@ -63,7 +64,7 @@ class Restore(Request):
     name: str = option("the restore point of a PostgreSQL cluster to go back to, by its pg_create_restore_point()")
     to: str = option("path of the restored database, which must not exist; if not given, beside the live one")
     tablespace: str = option(
-        "where tablespaces of a PostgreSQL cluster go: OLD=NEW, several with commas; else below it"
+        "where tablespaces of a PostgreSQL cluster go: OLD=NEW; may be repeated; else below it", several=True
     )
     in_place: bool = option("replace the live database; keeps its present state for `restore undo`", False)
     confirm: str = option("the name of the database, typed in full: needed for --in-place")

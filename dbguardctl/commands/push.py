@@ -11,9 +11,11 @@ import click
 
 from dbguardctl.app import Command, pass_session
 from dbguardctl.session import Session
-from dbguardd.errors import Busy, DaemonUnreachable, LogBroken, of_file
+from dbguardd.errors import SourceReplaced, Unreachable, of_file
 from dbguardd.places import PUSH_SOCKET
 
+_AGAIN = "The server keeps the file, and tries again."
+_LOOK = ("dbguardctl status", "dbguardctl check")
 _SECONDS = 60.0
 _PIECE, _ANSWER_BYTES = 1 << 20, 1024
 
@@ -32,14 +34,20 @@ def push(session: Session, place: str, file: str) -> None:
     try:
         said = _asked(place, f"1 {name} {_digest(file)}\n".encode())
     except OSError as error:
-        raise DaemonUnreachable(
+        raise Unreachable(
             f"push: {name} is not stored: the log is not followed, or its storage accepts nothing now",
-            detail=f"{place}: {error.strerror or error}. The server keeps the file, and tries again.",
-            hints=["dbguardctl status", "dbguardctl check"],
+            detail=f"{place}: {error.strerror or error}. {_AGAIN}",
+            hints=_LOOK,
         ) from error
     verdict, _, why = said.partition(" ")
+    if verdict != "ok" and (not why or why.endswith("yet")):
+        raise Unreachable(f"push: {name}: {why or 'was not answered'}", detail=_AGAIN, hints=_LOOK)
     if verdict != "ok":
-        raise (Busy if why.endswith("yet") else LogBroken)(f"push: {name}: {why or 'was not answered'}")
+        raise SourceReplaced(
+            f"push: {name}: {why}",
+            detail=f"A copy of a server has its archive_command, too, and must not use that. {_AGAIN}",
+            hints=["ALTER SYSTEM RESET archive_command;  -- at the copy; then SELECT pg_reload_conf()", *_LOOK],
+        )
     if session.json:
         session.print_json({"schema": "dbguard.push/1", "file": name, "answer": why})
 

@@ -28,7 +28,6 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     untouched = "(replaces the live database)" if plan.get("in_place") else f"({name} is not touched)"
     takes = plan.get("takes_seconds")
     then = ", plus the replay of its log" if plan.get("log_bytes") else ""
-    free = f", {size(plan['free_bytes'])} free" if plan.get("free_bytes") is not None else ""
     more = " more than it takes up now" if plan.get("undo_bytes") is not None else ""
     rows: list[tuple[Cell | str, ...]] = [
         ("from", f"backup {plan.get('backup')}, {sure}"),
@@ -36,7 +35,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         ("to", f"{place}   {untouched}"),
         *([("before", f"{_KEPT}, for {plan['undo_days']} days")] if plan.get("undo_days") else []),
         *(("tablespace", f"{one['name']} ({one['from']}) to {one['to']}") for one in plan.get("tablespaces") or ()),
-        ("needs", f"{size(plan.get('needs_bytes'))}{more}{free}"),
+        *(("needs", needs) for needs in _needs(plan, more)),
         *([("storage", _kept(plan))] if plan.get("undo_bytes") else []),
         ("takes", f"about {span(takes)}{then}" if takes is not None else "unknown: no restore has been measured"),
         ("do it", Cell(command(row, plan), "try")),
@@ -47,6 +46,15 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         rows.append(("replace", Cell("... --in-place", "try")))
     lead = f"  {_which(plan, zone)} ({plan.get('created_at')})"
     return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2), *_warnings(plan, zone)]
+
+
+def _needs(plan: Json, more: str) -> list[str]:
+    """Return what the restore needs and has: of each disk, if its tablespaces are on several."""
+    several = plan.get("disks") or []
+    if len(several) > 1:
+        return [f"{size(one['needs_bytes'])}{more}, {size(one['free_bytes'])} free in {one['path']}" for one in several]
+    free = f", {size(plan['free_bytes'])} free" if plan.get("free_bytes") is not None else ""
+    return [f"{size(plan.get('needs_bytes'))}{more}{free}"]
 
 
 def _kept(plan: Json) -> str:

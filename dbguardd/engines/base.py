@@ -287,14 +287,32 @@ class Standby(Protocol):
         """
 
 
-@frozen
-class LiveState:
-    """What is where a restore in place goes: its bytes, the free bytes, and whether a restore has begun there."""
+BODY, WAL = "", "log"
+"""Parts of a database beside its tablespaces, which are named by their numbers: the rest of it, and its log."""
 
+
+@frozen
+class LiveDisk:
+    """A disk that a restore in place writes to: its free bytes, those of the database on it, and what will be there."""
+
+    path: str
     bytes: int
     free_bytes: int
-    spare_bytes: int  # of the free ones, what must stay free
+    parts: tuple[str, ...]  # BODY, WAL, and the numbers of tablespaces
+
+
+@frozen
+class LiveState:
+    """What is where a restore in place goes: the disks, and whether a restore has begun there."""
+
+    disks: tuple[LiveDisk, ...]
+    spare_bytes: int  # of the free bytes of each disk, what must stay free
     begun: bool
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the database that is there."""
+        return sum(disk.bytes for disk in self.disks)
 
 
 class DeltaRestore(Protocol):

@@ -48,7 +48,8 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
         raise
     except GuardError as error:
         told = ". ".join(part for part in (error.message, error.detail) if part)
-        found.append(Finding(name, "failed", f"{error.code} {told}"))
+        mend = f". Fix: {error.hints[0]}" if error.hints else ""
+        found.append(Finding(name, "failed", f"{error.code} {told.removesuffix('.')}{mend}"))
     return found
 
 
@@ -80,6 +81,8 @@ def _same(run: Run, facts: BackupFacts) -> Iterator[Finding]:
     """Report whether backups and log continue from the server that is there: they are refused if it is another one."""
     if not facts.system or run.database["settings"].get("method") != "pages":
         return
+    if not any(backup.facts.system for backup in run.repository.backups(run.name)):
+        return  # there is nothing to continue
     try:
         check_same_cluster(run, facts)
         check_followed(run, facts)

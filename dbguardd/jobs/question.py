@@ -22,7 +22,7 @@ from dbguardd.frozen import frozen
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, opened, reach
-from dbguardd.jobs.target import check_staging
+from dbguardd.jobs.room import check_staging
 from dbguardd.jobs.verify import DAMAGE, record_damage
 from dbguardd.repository import Backup, Tree
 from dbguardd.requests import Diff, Get, Query, Undelete

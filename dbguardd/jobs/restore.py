@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from dbguardd.engines.base import REPLACED, Finding
+from dbguardd.engines.base import BODY, REPLACED, Finding
 from dbguardd.errors import (
     Cancelled,
     ConfirmMissing,
     GuardError,
+    Internal,
     NotFound,
     SourceDamaged,
     SourceEncrypted,
@@ -29,21 +31,19 @@ from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
 from dbguardd.jobs.moment import Moment, at_lsn, at_restore_point, reach
 from dbguardd.jobs.restore_and_compare import delta_restore, replaced, restore_and_compare
+from dbguardd.jobs.room import check_space, disks_anew, disks_over, parts_of, scarce, short, storage_free_bytes
 from dbguardd.jobs.target import (
     check_directory,
     check_in_place,
-    check_space,
     check_target,
     elsewhere,
-    free_bytes,
     is_replaceable,
     is_server,
     leftovers_beside,
     live_path,
     new_place,
     owner_of,
-    scarce,
-    storage_free_bytes,
+    stopping_before,
     tablespace_targets,
     tablespaces,
 )
@@ -67,7 +67,7 @@ def restore(run: Run, request: Restore) -> Result:
     check_directory(moment.backup, target)
     others = tablespace_targets(run, moment.backup, target, request)
     aside = leftovers_beside(run, target) if request.in_place else []
-    plan = _plan(run, moment, target, request.in_place, others.values())
+    plan = _plan(run, moment, target, request.in_place, others)
     plan["warnings"] = [*moment.warnings, *aside, *scarce(plan)]
     plan["tablespaces"] = tablespaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
@@ -75,7 +75,7 @@ def restore(run: Run, request: Restore) -> Result:
             with elsewhere(moment.backup, target):
                 run.check_writable(target)
         users = _in_the_way(run, moment.backup) if request.in_place else []
-        return {"plan": {**plan, "warnings": [*plan["warnings"], *users], "in_use": bool(users)}}
+        return {"plan": {**plan, "warnings": [*plan["warnings"], *short(plan), *users], "in_use": bool(users)}}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
             f"{run.name}: restoring in place replaces the live database",
@@ -84,10 +84,12 @@ def restore(run: Run, request: Restore) -> Result:
         )
     check_space(run, plan)
     if request.in_place:
-        return _in_place(run, moment, plan)
+        with stopping_before(request, target):
+            return _in_place(run, moment, plan)
     started = run.monotonic()
     left = (f"the copy stays at {target} for inspection",)
-    findings, lost = restore_and_compare(run, moment, target, left, others)
+    with stopping_before(request, target):
+        findings, lost = restore_and_compare(run, moment, target, left, others)
     seconds = round(run.monotonic() - started, 3)
     of = {"backup": moment.backup.id, **moment.which}
     run.report("restore.done", **of, target=str(target), seconds=seconds)
@@ -215,7 +217,7 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
     run.report("restore.replacing", database=run.name, target=plan["to"], over=is_server(run))
     try:
         yield
-    except (Cancelled, WorkerDied):
+    except (Cancelled, WorkerDied, Internal):
         raise  # how far it got is unknown, so the way back stays
     except GuardError as error:
         if not half and not error.facts.get(REPLACED):
@@ -288,19 +290,25 @@ def _in_the_way(run: Run, backup: Backup) -> list[str]:
     return []
 
 
-def _plan(run: Run, moment: Moment, target: Path, in_place: bool, others: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the plan. `others`: places of tablespaces, perhaps on other disks."""
-    backup = moment.backup
+def _plan(
+    run: Run, moment: Moment, target: Path, in_place: bool, others: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the plan. `others`: places of tablespaces, by what the request calls them, perhaps on other disks."""
+    backup, kept = moment.backup, None
     newest = next(reversed(run.repository.proofs(backup.id)), None)
-    parents = [place.parent for place in (target, *map(Path, others))]
-    needs, free = moment.bytes * (3 if in_place else 1), free_bytes(*parents)
-    kept = None
     if in_place and is_server(run):  # the space of the present database is reused
         there = delta_restore(run).inspect(target, backup.raw_facts)
-        needs, free = max(0, moment.bytes + there.spare_bytes - there.bytes), there.free_bytes
+        disks = disks_over(parts_of(moment), there)
         kept = 0 if there.begun else there.bytes  # whoever began has kept it
     elif in_place:
-        free = free_bytes(Path(run.staging).parent)
+        disks = disks_anew({BODY: 3 * moment.bytes}, {BODY: Path(run.staging).parent})
+    else:
+        places = {BODY: target.parent}
+        for number, told in backup.facts.tablespaces.items():
+            if place := next((others[one] for one in told if one in others), None):
+                places[number] = Path(place).parent
+        disks = disks_anew(parts_of(moment), places)
+    tightest = min(disks, key=lambda one: one["free_bytes"] - one["needs_bytes"], default=None)
     return {
         **moment.plan(),
         "grade": newest.grade if newest else str(Grade.STORED),
@@ -310,8 +318,9 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool, others: Iterab
         "in_place": in_place,
         "undo_days": UNDO_DAYS if in_place else None,
         "replaceable": is_replaceable(run, backup),
-        "needs_bytes": needs,
-        "free_bytes": free,
+        "needs_bytes": tightest["needs_bytes"] if tightest else moment.bytes,
+        "free_bytes": tightest["free_bytes"] if tightest else None,
+        "disks": disks,
         "undo_bytes": kept,
         "undo_free_bytes": None if kept is None else storage_free_bytes(run),
         "takes_seconds": newest.restore_seconds if newest else None,

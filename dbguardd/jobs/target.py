@@ -8,21 +8,18 @@ import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dbguardd.engines.landing import ASIDE, reachable, side_files
-from dbguardd.errors import NoSpace, PlaceDenied, TargetExists, Unsupported, Usage
+from dbguardd.errors import PlaceDenied, TargetExists, Unsupported, Usage
 from dbguardd.facts import SENT
+from dbguardd.flow import LOG
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
 from dbguardd.requests import NOWHERE, Restore
 from dbguardd.rules import requested
-from dbguardd.storage.room import Limits, Room
-
-_SPARE_BYTES = 64 << 20
-"""What a test restore leaves free on any disk that is not small, in addition to a tenth of what it needs."""
 
 
 def live_path(run: Run) -> Path:
@@ -105,10 +102,15 @@ def _check_places(run: Run, backup: Backup, target: Path, places: Iterable[str])
 
 
 def _check_outside(run: Run, backup: Backup, place: Path) -> None:
-    """Raise Usage for a place below the data directory of the original: it would become a part of that cluster."""
-    live = backup.facts.directory
-    if live and Path(os.path.normpath(live)) in place.parents:
-        raise Usage(f"{run.name}: {place} lies below {live}, the data directory that was backed up")
+    """Raise Usage for a place in the data directory or a tablespace of the original: it would belong to that."""
+    if found := _original_above(backup, place):
+        raise Usage(f"{run.name}: {place} lies below {found}, which belongs to the cluster that was backed up")
+
+
+def _original_above(backup: Backup, place: Path) -> str:
+    """Return the directory of the original in which a place lies; "" if it lies outside."""
+    places = (backup.facts.directory, *(told[1] for told in backup.facts.tablespaces.values()))
+    return next((one for one in places if one and Path(os.path.normpath(one)) in place.parents), "")
 
 
 def tablespaces(backup: Backup, target: Path, others: Mapping[str, str], *, in_place: bool) -> list[dict[str, str]]:
@@ -172,7 +174,8 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
             )
             raise TargetExists(
                 f"{run.name}: {path} exists",
-                detail="A restore never overwrites; a leftover -wal or -journal would even change the restored data.",
+                detail="A restore never overwrites"
+                + ("." if is_server(run) else "; a leftover -wal or -journal would even change the restored data."),
                 hints=[_same_command(request, None if lost else _beside(run, target, moment))],
             )
 
@@ -191,7 +194,8 @@ def _beside(run: Run, target: Path, moment: Moment) -> Path:
     name = run.name if is_server(run) or only_backups_left(run) else live_path(run).name
     special = _exists(target) and not (target.is_file() or target.is_dir())  # beside a device there is no place
     for place in () if special else (target / name, target.with_name(f"{target.name}.restored")):
-        if _may_write(place.parent, user) and not _exists(place):
+        free = not _exists(place) and not _original_above(moment.backup, place)
+        if free and _may_write(place.parent, user):
             return place
     return target.with_name(f"{target.name}.restored") if only_backups_left(run) else Path(new_place(run, moment))
 
@@ -219,6 +223,22 @@ def _same_command(request: Restore, to: Path | None) -> str:
         words += [option, value] if value else []
     words += [] if to else ["--in-place", "--confirm", request.database]
     return shlex.join([*words, *(["--dry-run"] if request.dry_run else [])])
+
+
+@contextmanager
+def stopping_before(request: Restore, target: Path) -> Iterator[None]:
+    """Name in an error about a place that no restore can pass the command that restores up to right before it."""
+    try:
+        yield
+    except Unsupported as error:
+        if place := error.facts.get(LOG):
+            before = replace(request, backup="", at="", name="", lsn=str(place))
+            again = f"dbguardctl list {request.database}  # a moment or a backup after it"
+            error.hints = (
+                f"{_same_command(before, None if request.in_place else target)}  # up to right before it",
+                again,
+            )
+        raise
 
 
 def check_directory(backup: Backup, target: Path) -> None:
@@ -266,61 +286,6 @@ def owner_of(backup: Backup) -> str:
         return ""
 
 
-def check_space(run: Run, plan: Mapping[str, Any]) -> None:
-    """Raise NoSpace if less is free than the plan says it needs."""
-    if plan["free_bytes"] is not None and plan["free_bytes"] < plan["needs_bytes"]:
-        raise NoSpace(
-            f"{run.name}: not enough space to restore to {plan['to']}",
-            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} bytes are free.",
-            hints=["free space there, or choose another place with --to"],
-            facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
-        )
-
-
-def storage_free_bytes(run: Run) -> int | None:
-    """Return how many bytes keep_free and max_size still allow in the storage; None if unknown. Writes nothing."""
-    storage = run.spec["storage"]
-    try:
-        disk = os.statvfs(storage.get("path", ""))  # only a directory has one
-    except OSError:
-        return None
-    room = Room(Limits.of(storage.get("keep_free", 0), storage.get("max_bytes")))
-    free, _, keep = room.usable(disk, lambda: sum(entry.size for entry in run.storage.list("")))
-    return max(0, free - keep)
-
-
-def scarce(plan: Mapping[str, Any]) -> list[str]:
-    """Return what happens if the state that is replaced does not fit into the storage.
-
-    That is no reason to refuse: the backup that keeps it is usually small, since it shares what older ones have.
-    """
-    if None in (plan["undo_bytes"], plan["undo_free_bytes"]) or plan["undo_bytes"] <= plan["undo_free_bytes"]:
-        return []
-    return ["if the current state does not fit into the storage, the restore fails before it changes anything"]
-
-
-def check_staging(run: Run, backup: Backup, size: int, what: str = "a test restore of") -> None:
-    """Raise NoSpace if `what` restores so many bytes that the disk could fill: others write to it, too.
-
-    The live database may be one of them. A dump is restored twice: to files, and from them into a server.
-    """
-    try:
-        disk = os.statvfs(Path(run.staging).parent)
-    except OSError:
-        return
-    free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    needs = size + (backup.facts.size_bytes if is_server(run) and backup.method == "dump" else 0)
-    spare = needs // 10 + min(_SPARE_BYTES, total // 20)
-    if free < needs + spare:
-        raise NoSpace(
-            f"{run.name}: not enough space for {what} backup {backup.id}",
-            detail=f"{needs} bytes are needed in {run.staging}, {free} bytes are free, "
-            f"of which {spare} bytes must stay free. The backup is unchanged.",
-            hints=[f"df -h {shlex.quote(str(Path(run.staging).parent))}"],
-            facts={"needed_bytes": needs + spare, "free_bytes": free},
-        )
-
-
 def _exists(path: Path) -> bool:
     """Return whether something exists, even a dangling link. If we may not look, False: the engine half finds out."""
     try:
@@ -328,15 +293,3 @@ def _exists(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def free_bytes(*directories: Path) -> int | None:
-    """Return how many bytes our processes may still write below directories, over all their disks; None if unknown."""
-    disks = dict[int, int]()
-    try:
-        for directory in directories:
-            room = os.statvfs(directory)
-            disks[os.stat(directory).st_dev] = room.f_bavail * room.f_frsize
-    except OSError:
-        return None
-    return sum(disks.values())

@@ -17,7 +17,7 @@ from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.lineage import successor_command
 from dbguardd.jobs.moment import Moment, backup_at, log_leading_to, opened, random_moment, read_log
 from dbguardd.jobs.plain_copies import keep_plain
-from dbguardd.jobs.target import check_staging
+from dbguardd.jobs.room import check_staging
 from dbguardd.repository import Backup, Proof
 from dbguardd.requests import Verify
 from dbguardd.serialize import to_json

@@ -158,7 +158,8 @@ def _plan(name: str, plan: Json) -> Iterator[str]:
         yield f"  space  {one['name']} ({one['from']}) to {one['to']}"
     kept, room = plan["undo_bytes"], plan["undo_free_bytes"]
     grows = "" if kept is None else " more than it takes up now"
-    yield f"  needs  {size(plan['needs_bytes'])}{grows}, {size(plan['free_bytes'])} free"
+    for one in plan["disks"]:
+        yield f"  needs  {size(one['needs_bytes'])}{grows}, {size(one['free_bytes'])} free in {one['path']}"
     if kept:
         yield f"  store  up to {size(kept)} for the current state, {'?' if room is None else size(room)} may be used"
     yield f"  takes  {'unknown: no restore has been measured' if takes is None else f'about {span(takes)}{more}'}"

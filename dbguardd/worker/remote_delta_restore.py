@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dbguardd.engines.base import LiveState, Progress
+from dbguardd.engines.base import LiveDisk, LiveState, Progress
 from dbguardd.flow import Facts, Sink, Tree
 from dbguardd.worker.remote import RemoteEngine, no_progress
 
@@ -17,7 +17,11 @@ class RemoteDeltaRestore:
 
     def inspect(self, live: Path, facts: Facts) -> LiveState:
         found = self._engine.call("delta_restore.inspect", {"live": str(live), "facts": dict(facts)}, no_progress)
-        return LiveState(int(found["bytes"]), int(found["free_bytes"]), int(found["spare_bytes"]), bool(found["begun"]))
+        disks = tuple(
+            LiveDisk(str(one["path"]), int(one["bytes"]), int(one["free_bytes"]), tuple(map(str, one["parts"])))
+            for one in found["disks"]
+        )
+        return LiveState(disks, int(found["spare_bytes"]), bool(found["begun"]))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
         self._engine.call("delta_restore.check_unused", {"live": str(live), "facts": dict(facts)}, no_progress)

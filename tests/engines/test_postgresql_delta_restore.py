@@ -207,7 +207,8 @@ def test_who_is_killed_leaves_nothing_that_a_server_starts_on_and_the_next_one_m
 def test_nobody_may_be_there_and_nobody_gets_in(live, kept):
     streams, facts, _ = kept
     before = as_owner(lambda: opened(live).delta_restore.inspect(live.data, facts))
-    assert before.bytes > 20_000_000 and before.free_bytes > 0 and not before.begun
+    assert before.bytes > 20_000_000 and before.disks[0].free_bytes > 0 and not before.begun
+    assert {part for disk in before.disks for part in disk.parts} == {"", "log", *facts["tablespaces"]}
     with pytest.raises(TargetInUse, match="a server runs there") as refused:
         as_owner(overwritten, live, streams, facts)
     assert refused.value.facts.get(REPLACED) is None and f"-D {live.data} -m fast stop" in refused.value.hints[0]

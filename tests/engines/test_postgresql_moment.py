@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 import subprocess
 import tracemalloc
 from dataclasses import replace
@@ -12,10 +13,11 @@ from pathlib import Path
 import psycopg
 import pytest
 from engine_memory import no_progress
-from postgres_follow_world import Follower, asked, base, followable, moment, proven, restored
+from postgres_follow_world import Follower, asked, base, followable, moment, opened, proven, restored
 from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
+from dbguardd.engines.base import REPLACED
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
@@ -330,6 +332,32 @@ def test_no_recovery_goes_past_the_making_of_a_tablespace_and_any_goes_up_to_it(
     assert os.listdir(live.place / "far") != []
     assert said or os.fsencode(live.place / "far") not in kept.whole[0]
     assert sorted(os.listdir(place)) == (["before"] if said else ["after", "before"])
+
+
+def test_a_log_that_leads_nowhere_is_refused_before_a_cluster_is_written_over(live, kept):
+    """Be it cut off, or one that makes a tablespace (which may be the first thing that is not stored)."""
+    body, since, until_ = kept.plain
+    trees = [moment(kept.first, body[:-8192], since, until_)]
+    if os.fsencode(live.place / "far") in kept.whole[0]:
+        trees.append(moment(kept.first, *kept.whole, at(kept.after_space)))
+
+    def tried():
+        said = []
+        for tree in trees:
+            try:
+                opened(live).delta_restore.overwrite(tree, live.data, no_progress)
+            except (Damaged, Unsupported) as error:
+                said.append((LOG in error.facts, REPLACED in error.facts))
+        return said
+
+    live.stop(signal.SIGINT)
+    try:
+        before = {path: path.lstat().st_mtime_ns for path in live.data.rglob("*")}
+        assert as_owner(tried) == [(True, False)] * len(trees)
+        assert {path: path.lstat().st_mtime_ns for path in live.data.rglob("*")} == before
+        assert not [path for path in live.place.iterdir() if "restore" in path.name or path.name.startswith(".")]
+    finally:
+        live.start()
 
 
 @pytest.mark.parametrize("when", ["before_forged", "after_forged"])

@@ -222,3 +222,18 @@ def test_of_several_servers_a_text_is_typed_into_the_one_that_accepts_writes(hos
         "target_session_attrs": "read-write",
     }
     assert "target_session_attrs" not in running({"host": "db1"}, "postgres", "o", "shop")
+
+
+def test_servers_that_a_service_names_are_asked_for_the_primary_as_those_of_a_url(tmp_path, monkeypatch):
+    """The library would take the first that answers, perhaps a standby, and another one for the next connection."""
+    file = tmp_path / "services"
+    file.write_text("[two]\nhost=one,/run/two\nport=1,2\nuser=x\n[role]\nhost=one\ntarget_session_attrs=standby\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    assert addresses_of(address_of("service=two")) == [
+        {"service": "two", "host": "one", "port": "1"},
+        {"service": "two", "host": "/run/two", "port": "2"},
+    ]
+    assert "target_session_attrs=read-write" in running(address_of("service=two"), "x", "x", "app")
+    assert address_of("service=role") == {"service": "role", "host": "one", "target_session_attrs": "standby"}
+    assert address_of("postgresql:///?service=two&host=three&port=3")["host"] == "three"
+    assert address_of("service=nosuch") == {"service": "nosuch"}

@@ -21,7 +21,7 @@ from dbguardd.engines.postgresql.child import run, tool
 from dbguardd.engines.postgresql.connect import address_of, connected, rows, version_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
 from dbguardd.engines.postgresql.physical.stream import replicating
-from dbguardd.engines.postgresql.refusals import refusal, unconnected
+from dbguardd.engines.postgresql.refusals import refusal
 from dbguardd.engines.postgresql.server import make_cluster, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import (
@@ -182,12 +182,6 @@ def test_what_a_role_may_not_do_is_denied_with_what_lets_it(live, refused, mend)
 def test_a_server_whose_disk_is_full_is_not_said_to_be_stopped():
     (hint,) = refusal("it", errors.DiskFull("could not write: No space left on device")).hints
     assert hint.startswith("df -h")
-
-
-def test_a_missing_password_goes_into_the_file_that_the_url_names():
-    wrong = errors.OperationalError("fe_sendauth: no password supplied")
-    assert unconnected("it", {"passfile": "/srv/pass"}, wrong).hints[0].startswith("/srv/pass, of ")
-    assert "/.pgpass, of " in unconnected("it", {}, wrong).hints[0]
 
 
 def test_what_is_told_to_type_means_whoever_is_called_whatever(live):

@@ -3,7 +3,7 @@
 import pytest
 
 from dbguardd.engines.base import Examination, Finding
-from dbguardd.errors import Damaged, NoSpace, ProofFailed
+from dbguardd.errors import Damaged, NoSpace, ProofFailed, SourceDenied
 from dbguardd.jobs.base import shortened
 from dbguardd.repository.packs import HEADER
 from tests.jobs.world import World
@@ -175,3 +175,16 @@ def test_a_full_storage_keeps_nobody_from_hearing_what_lacks_packs(world):
     world.events.clear()
     assert world.do("scan") == {"backups": 2}
     assert {facts["id"] for facts in world.said("backup.graded") if facts["failure"]} == set(ids)
+
+
+def test_a_check_says_what_mends_an_error_and_continues_nothing_where_there_is_no_backup(world):
+    world.engine.found, world.spec["database"]["settings"] = {"system": "7"}, {"url": "toy:", "method": "pages"}
+    world.write(users=[1])
+    assert "the server" not in {row["name"] for row in world.do("check", database="app")["findings"]}
+    world.engine.probe = refuses
+    found = {row["name"]: row["detail"] for row in world.do("check", database="app")["findings"]}
+    assert found["database"] == "DBG-2007 no. why. Fix: chmod 0600 /x"
+
+
+def refuses():
+    raise SourceDenied("no", detail="why.", hints=["chmod 0600 /x", "or that"])

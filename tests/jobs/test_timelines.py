@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from dbguardd.engines.base import LiveDisk, LiveState
 from dbguardd.errors import GuardError, NoSpace, SourceReplaced, TargetExists, Usage
 from dbguardd.flow import Segment
 from dbguardd.jobs.base import instant
+from dbguardd.jobs.moment import Moment
+from dbguardd.jobs.room import disks_over, parts_of
 from tests.jobs.world import ToyDeltaRestore, World
 
 
@@ -199,8 +202,45 @@ def test_each_tablespace_gets_a_new_directory_of_its_own_or_nothing_is_promised(
         planned("far=/var/lib/pg/x")
     with pytest.raises(Usage, match="lies below /var/lib/pg"):
         planned("", Path("/var/lib/pg/back"))
-    full = Path("/dev/pts/data")  # on a disk without room
-    assert plan_of("", full)["free_bytes"] == 0 < plan_of(f"far={world.place}/far", full)["free_bytes"]
+    with pytest.raises(Usage, match="lies below /mnt/near, which belongs to the cluster that was backed up"):
+        planned("far=/mnt/near/far")
+
+
+def test_who_names_the_live_directory_is_not_led_into_it(world: World) -> None:
+    live = world.place / "pg"
+    live.mkdir()
+    world.engine.rights |= {"directory": str(live), "method": "pages"}
+    world.backup(users=[1])
+    with pytest.raises(TargetExists) as refused:
+        world.do("restore", database="app", to=str(live))
+    assert refused.value.detail == "A restore never overwrites."
+    assert refused.value.hints == (f"dbguardctl restore app --to {live}.restored",)
+
+
+def test_each_disk_must_have_room_for_what_goes_there(world: World) -> None:
+    """Room on another disk is of no use: the sum of all would promise what fails after hours."""
+    world.engine.rights |= {"tablespaces": {"5": ["far", "/mnt/far"], "6": ["near", "/mnt/near"]}, "method": "pages"}
+    world.engine.beside = {"pg_tblspc/5/PG/1": b"x" * 1000, "pg_tblspc/5/PG/2": b"x" * 24, "pg_tblspc/6/PG/1": b"xyz"}
+    backup = world.repository.backup(world.backup(users=[1]))
+    parts = parts_of(Moment(backup, backup.created_at, None, []))
+    assert parts == {"": backup.source_bytes - 1027, "log": 0, "5": 1024, "6": 3}
+    full = "/dev/pts"  # a disk without room
+    asked = {"database": "app", "to": str(world.place / "data"), "tablespace": f"/mnt/far={full}/far"}
+    plan = world.do("restore", **asked, dry_run=True)["plan"]
+    body, far = plan["disks"]
+    assert (body["path"], body["needs_bytes"]) == (str(world.place), backup.source_bytes - 1024)
+    assert far == {"path": full, "needs_bytes": 1024, "free_bytes": 0} and body["free_bytes"] > body["needs_bytes"]
+    assert (plan["needs_bytes"], plan["free_bytes"]) == (1024, 0)
+    assert "not enough space, so the restore is refused: /dev/pts needs 1 KiB, and has 0 B" in plan["warnings"][-1]
+    with pytest.raises(NoSpace, match="not enough space") as refused:
+        world.do("restore", **asked)
+    assert "/dev/pts: 1024 bytes are needed, 0 bytes are free" in refused.value.detail
+    assert refused.value.hints[0].startswith("df -h /dev/pts ") and not (world.place / "data").exists()
+    there = LiveState((LiveDisk("/a", 100, 9, ("", "log")), LiveDisk("/b", 1000, 99, ("5", "6"))), 10, begun=False)
+    assert [(one["path"], one["needs_bytes"]) for one in disks_over(parts, there)] == [
+        ("/a", max(0, parts[""] + 10 - 100)),
+        ("/b", 1027 + 10 - 1000),
+    ]
 
 
 def test_a_plan_has_the_very_moment_that_was_asked_for(world: World) -> None:

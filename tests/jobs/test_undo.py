@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from dbguardd.engines.base import REPLACED, Examination, Finding, LiveState
+from dbguardd.engines.base import BODY, REPLACED, WAL, Examination, Finding, LiveDisk, LiveState
 from dbguardd.engines.fingerprint import NoFingerprint
-from dbguardd.errors import Degraded, NoSpace, NotFound, ProofFailed, TargetInUse, Unsupported, WorkerDied
+from dbguardd.errors import Degraded, Internal, NoSpace, NotFound, ProofFailed, TargetInUse, Unsupported, WorkerDied
+from dbguardd.flow import LOG
 from dbguardd.humanize import OVERWRITING
 from tests.jobs.world import ToyDeltaRestore, World
 
@@ -140,6 +141,33 @@ def test_what_fails_while_it_is_written_over_names_the_way_back_once(world):
     assert (list(caught.value.hints), caught.value.detail) == ([], "")
 
 
+@pytest.mark.parametrize("error", [Internal("KeyError"), WorkerDied("killed")])
+def test_if_nobody_knows_how_far_a_restore_got_its_way_back_stays(world, error):
+    world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
+    world.delta_restore, world.engine.rights = ToyDeltaRestore(world.engine), {"directory": str(world.path)}
+    first = world.backup(users=[1])
+    world.write(users=[2])
+    world.engine.refuse_restore = error
+    with pytest.raises(type(error)):
+        world.do("restore", database="app", backup=first, in_place=True, confirm="app")
+    assert not world.path.exists() and not world.said("restore.kept") and world.repository.holds()
+    world.engine.refuse_restore = None
+    world.do("undo", database="app", confirm="app")
+    assert world.live() == {"users": [2]}
+
+
+def test_what_no_restore_can_pass_is_named_as_the_place_to_stop_at(world):
+    world.backup(users=[1])
+    world.engine.refuse_restore = Unsupported("a tablespace was made", hints=["earlier"], facts={LOG: "0/7000480"})
+    to = str(world.path.parent / "new")
+    with pytest.raises(Unsupported) as refused:
+        world.do("restore", database="app", to=to, backup=world.ids()[0])
+    assert refused.value.hints == (
+        f"dbguardctl restore app --lsn 0/7000480 --to {to}  # up to right before it",
+        "dbguardctl list app  # a moment or a backup after it",
+    )
+
+
 def test_the_plan_says_what_a_restore_over_the_live_one_needs_and_no_more_is_refused_than_that(world):
     """The state that it replaces may be larger than the storage has room for: most of it is stored already."""
     world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
@@ -149,18 +177,19 @@ def test_the_plan_says_what_a_restore_over_the_live_one_needs_and_no_more_is_ref
     world.spec["storage"] |= {"path": str(world.place), "max_bytes": 1}
     request = {"database": "app", "backup": first, "in_place": True}
     size = world.repository.backup(first).source_bytes
-    delta.there = LiveState(size - 1, 10, spare_bytes=9, begun=False)
+    disk = LiveDisk("/live", size - 1, 10, (BODY, WAL))
+    delta.there = LiveState((disk,), spare_bytes=9, begun=False)
     plan = world.do("restore", **request, dry_run=True)["plan"]
     assert (plan["needs_bytes"], plan["free_bytes"]) == (10, 10)
     assert (plan["undo_bytes"], plan["undo_free_bytes"]) == (size - 1, 0) and "fit into" in plan["warnings"][0]
     world.spec["storage"]["max_bytes"] = 1 << 30
     plan = world.do("restore", **request, dry_run=True)["plan"]
     assert plan["undo_free_bytes"] > size and plan["warnings"] == []
-    delta.there = replace(delta.there, free_bytes=9)
+    delta.there = replace(delta.there, disks=(replace(disk, free_bytes=9),))
     with pytest.raises(NoSpace, match="not enough space"):
         world.do("restore", **request, confirm="app")
     assert next(world.repository.newest("app")).id == first  # nothing was kept for nothing
-    delta.there = replace(delta.there, bytes=size + 10, free_bytes=0)  # as on a full disk
+    delta.there = replace(delta.there, disks=(replace(disk, bytes=size + 10, free_bytes=0),))  # as on a full disk
     world.spec["storage"]["max_bytes"] = 1
     assert world.do("restore", **request, confirm="app")["plan"]["needs_bytes"] == 0
 

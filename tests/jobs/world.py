@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, LiveState, Probe
+from dbguardd.engines.base import BODY, WAL, Examination, Finding, LiveDisk, LiveState, Probe
 from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.errors import Cancelled, SourceMissing, TargetInUse
 from dbguardd.jobs import job_of
@@ -37,6 +37,7 @@ class ToyEngine:
         self.read = 0  # how often a snapshot was
         self.sent = False  # was anything of it
         self.snapshot_at = ""
+        self.beside: dict[str, bytes] = {}  # more streams
         self.lost: list[str] = []
         self.rights: dict[str, Any] = {}
         self.found: dict[str, Any] = {}  # by who looks
@@ -62,6 +63,9 @@ class ToyEngine:
         else:
             with sink.write("dump.json") as out:
                 out.write(content)
+        for name, body in self.beside.items():
+            with sink.write(name) as out:
+                out.write(body)
         return {"blocked_seconds": 0.001, "snapshot_at": self.snapshot_at, **self.rights}
 
     def fingerprint(self, progress, stored=None):
@@ -109,7 +113,7 @@ class ToyDeltaRestore:
 
     def __init__(self, engine: ToyEngine) -> None:
         self.engine = engine
-        self.there = LiveState(1, 1 << 40, spare_bytes=0, begun=False)
+        self.there = LiveState((LiveDisk("/live", 1, 1 << 40, (BODY, WAL)),), spare_bytes=0, begun=False)
         self.aside = engine.path.with_name("aside.json")
 
     def inspect(self, live, facts):
@@ -124,7 +128,7 @@ class ToyDeltaRestore:
     def overwrite(self, tree, live, progress):
         if live.exists():
             live.rename(self.aside)
-        self.aside.unlink()
+        self.aside.unlink(missing_ok=True)
         self.engine.restore(tree, self.aside, progress)
         return self.aside
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dbguardd.__main__ import _parser
 from tests.process.house import House, halves, rows
 
 
@@ -29,6 +30,11 @@ def run(house: House):
         return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd)
 
     return run
+
+
+def test_an_option_for_several_may_be_repeated() -> None:
+    words = ["run", "restore", "db", "--tablespace", "a=/srv/a", "--tablespace", "b=/srv/b"]
+    assert _parser().parse_args(words).tablespace == "a=/srv/a,b=/srv/b"
 
 
 def test_a_life_by_hand(run, house: House) -> None:

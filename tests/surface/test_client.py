@@ -101,11 +101,13 @@ def test_requests_reach_the_daemon_as_typed(
     inside("backup", "app", "--full", "--note", "before the move")
     inside("restore", "app", "--to", "look.db", "--at", "2026-01-12 08:59")
     inside("--utc", "restore", "app", "--at", "2026-01-12 08:59")
+    inside("restore", "app", "--tablespace", "a=/srv/a", "--tablespace", "b=/srv/b,c=/srv/c")
     inside("pause", "app", "--for", "1h30min")
     assert daemon.bodies("POST /jobs/backup") == [
         {"database": "app", "full": True, "verify": False, "note": "before the move", "successor": False}
     ]
-    first, second = daemon.bodies("POST /jobs/restore")
+    first, second, third = daemon.bodies("POST /jobs/restore")
+    assert third["tablespace"] == "a=/srv/a,b=/srv/b,c=/srv/c" and second["tablespace"] == ""
     assert (first["to"], first["at"]) == (str(tmp_path / "look.db"), "2026-01-12T07:59:00Z")
     assert second["at"] == "2026-01-12T08:59:00Z"
     assert daemon.bodies("POST /databases/app/pause") == [{"seconds": 5400.0}]

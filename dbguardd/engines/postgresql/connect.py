@@ -67,6 +67,7 @@ _MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepal
 """Keepalives for the server: if our host loses power, it ends our silent sessions, and their slots, within minutes. No
 tcp_user_timeout: that would also end a session whose data we do not read, and a storage may stall for longer."""
 _OPTIONS = f"-c role=none {UNHAMPERED} {_MISSED}"
+_SERVERS = ("host", "hostaddr", "port", "target_session_attrs")
 _TAKES_NONE = re.compile("startup parameter|command-line option")
 """What a proxy such as pgbouncer says of a connection with options."""
 
@@ -77,9 +78,28 @@ def address_of(url: str) -> dict[str, str]:
         said = {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
     except psycopg.ProgrammingError as error:
         raise PolicyInvalid(f"{url}: is not the address of a PostgreSQL server", detail=str(error).strip()) from error
-    if not {"host", "hostaddr", "service"} & set(said):
+    if "service" in said:
+        said = {**_of_service(said["service"]), **said}
+    elif not {"host", "hostaddr"} & set(said):
         said["host"] = POSTGRESQL_SOCKETS
     return said
+
+
+def _of_service(name: str) -> dict[str, str]:
+    """Return which servers a service of this user or of the system names, and the role that it requests.
+
+    The library finds and reads the file. Nothing is returned of a service that is not defined: connecting says so.
+    """
+    before = os.environ.get("PGSERVICE")
+    os.environ["PGSERVICE"] = name
+    try:
+        options = psycopg.pq.Conninfo.get_defaults()
+    finally:
+        del os.environ["PGSERVICE"]
+        if before is not None:
+            os.environ["PGSERVICE"] = before
+    told = {one.keyword.decode(): one.val for one in options if one.val and one.val != one.compiled}
+    return {key: told[key].decode() for key in _SERVERS if key in told}
 
 
 def place_of(address: Address) -> str:

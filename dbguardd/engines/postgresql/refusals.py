@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -132,8 +134,16 @@ def unconnected(about: str, address: Mapping[str, str], error: psycopg.Error) ->
             detail=said,
             hints=["ALTER SYSTEM SET max_wal_senders = 20;  -- or more than it is; then restart the server"],
         )
-    if re.search("permission denied for database", said):
-        return SourceDenied(f"{about}: no permission to connect", detail=said)
+    if found := re.search('permission denied for database "(.*)"', said):
+        role = _in_hba(address.get("user") or pwd.getpwuid(os.geteuid()).pw_name)
+        grant = f"GRANT CONNECT ON DATABASE {_in_hba(found[1])} TO {role};  -- as a superuser of the server"
+        return SourceDenied(f"{about}: no permission to connect", detail=said, hints=[grant])
+    if re.search("certificate", said) and not re.search("client certificate|private key", said):
+        return ServerUnreachable(
+            f"{about}: the certificate of the server is not accepted, so nothing was sent to it",
+            detail=said,
+            hints=[_certificate(address)],
+        )
     said, hints = _unreachable(address, said)
     return ServerUnreachable(f"{about}: cannot be reached", detail=said, hints=hints)
 
@@ -175,8 +185,20 @@ def _hints_for_denied(said: str, address: Mapping[str, str]) -> list[str]:
     if "password" in said:
         user = pwd.getpwuid(os.geteuid())
         place = address.get("passfile") or f"{user.pw_dir}/.pgpass"
+        with suppress(OSError):
+            if "no password" in said and os.stat(place).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                return [f"chmod 0600 {shlex.quote(place)}  # a file that others may read is ignored"]
         return [f"{place}, of {user.pw_name} and with mode 0600, has a line HOST:PORT:*:USER:PASSWORD"]
     return ["set run_as to a user whom the server knows, or user= in the url", "man 5 dbguard.toml  # POSTGRESQL"]
+
+
+def _certificate(address: Mapping[str, str]) -> str:
+    """Return the command that shows what is wrong with a server's certificate, and how long it is valid."""
+    host, port = address.get("host") or address.get("hostaddr") or "HOST", address.get("port", "5432")
+    root = address.get("sslrootcert") or f"{pwd.getpwuid(os.geteuid()).pw_dir}/.postgresql/root.crt"
+    words = ["openssl", "s_client", "-starttls", "postgres", "-connect", f"{host}:{port}"]
+    words += [] if root == "system" else ["-CAfile", root]
+    return f"{shlex.join(words)} </dev/null 2>&1 | grep -E 'error|NotAfter|subject='"
 
 
 def _in_hba(name: str) -> str:

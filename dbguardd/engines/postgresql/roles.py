@@ -50,7 +50,7 @@ class Seen:
 def addresses_of(address: Address) -> list[Address]:
     """Return a separate address for each server that an address names, without the requested role.
 
-    An address of a single server, or of a service, is returned as it is. Raises PolicyInvalid for lists of different
+    An address of a single server is returned as it is. Raises PolicyInvalid for lists of different
     lengths.
     """
     told = {name: address[name].split(",") for name in _TOGETHER if name in address}
@@ -88,6 +88,9 @@ def choose_server(address: Address, about: str = "") -> Address:
         raise ServerUnreachable(
             f"{about}: no server of the url is a {'standby' if role in STANDBYS else 'primary'} now",
             detail="; ".join([*said, *(f"{error.message}. {error.detail}" for error in lost)]),
+            hints=["with target_session_attrs=prefer-standby in the url, the primary is used while there is no standby"]
+            if role in STANDBYS
+            else (),
         )
     return {**wanted[0].address, ROLE: "standby"} if wanted[0].standby else wanted[0].address
 
@@ -128,6 +131,7 @@ def check_one(seen: Sequence[Seen], about: str) -> None:
             detail="One of them was left behind when another took over, and its writes are on no other server. "
             "dbguard uses neither, so that two histories are never mixed. Stop the one that should not be "
             "the primary, and rebuild it as a standby (pg_rewind, pg_basebackup).",
+            hints=["SELECT timeline_id FROM pg_control_checkpoint();  -- at each: the higher one took over"],
         )
 
 

@@ -34,14 +34,15 @@ from dbguardd.engines.postgresql.connect import Address, connected, place_of, ro
 from dbguardd.engines.postgresql.physical.cluster import look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, PagesLog, Server
-from dbguardd.engines.postgresql.physical.history import MOST_TURNS, WalPosition, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, OTHER_SPACES, WalPosition, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, in_files, is_lowered
 from dbguardd.engines.postgresql.physical.other_servers import watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
-from dbguardd.engines.postgresql.physical.slot import Slot, name_of
+from dbguardd.engines.postgresql.physical.slot import RELOAD, Slot, name_of
 from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import choose_server
+from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import GuardError, LogBroken, Unsupported
 from dbguardd.facts import Turn
 from dbguardd.flow import Facts, LogSink, Segment
@@ -106,7 +107,7 @@ class ArchiveFollower:
         since = WalPosition.read(resume)
         _, flushed = self._server.ends()
         if across(since.round) != across(self._place.round):
-            return "a tablespace was made or dropped"
+            return OTHER_SPACES
         left = self._server.left(since.timeline)
         if left is None and since.timeline != self._log.timeline:
             return (
@@ -354,7 +355,10 @@ SELECT current_setting('archive_mode') <> 'off', current_setting('archive_comman
   (SELECT count(*)::int FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready')
 FROM pg_stat_archiver
 """
-_RELOAD = "SELECT pg_reload_conf();"
+_COMMAND = "ALTER SYSTEM SET archive_command = '{}'"
+_LIBRARY = "ALTER SYSTEM SET archive_library = ''"
+_MODE = "ALTER SYSTEM SET archive_mode = 'on'"
+_TIMEOUT = "ALTER SYSTEM SET archive_timeout = '60s'"
 
 
 def command(staging: str) -> str:
@@ -372,26 +376,24 @@ def archived(address: Address, staging: str) -> Finding:
                 if way.directory is None:
                     raise _elsewhere(about, way.why)
             ((on, *told, timeout, failed, failing, waiting),) = rows(keeper, _ARCHIVER)
+            said, library = (text(one) for one in told)
+            wanted, lacking = command(staging), list[str]()
+            if library:
+                lacking.append(f"archive_library is set. Fix: {statements(keeper, _LIBRARY, RELOAD)}")
+            if said != wanted:
+                mend = statements(keeper, _COMMAND.format(wanted.replace("'", "''")), RELOAD)
+                lacking.append(f"archive_command is not ours. Fix: {mend}")
+            if not on:
+                lacking.append(f"archive_mode is off. Fix: {statements(keeper, _MODE)}  # then restart the server")
+            lately = statements(keeper, _TIMEOUT, RELOAD)
     except GuardError as error:
         mend = f" Fix: {error.hints[0]}" if error.hints else ""
         return Finding(FOLLOWED, "failed", f"{error.message}. {error.detail}".strip() + mend)
-    said, library = (text(one) for one in told)
-    wanted, lacking = command(staging), list[str]()
-    if library:
-        lacking.append(f"archive_library is set. Fix: ALTER SYSTEM SET archive_library = ''; {_RELOAD}")
-    if said != wanted:
-        quoted = wanted.replace("'", "''")
-        lacking.append(f"archive_command is not ours. Fix: ALTER SYSTEM SET archive_command = '{quoted}'; {_RELOAD}")
-    if not on:
-        lacking.append("archive_mode is off. Fix: ALTER SYSTEM SET archive_mode = 'on';  -- then restart the server")
-    elif failing and not lacking:
-        lacking.append(
-            f"archive_command fails, last for {text(failed)}, and {waiting} files wait: the server log says why"
-        )
+    if failing and not lacking:
+        lacking.append(f"archive_command fails for {text(failed)}, and {waiting} files wait: the server log says why")
     if lacking:
-        return Finding(FOLLOWED, "failed", "; ".join(lacking))
+        return Finding(FOLLOWED, "failed", "\n".join(lacking))
     if not timeout:
-        mend = f"ALTER SYSTEM SET archive_timeout = '60s'; {_RELOAD}"
         what = "archive_timeout is 0, so commits are stored only when their file is full, whenever that is"
-        return Finding(FOLLOWED, "inconclusive", f"{what}. Fix: {mend}")
+        return Finding(FOLLOWED, "inconclusive", f"{what}. Fix: {lately}")
     return Finding(FOLLOWED, "ok", f"{wanted}: commits are stored within {timeout} s, file by file")

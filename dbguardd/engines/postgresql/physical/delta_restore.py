@@ -11,22 +11,26 @@ import hashlib
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from dbguardd.durable import sync_directory
-from dbguardd.engines.base import REPLACED, LiveState, Progress
+from dbguardd.engines.base import BODY, REPLACED, LiveDisk, LiveState, Progress
+from dbguardd.engines.base import WAL as LOG
 from dbguardd.engines.landing import outcome, outcomes
-from dbguardd.engines.postgresql.fresh import clear_left, durable
+from dbguardd.engines.postgresql.fresh import beside, clear_left, durable
 from dbguardd.engines.postgresql.physical import resting
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
-from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES
+from dbguardd.engines.postgresql.physical.copy import LOG as ARCHIVE
+from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, WAL
 from dbguardd.engines.postgresql.physical.elsewhere import lead
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.rebuild import MANUAL, Restored, fill
 from dbguardd.engines.postgresql.physical.resting import Resting, look_at
+from dbguardd.engines.postgresql.physical.roll_forward import roll_forward
+from dbguardd.engines.postgresql.physical.tarred import unpack
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import GuardError, NoSpace, SourceMissing, SourceReplaced, TargetExists, TargetInUse, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
@@ -47,10 +51,11 @@ class PagesDeltaRestore:
         self._adopt, self._kept = adopt, ""
 
     def inspect(self, live: Path, facts: Facts) -> LiveState:
-        where, found = self._look(live, ClusterFacts.read(facts))
-        if found is None:
-            return LiveState(0, _free([str(where.parent)]), _SPARE_BYTES, begun=False)
-        return LiveState(_size(found), _free(found.directories), _SPARE_BYTES, begun=where.name.endswith(ASIDE))
+        backup = ClusterFacts.read(facts)
+        where, found = self._look(live, backup)
+        parts = {BODY: where, LOG: where / WAL, **_spaces(found, live, backup)}
+        begun = found is not None and where.name.endswith(ASIDE)
+        return LiveState(_disks(parts, {} if found is None else _sizes(found)), _SPARE_BYTES, begun=begun)
 
     def check_unused(self, live: Path, facts: Facts) -> None:
         backup = ClusterFacts.read(facts)
@@ -76,6 +81,7 @@ class PagesDeltaRestore:
         if not begun:
             _check_free(spaces, found)
         _check_room(found, where, facts)
+        _try_log(tree, where, facts, progress)
         with nullcontext() if found is None else resting.held(found, where, facts.service):
             if found is not None and self._kept not in ("", _digest(where)):
                 raise TargetInUse(
@@ -216,9 +222,13 @@ def _check_free(spaces: Mapping[str, Path], found: Resting | None) -> None:
 
 
 def _check_room(found: Resting | None, where: Path, facts: ClusterFacts) -> None:
-    """Raise NoSpace before anything is changed. The space of the present cluster counts, as it is overwritten."""
-    places, there = ([str(where.parent)], 0) if found is None else (found.directories, _size(found))
-    free, needs = _free(places), facts.restored_bytes - there + _SPARE_BYTES
+    """Raise NoSpace before anything is changed. The space of the present cluster counts, as it is overwritten.
+
+    All disks together: whoever has the sizes of the parts has checked each disk with what inspect() told.
+    """
+    sizes = {str(where): 0} if found is None else _sizes(found)
+    free = sum(disk.free_bytes for disk in _disks({}, sizes))
+    needs = facts.restored_bytes - sum(sizes.values()) + _SPARE_BYTES
     if needs > free:
         raise NoSpace(
             f"{where}: not enough space to restore in place",
@@ -227,26 +237,52 @@ def _check_room(found: Resting | None, where: Path, facts: ClusterFacts) -> None
         )
 
 
-def _size(found: Resting) -> int:
-    """Return how many bytes all its files take up on disk."""
-    places, total = sorted(found.directories), 0
+def _try_log(tree: Tree, where: Path, facts: ClusterFacts, progress: Progress) -> None:
+    """Read the log of a moment to its end in a directory beside the cluster, and delete that, if there is room for it.
+
+    A log that is damaged, or that no recovery may follow, is refused so before anything is changed.
+    """
+    moment = facts.moment
+    room = sum(disk.free_bytes for disk in _disks({BODY: where}, {}))
+    if moment is None or room < moment.log_bytes + _SPARE_BYTES:
+        return
+    clear_left(where.parent)
+    with beside(where) as (work, _), outcomes(where):
+        try:
+            for directory in (WAL, os.path.dirname(CONTROL)):  # what that archive has files in
+                (work / directory).mkdir(mode=0o700)
+            with tree.read(ARCHIVE) as source:
+                for _ in unpack(source, work):
+                    progress("log", 0, None)
+            roll_forward(tree, facts, moment, work, lambda _: progress("log", 0, None))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _sizes(found: Resting) -> dict[str, int]:
+    """Return how many bytes its files take up on disk, by directory."""
+    places, sizes = sorted(found.directories), dict[str, int]()
     inside = {place for place in places for other in places if place.startswith(f"{other}/")}
-    for place in places:
-        for above, _, names in os.walk(place) if place not in inside else ():
+    for place in (place for place in places if place not in inside):
+        sizes[place] = 0
+        for above, _, names in os.walk(place):
             for name in names:
                 with suppress(OSError):
-                    total += os.lstat(os.path.join(above, name)).st_blocks * 512
-    return total
+                    sizes[place] += os.lstat(os.path.join(above, name)).st_blocks * 512
+    return sizes
 
 
-def _free(places: Sequence[str]) -> int:
-    """Return how many bytes may be written in these places, over all their disks."""
-    disks: dict[int, int] = {}
-    for place in places:
+def _disks(parts: Mapping[str, Path], sizes: Mapping[str, int]) -> tuple[LiveDisk, ...]:
+    """Return the disks of these places. `sizes` are of directories that exist; the places of parts may not exist."""
+    disks: dict[int, LiveDisk] = {}
+    for part, place in (*((None, Path(place)) for place in sizes), *parts.items()):
+        there = next((one for one in (place, *place.parents) if one.exists()), Path("/"))
         with suppress(OSError):
-            room = os.statvfs(place)
-            disks[os.stat(place).st_dev] = room.f_bavail * room.f_frsize
-    return sum(disks.values())
+            device, room = there.stat().st_dev, os.statvfs(there)
+            disk = disks.get(device) or LiveDisk(str(there), 0, room.f_bavail * room.f_frsize, ())
+            more = (0, (part,)) if part is not None else (sizes[str(place)], ())
+            disks[device] = replace(disk, bytes=disk.bytes + more[0], parts=(*disk.parts, *more[1]))
+    return tuple(disks.values())
 
 
 def _digest(where: Path) -> str:

@@ -28,7 +28,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
-from dbguardd.engines.postgresql.physical.history import MOST_TURNS, WalPosition, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, OTHER_SPACES, WalPosition, across, round_of
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, was_lowered
 from dbguardd.engines.postgresql.physical.other_servers import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, parse_lsn, turns_of
@@ -287,7 +287,7 @@ class Follower:
         """
         server, log = self._server, self._server.cluster.log
         if across(since.round) != across(self._place.round):
-            return "a tablespace was made or dropped"
+            return OTHER_SPACES
         left = server.left(since.timeline)
         if left is None and since.timeline != log.timeline:
             return f"the server is on timeline {log.timeline}, which does not descend from timeline {since.timeline}"

@@ -15,6 +15,9 @@ from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import TURNS, Facts
 from dbguardd.frozen import frozen
 
+OTHER_SPACES = "its tablespaces are others than before, or lie elsewhere"
+"""Why no log continues: replaying that would not lead to the same cluster. A standby may have them elsewhere."""
+
 MOST_TURNS = 20
 """A place has a size limit (see worker.remote). A log with more turns begins anew."""
 

@@ -38,6 +38,10 @@ TURNS = "turns"
 """The member of a place in a log that lists the rounds which the log left on its way there; see Segment."""
 
 
+BLOCK_BYTES = 65536
+"""The unit in which Pages are read: SQLite's largest page, and the part of a stream that the repository verifies."""
+
+
 class Sink(Protocol):
     """Where an engine writes one backup."""
 
@@ -46,6 +50,9 @@ class Sink(Protocol):
 
         Raises the error for which the backup would be refused later, after the copy was made.
         """
+
+    def parent(self) -> Facts:
+        """Return the facts of the parent backup, with which this one is compared; empty if there is none."""
 
     def write(self, name: str, *, stamp: str = "") -> AbstractContextManager[BinaryIO]:
         """Open the flow stream `name` for writing; it is kept if the block ends without an exception.
@@ -63,6 +70,7 @@ class Sink(Protocol):
         filled: Iterable[int] | None = None,
         on_demand: bool = False,
         changing: bool = False,
+        changed: bytes | None = None,
     ) -> None:
         """Take the paged stream `name` from the open file descriptor `file`; return when all of it was read.
 
@@ -78,14 +86,14 @@ class Sink(Protocol):
         With `changing` other processes write the file during the read, and a log that the engine also stores repairs
         the result. The stream gets the file's present size. Each page is as it was at some moment, or torn between two;
         if the file shrinks, the missing part is read as zeros.
+
+        With `changed` the engine knows which blocks (of BLOCK_BYTES) may differ from the parent's stream of this name:
+        those whose bit is set, counted from the lowest bit of the first byte. All others need not be read: what the
+        parent has there is as good. Blocks that the parent lacks, or for which there is no bit, are read.
         """
 
     def reuse(self, name: str, stamp: str) -> bool:
         """Take `name` over from the parent backup if its stamp is the same; True means that it need not be sent."""
-
-
-BLOCK_BYTES = 65536
-"""The unit in which Pages are read: SQLite's largest page, and the part of a stream that the repository verifies."""
 
 
 class Pages(Protocol):

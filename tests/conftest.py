@@ -20,7 +20,7 @@ settings.register_profile(
 settings.register_profile("random", settings.get_profile("dbguard"), derandomize=False)
 settings.load_profile("dbguard")
 
-for name in [name for name in os.environ if name.startswith("DBGUARD_")]:
+for name in [name for name in os.environ if name.startswith("DBGUARD_") and not name.startswith("DBGUARD_TEST_")]:
     del os.environ[name]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell, and so by each child
 

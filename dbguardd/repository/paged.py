@@ -119,7 +119,7 @@ class PagesSaver:
             have = min(self._units, -(-(size - (first + number) * EXTENT) // self._unit))
             return leaves.tags[TAG * self._units * place : TAG * (self._units * place + have)]
 
-        return Old(parent.digests(first, last), tags)
+        return Old(parent.digests(first, last), tags, self._examiner.differing(batch, size))
 
     def _collect(self, batch: int, future: Future[Examined]) -> bytes:
         examined = future.result()

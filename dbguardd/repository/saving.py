@@ -31,7 +31,7 @@ from dbguardd.repository.frames import Digests
 from dbguardd.repository.growing_file import GrowingFile
 from dbguardd.repository.model import Backup, Root, Stream, encode
 from dbguardd.repository.paged import PagesSaver, Saved
-from dbguardd.repository.pagemap import UNIT, PageMap
+from dbguardd.repository.pagemap import EXTENT, UNIT, PageMap
 from dbguardd.repository.reading import PackReader
 from dbguardd.repository.tree import open_flow, open_pages, stream_needs
 from dbguardd.repository.writing import PACK_SIZE, PackHandle, PackWriter
@@ -101,6 +101,10 @@ class Saving:
         """Let the job refuse the backup; see flow.Sink."""
         self.admits(facts)
 
+    def parent(self) -> Facts:
+        """Return the facts of the parent; see flow.Sink."""
+        return {} if self._parent is None else self._parent.raw_facts
+
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
         """Open a flow stream; see flow.Sink."""
@@ -126,6 +130,7 @@ class Saving:
         filled: Iterable[int] | None = None,
         on_demand: bool = False,  # it is always set
         changing: bool = False,
+        changed: bytes | None = None,
     ) -> None:
         """Save a paged stream; see flow.Sink.
 
@@ -136,8 +141,10 @@ class Saving:
         if page_size not in _PAGE_SIZES:
             raise Usage(f"{name}: invalid page size of {page_size} bytes", detail=f"one of {_PAGE_SIZES}")
         size = _size(name, file)
+        if changed is not None and self._is_unchanged(name, size, page_size, changed) and self._inherit(name, stamp):
+            return
         filling, unit = GrowingFile(size, filled, changing=changing), max(page_size, UNIT)
-        examiner = Examiner(file, name, self._digests, filling=filling, unit=unit, level=self._level)
+        examiner = Examiner(file, name, self._digests, filling=filling, unit=unit, level=self._level, changed=changed)
         done = self.written_bytes
         try:
             saved = self._save_pages(examiner, page_size, self._parent_pages(name, page_size))
@@ -153,18 +160,7 @@ class Saving:
         """Reuse a stream of the parent; see flow.Sink."""
         self._new(name)
         old = self._old.get(name)
-        if old is None or not stamp or old.stamp != stamp:
-            return False
-        try:
-            self._needs |= stream_needs(self._reader, old)
-        except (Damaged, ObjectMissing) as error:
-            self.doubts.append(error)
-            return False
-        self._inherited = True
-        self._kept_bytes += old.size
-        self._streams[name] = (old, None)
-        self._count(old.size)
-        return True
+        return old is not None and stamp != "" and old.stamp == stamp and self._inherit(name, stamp)
 
     def seal(self, facts: Facts, created_at: datetime | None = None) -> Backup:
         """Commit: wait until all packs are durable and read back, then publish the manifest. Call it once.
@@ -198,6 +194,25 @@ class Saving:
     def kept_bytes(self, parent: str) -> int:
         """Return how many bytes are unchanged since the backup `parent`; 0 if this one does not build on it."""
         return self._kept_bytes if self._parent is not None and self._parent.id == parent else 0
+
+    def _is_unchanged(self, name: str, size: int, page_size: int, changed: bytes) -> bool:
+        old = self._old.get(name)
+        same = old is not None and (old.kind, old.size, old.page_size) == ("paged", size, page_size)
+        return same and len(changed) * 8 * EXTENT >= size and not any(changed)
+
+    def _inherit(self, name: str, stamp: str) -> bool:
+        """Take a stream over from the parent without reading anything of it; False if its map is unreadable."""
+        old = self._old[name]
+        try:
+            self._needs |= stream_needs(self._reader, old)
+        except (Damaged, ObjectMissing) as error:
+            self.doubts.append(error)
+            return False
+        self._inherited = True
+        self._kept_bytes += old.size
+        self._streams[name] = (dataclasses.replace(old, stamp=stamp), None)
+        self._count(old.size)
+        return True
 
     def _count(self, size: int) -> None:
         self.written_bytes += size

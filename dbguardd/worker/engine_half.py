@@ -44,6 +44,10 @@ class SeamSink:
         self._channel.send({"sink": "admit", "facts": facts})
         self._channel.answer()
 
+    def parent(self) -> Facts:
+        self._channel.send({"sink": "parent"})
+        return dict(self._channel.answer())
+
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
         """Open a flow stream; it is kept if the block ends without an exception."""
@@ -70,10 +74,12 @@ class SeamSink:
         filled: Iterable[int] | None = None,
         on_demand: bool = False,
         changing: bool = False,
+        changed: bytes | None = None,
     ) -> None:
         """Hand an open file to the repository half and wait until it has been read."""
         growing = filled is not None
         how = {"page_size": page_size, "stamp": stamp, "growing": growing, "on_demand": on_demand, "changing": changing}
+        how |= {} if changed is None else {"changed": changed.hex()}
         self._channel.send({"sink": "adopt", "name": name, **how}, file)
         if filled is not None and on_demand:
             self._step_on_demand(filled)
@@ -124,8 +130,7 @@ class SeamTree:
     @property
     def facts(self) -> Facts:
         self._channel.send({"tree": "facts"})
-        answer: Facts = self._channel.answer()
-        return answer
+        return dict(self._channel.answer())
 
     def names(self) -> Iterator[str]:
         """Yield the names of the streams in the order they were written, in several messages if there are many."""
@@ -177,8 +182,7 @@ class SeamLogSink:
         self._channel = channel
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:
-        facts = {"place": place, "continued": continued, "because": because}
-        self._channel.send({"ship": "begin", "at": None, **facts})
+        self._channel.send({"ship": "begin", "at": None, "place": place, "continued": continued, "because": because})
 
     def ship(self, segment: Segment) -> None:
         """Send a segment and wait until it is durable."""

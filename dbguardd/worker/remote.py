@@ -202,6 +202,8 @@ class RemoteEngine:
         match message["sink"]:
             case "admit":
                 self._answer(lambda: sink.admit(message["facts"]))
+            case "parent":
+                self._answer(sink.parent)
             case "write":
                 self._take_stream(name, stamp, progress, sink)
             case "adopt" if file is not None:
@@ -238,8 +240,9 @@ class RemoteEngine:
         def adopt() -> None:
             with suppress(_SourceAborted):  # the call's own problem says why
                 name, page_size, stamp = str(message["name"]), int(message["page_size"]), str(message["stamp"])
-                changing = bool(message["changing"])
-                sink.adopt(name, file, page_size, stamp=stamp, filled=filled, on_demand=on_demand, changing=changing)
+                how = {"changing": bool(message["changing"]), "on_demand": on_demand}
+                changed = bytes.fromhex(message["changed"]) if "changed" in message else None
+                sink.adopt(name, file, page_size, stamp=stamp, filled=filled, changed=changed, **how)
 
         self._answer(adopt)
         with suppress(_SourceAborted):

@@ -22,6 +22,9 @@ class MemorySink:
     def admit(self, facts: Any) -> None:
         self.admitted = facts
 
+    def parent(self) -> Any:
+        return {}
+
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
         self._before(name)
@@ -39,6 +42,7 @@ class MemorySink:
         filled: Iterable[int] | None = None,
         on_demand: bool = False,
         changing: bool = False,
+        changed: bytes | None = None,
     ) -> None:
         assert 512 <= page_size <= 65536
         self._before(name)

@@ -45,17 +45,21 @@ class MemorySink:
         filled: Iterable[int] | None = None,
         on_demand: bool = False,
         changing: bool = False,
+        changed: bytes | None = None,
     ) -> None:
         if self.full:
             raise NoSpace("storage: full")
         for _ in filled or ():
             pass
         self.streams[name] = os.pread(file, os.fstat(file).st_size, 0)
-        self.told[name] = {"stamp": stamp, "changing": changing}
+        self.told[name] = {"stamp": stamp, "changing": changing, "changed": changed}
 
     def admit(self, facts):
         if facts["system"] != "7":
             raise SourceReplaced("another cluster")
+
+    def parent(self):
+        return {"made": "before"}
 
     def reuse(self, name: str, stamp: str) -> bool:
         return stamp == "same"
@@ -106,7 +110,7 @@ class FakeEngine:
             raise ZeroDivisionError
         with self.file.open("rb") as source:
             sink.adopt("pages", source.fileno(), 4096)
-            sink.adopt("alive", source.fileno(), 8192, stamp="now", changing=True)
+            sink.adopt("alive", source.fileno(), 8192, stamp="now", changing=True, changed=b"\x05\xff")
             with pytest.raises(ZeroDivisionError):
                 sink.adopt("given up", source.fileno(), 4096, filled=(1 // (2 - number) for number in range(5)))
             steps = []
@@ -115,7 +119,8 @@ class FakeEngine:
             for name, last in (("asked", 1), ("moved", 0)):
                 with nullcontext() if last else pytest.raises(ZeroDivisionError):
                     sink.adopt(name, source.fileno(), 4096, filled=self.watched(100, last), on_demand=True)
-        return {"reused": [sink.reuse("x", "same"), sink.reuse("x", "other")], "steps": len(steps)}
+        reused = [sink.reuse("x", "same"), sink.reuse("x", "other")]
+        return {"reused": reused, "steps": len(steps), "parent": sink.parent()}
 
     def watched(self, steps, last):
         for number in range(steps):
@@ -181,12 +186,12 @@ def test_dump_crosses_with_streams_files_and_answers(seam):
     remote, _, _ = seam
     sink, steps = MemorySink(), []
     facts = remote.dump(sink, lambda *step: steps.append(step))
-    assert facts == {"reused": [True, False], "steps": 20_000}
+    assert facts == {"reused": [True, False], "steps": 20_000, "parent": {"made": "before"}}
     pages = b"p" * 10_000
     streams = {name: pages for name in ("pages", "alive", "growing", "asked")}
     assert sink.streams == {"dump": b"0123456789" * 50_000, **streams}
-    assert sink.told["pages"] == {"stamp": "", "changing": False}
-    assert sink.told["alive"] == {"stamp": "now", "changing": True}
+    assert sink.told["pages"] == {"stamp": "", "changing": False, "changed": None}
+    assert sink.told["alive"] == {"stamp": "now", "changing": True, "changed": b"\x05\xff"}
     assert steps == [("snapshot", 1, 2), *((f"dump {number}", number, None) for number in range(50))]
 
 
@@ -226,7 +231,7 @@ def test_a_writer_is_told_when_nobody_can_read_on(seam):
     """Far more messages than the socket holds: the writer neither waits for the reader nor fills for nothing."""
 
     class Broken(MemorySink):
-        def adopt(self, name, file, page_size, *, stamp="", filled=None, on_demand=False, changing=False):
+        def adopt(self, name, file, page_size, *, stamp="", filled=None, on_demand=False, changing=False, changed=None):
             if name == "growing":
                 next(iter(filled))
                 raise NoSpace("storage: full")
@@ -244,7 +249,7 @@ def test_who_is_asked_takes_no_step_that_nobody_wants(seam):
     paces = []
 
     class Slow(MemorySink):
-        def adopt(self, name, file, page_size, *, stamp="", filled=None, on_demand=False, changing=False):
+        def adopt(self, name, file, page_size, *, stamp="", filled=None, on_demand=False, changing=False, changed=None):
             assert on_demand == (name in ("asked", "moved"))
             if on_demand:
                 for there in filled:

@@ -18,6 +18,7 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, WAL, DataDirectory, Member
 from dbguardd.engines.postgresql.physical.mode import BackupMode, BackupStop
 from dbguardd.engines.postgresql.physical.segments import open_segment, recycled
+from dbguardd.engines.postgresql.physical.summaries import Changes
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, writing
 from dbguardd.flow import Sink
 
@@ -32,25 +33,37 @@ _SURE_SECONDS = 2  # a file system's clock may lag by a tick, and its timestamps
 Tell = Callable[[int], None]
 """Called with the bytes read so far; raises Cancelled."""
 
+LookUp = Callable[[int, Alive], Changes]
+
 
 class Copy:
     """One copy of a data directory. `begun` is when backup mode was requested, before its checkpoint.
 
-    With `every`, every byte is read, even of files that have not been written since the backup before.
+    With `every`, every byte is read, even of files that have not been written since the backup before. `look_up` is
+    asked, with the start of the log of this backup, for what has changed since then.
     """
 
     def __init__(
-        self, directory: DataDirectory, cluster: Cluster, sink: Sink, begun: float, tell: Tell, *, every: bool = False
+        self,
+        directory: DataDirectory,
+        cluster: Cluster,
+        sink: Sink,
+        begun: float,
+        tell: Tell,
+        *,
+        every: bool = False,
+        look_up: LookUp = lambda start, alive: Changes(),
     ) -> None:
         self.directory, self._cluster, self._sink, self._tell = directory, cluster, sink, tell
         self._begun, self._sure, self._every = begun, int((begun - _SURE_SECONDS) * _SECOND), every
         self._paged: set[str] = set()
+        self._look_up, self.changes = look_up, Changes()
         self.done = 0
-        self.reused = 0
+        self.reused = self.summarized = 0
 
     def all(self, mode: BackupMode, alive: Alive) -> BackupStop:
         """Copy everything except the WAL, in backup mode."""
-        mode.begin(alive)
+        self.changes = self._look_up(mode.begin(alive), alive)
         self.relations()
         self.files()
         self.last()
@@ -73,7 +86,9 @@ class Copy:
         if stamp and not self._every and self._sink.reuse(member.path, stamp):
             self.reused += 1
         else:
-            self._sink.adopt(member.path, file, self._cluster.page, stamp=stamp, changing=True)
+            changed = self.changes.within(member.path, size)
+            self._sink.adopt(member.path, file, self._cluster.page, stamp=stamp, changing=True, changed=changed)
+            self.summarized += changed is not None
         self._paged.add(member.path)
         self._count(size)
 

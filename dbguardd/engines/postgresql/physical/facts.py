@@ -63,6 +63,7 @@ class ClusterFacts:
     service: str = ""  # the systemd unit that runs its server
     owner: str = ""
     # The state.
+    started: str = ""  # when the server had started
     timeline: int
     start_lsn: int  # where the log in the backup begins
     stop_lsn: int  # where it makes the copy consistent
@@ -117,6 +118,7 @@ class ClusterFacts:
     def _if_there(self) -> Iterator[tuple[str, Any]]:
         yield "recovery_record_bytes", self.recovery_record_bytes
         yield "resting", self.resting
+        yield "started", self.started
         if (at := self.log_place) is not None:
             yield "log_place", {"round": at.round, "end": at.end, "position": at.position}
 
@@ -140,6 +142,7 @@ class ClusterFacts:
                 directory=str(facts.get("directory") or ""),
                 service=str(facts.get("service") or ""),
                 owner=str(facts.get("owner") or ""),
+                started=str(facts.get("started") or ""),
                 timeline=int(facts["timeline"]),
                 start_lsn=parse_lsn(str(facts["start_lsn"])),
                 stop_lsn=parse_lsn(str(facts["stop_lsn"])),

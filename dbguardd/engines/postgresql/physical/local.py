@@ -16,6 +16,7 @@ from dbguardd.engines.postgresql.physical.mode import BackupMode
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.slot import PREFIX, check_bound
 from dbguardd.engines.postgresql.physical.stream import replicating
+from dbguardd.engines.postgresql.physical.summaries import unsummarized
 from dbguardd.engines.postgresql.physical.way import way_of, way_to
 from dbguardd.engines.postgresql.refusals import line_of_hba
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS
@@ -159,10 +160,10 @@ def _way(address: Address) -> str:
             if way.directory is None:
                 check_bound(connection, None, None, about)
                 _check_replicates(connection, address, about, slot)
-            unread = "" if way.directory is not None else _unread(connection, cluster)
+            more = _unread(connection, cluster) if way.directory is None else unsummarized(connection, cluster)
         for program in ("pg_waldump", "postgres", "pg_checksums"):
             find_tools(program, cluster.major, need="a cluster comes back by programs of its version")
-        return way.said + unread
+        return way.said + more
 
 
 def _unread(connection: Connection, cluster: Cluster) -> str:

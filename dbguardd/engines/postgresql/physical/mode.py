@@ -185,10 +185,11 @@ class BackupMode:
         self._slot = text(name)
         return self._slot
 
-    def begin(self, alive: Alive) -> None:
-        """Begin backup mode: the server makes a checkpoint, and writes full pages from then on."""
+    def begin(self, alive: Alive) -> int:
+        """Begin backup mode: the server makes a checkpoint, and writes full pages from then on. Return where."""
         fast = b"true" if self.fast else b"false"
-        waited(self._keeper, alive, b"SELECT pg_backup_start('dbguard', fast => %s)" % fast)
+        ((start,),) = waited(self._keeper, alive, b"SELECT pg_backup_start('dbguard', fast => %s)::text" % fast)
+        return parse_lsn(text(start))
 
     def end(self, alive: Alive) -> BackupStop:
         """End backup mode. Raises SourceChanged if it had ended already because the server was restarted."""

@@ -278,6 +278,7 @@ class Pages:
             locks=cluster.locks,
             superuser=text(superuser),
             tablespaces={oid: (shown(name), place) for oid, (name, place) in cluster.tablespaces.items()},
+            started=text(cluster.started),
             timeline=ended.timeline,
             start_lsn=ended.start,
             stop_lsn=ended.stop,
@@ -296,6 +297,8 @@ class Pages:
             "no_fingerprint": self._untold or None,
             "left_out": copy.directory.left_out,
             "reused_files": copy.reused,
+            "summarized_files": copy.summarized,
+            "no_summaries": copy.changes.unknown or None,
         }
 
     def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:

@@ -177,6 +177,7 @@ def keep(resting: Resting, sink: Sink, facts: ClusterFacts, progress: Progress) 
             stop_lsn=resting.checkpoint,
             recovery_lsn=resting.checkpoint,
             recovery_record_bytes=None,
+            started="",
             snapshots={},
             snapshot_at=datetime.now(UTC).isoformat(),
             tablespaces=spaces,

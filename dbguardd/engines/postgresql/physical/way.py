@@ -6,9 +6,10 @@ import os
 import pwd
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from dbguardd.engines.postgresql.connect import Connection, rows
-from dbguardd.engines.postgresql.physical import configuration
+from dbguardd.engines.postgresql.physical import configuration, summaries
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.copy import Copy, Tell
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
@@ -72,7 +73,8 @@ class Way:
             with receiving(source, sink, begun, tell) as made:
                 yield made
         else:
-            yield Copy(self.directory, self.cluster, sink, begun, tell)
+            look_up = partial(summaries.look_up, source.session, self.cluster, sink.parent)
+            yield Copy(self.directory, self.cluster, sink, begun, tell, look_up=look_up)
 
 
 @contextmanager

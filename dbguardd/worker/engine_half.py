@@ -11,10 +11,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -39,6 +40,7 @@ class SeamSink:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._into = ""  # the stream that data belongs to
 
     def admit(self, facts: Facts) -> None:
         self._channel.send({"sink": "admit", "facts": facts})
@@ -46,19 +48,26 @@ class SeamSink:
 
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
-        """Open a flow stream; it is kept if the block ends without an exception."""
+        """Open a flow stream; it is kept if the block ends without an exception. Several may be open at a time."""
         self._channel.send({"sink": "write", "name": name, "stamp": stamp})
-        raw = _Pushing(self._channel)
+        self._into = name
+        raw = _Pushing(self._channel, partial(self._turn, name))
         out = io.BufferedWriter(raw, DATA_BYTES)
         try:
             yield out
             out.flush()
         except BaseException:
             raw.given_up = True
-            self._channel.send({"sink": "abort"})
+            self._channel.send({"sink": "abort", "name": name})
             raise
-        self._channel.send({"sink": "end"})
+        self._channel.send({"sink": "end", "name": name})
         self._channel.answer()
+
+    def _turn(self, name: str) -> None:
+        """Say which stream the next data belongs to, if it is another one than before."""
+        if name != self._into:
+            self._channel.send({"sink": "turn", "name": name})
+            self._into = name
 
     def adopt(
         self,
@@ -157,8 +166,8 @@ class SeamTree:
 class _Pushing(io.RawIOBase):
     """A raw stream whose writes become data messages; after `given_up` they are discarded."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, turn: Callable[[], None]) -> None:
+        self._channel, self._turn = channel, turn
         self.given_up = False
 
     def writable(self) -> bool:
@@ -166,6 +175,7 @@ class _Pushing(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         if not self.given_up:
+            self._turn()
             self._channel.send_data(data)
         return len(data)
 

@@ -17,7 +17,7 @@ from typing import Any
 from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.base import Progress
-from dbguardd.engines.postgresql.child import tool
+from dbguardd.engines.postgresql.child import Work, side_by_side, tool
 from dbguardd.engines.postgresql.connect import Address, parameters, place_of
 from dbguardd.engines.postgresql.content import Stored
 from dbguardd.engines.postgresql.meaning import TOO_LONG
@@ -157,11 +157,12 @@ class Dumper:
         """Write the roles and the tablespaces of the server; roles' passwords only if they may be read."""
         words = [self._tools.path("pg_dumpall"), "--no-password", f"--dbname={self._told(database)}"]
         secret = [] if passwords else ["--no-role-passwords"]
-        self._stream(ROLES, [*words, "--roles-only", *secret], "the roles")
-        self._stream(TABLESPACES, [*words, "--tablespaces-only"], "the tablespaces")
+        roles = self._stream(ROLES, [*words, "--roles-only", *secret], "the roles")
+        spaces = self._stream(TABLESPACES, [*words, "--tablespaces-only"], "the tablespaces")
+        side_by_side([roles, spaces], 1, self.alive)
 
-    def database(self, held: Held, stream: str, excluded: Sequence[Stored]) -> None:
-        """Write one database as of its held snapshot."""
+    def database(self, held: Held, stream: str, excluded: Sequence[Stored]) -> Work:
+        """Write one database as of its held snapshot; yield what to wait for, as often as there is nothing to do."""
         words = [
             *(self._tools.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"),
             f"--snapshot={held.snapshot}",
@@ -169,7 +170,7 @@ class Dumper:
             *(f"--exclude-table-data={_pattern(table)}" for table in excluded),
             f"--dbname={self._told(held.database.name)}",
         ]
-        self._stream(stream, words, f"database {held.database.name}")
+        yield from self._stream(stream, words, f"database {held.database.name}")
 
     def contents(self, contents: Contents) -> None:
         """Write the description of the backup's contents."""
@@ -180,17 +181,18 @@ class Dumper:
         where: Mapping[str, Any] = parameters(self._address, database, plain=self._plain)
         return make_conninfo("", **{**where, "application_name": "dbguard"})
 
-    def _stream(self, name: str, words: Sequence[str], what: str) -> None:
-        def alive() -> None:
-            self._progress("dump", self._done, None)
+    def alive(self) -> None:
+        """Report how much was dumped. Raises Cancelled."""
+        self._progress("dump", self._done, None)
 
+    def _stream(self, name: str, words: Sequence[str], what: str) -> Work:
         with tool(words) as child, self._sink.write(name) as out:
-            alive()
-            while piece := child.read(alive):
-                out.write(piece)
-                self._done += len(piece)
-                alive()
-            if child.wait(alive) != 0:
+            while (piece := child.take()) != b"":
+                if piece is not None:
+                    out.write(piece)
+                    self._done += len(piece)
+                yield child.files
+            if child.wait(self.alive) != 0:
                 raise self._refusal(what, words[0], child.last_words())
 
     def _refusal(self, what: str, program: str, said: str) -> GuardError:

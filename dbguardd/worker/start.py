@@ -28,6 +28,7 @@ from dbguardd.errors import (
     from_problem,
 )
 from dbguardd.humanize import discreet
+from dbguardd.niceness import TRIES, WAIT_SECONDS, lower_session
 from dbguardd.requests import BY_SCHEDULE, NOWHERE, QUESTION_VERBS
 from dbguardd.verbs import has_engine_half, staging_suffix
 from dbguardd.worker.asking import anonymous_file, question_uid
@@ -137,6 +138,10 @@ async def _start(
         process.stdin.write(json.dumps(spec).encode())
         await process.stdin.drain()
         process.stdin.close()
+    for _ in range(TRIES):
+        if lower_session(process.pid, os.getpriority(os.PRIO_PROCESS, 0)):
+            break
+        await asyncio.sleep(WAIT_SECONDS)
     return process
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,5 +118,10 @@ def run(commands: Sequence[Sequence[str]], cwd: Path, environment: Mapping[str, 
 
 
 def size_of(place: Path) -> int:
-    """Return the bytes of all files below a place."""
-    return sum(path.lstat().st_size for path in place.rglob("*") if path.is_file()) if place.exists() else 0
+    """Return the bytes of all files below a place, each counted once whatever its number of names."""
+    found = {(facts.st_dev, facts.st_ino): facts.st_size for facts in map(Path.lstat, _files(place))}
+    return sum(found.values())
+
+
+def _files(place: Path) -> Iterator[Path]:
+    return (path for path in place.rglob("*") if path.is_file() and not path.is_symlink())

@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster by its pages, beside pg_basebackup and pgBackRest: full, unchanged, 1 % changed, restore.
+"""A PostgreSQL cluster by its pages, beside its peers: full, unchanged, 1 % changed, restore.
 
 And ours alone: that restore over the cluster as it is after 1 % of change (delta), beside the restore to a new place.
 """
@@ -13,16 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import postgresql_busy, postgresql_following
-from tests.bench.measure import Figures, run, size_of
+from tests.bench import postgresql_busy, postgresql_following, postgresql_peers
+from tests.bench.measure import Figures
 from tests.bench.ours import Ours
 
 PHASES = ("full", "unchanged", "changed", "restore", "delta")
-GOALS = {  # phase, peer, at most: the issue's numbers for the versions that Debian 12 has
-    ("full", "pgbackrest"): 0.45,
-    ("unchanged", "pgbackrest"): 1.0,
-    ("changed", "pgbackrest"): 0.6,
-    ("restore", "pgbackrest"): 1.0,
+NEW, OLD = postgresql_peers.NEW_PGBACKREST, "pgbackrest"
+GOALS = {  # phase, peer, at most
+    ("full", OLD): 0.45,
+    ("full", NEW): 0.6,
+    ("unchanged", OLD): 1.0,
+    ("unchanged", NEW): 1.0,
+    ("changed", OLD): 0.6,
+    ("changed", NEW): 0.6,
+    ("restore", OLD): 1.0,
+    ("restore", NEW): 1.0,
 }
 CHANGED_BYTES_GOAL = 0.4
 DELTA_GOAL = 0.4  # of a restore to a new place, each with its recovery and comparison
@@ -45,9 +50,10 @@ def rows(place: Path, size_mib: int, rounds: int) -> list[dict[str, object]]:
         print("postgresql: left out: " + ("root cannot run a server" if programs else "it is not installed"))
         return []
     figures: dict[str, dict[str, list[Figures]]] = {}
+    against = postgresql_peers.peers()
     with Cluster(place / "pg", programs).running(size_mib) as live:
         for number in range(rounds):
-            for name, tool in (("dbguard", _ours), *_peers(live)):
+            for name, tool in (("dbguard", _ours), *against):
                 live.quiet(place / "work")
                 with tool(live, place / "work") as act:
                     for phase in PHASES:
@@ -55,11 +61,11 @@ def rows(place: Path, size_mib: int, rounds: int) -> list[dict[str, object]]:
                             live.change()
                         if (figure := act(phase)) is not None:
                             figures.setdefault(phase, {}).setdefault(name, []).append(figure)
-                print(f"round {number + 1}: {name:16} " + ", ".join(
+                print(f"round {number + 1}: {name:22} " + ", ".join(
                     f"{phase} {figures[phase][name][-1].wall:.2f} s" for phase in PHASES if name in figures[phase]
                 ), flush=True)  # fmt: skip
         live.quiet(place / "work")
-        busy = postgresql_busy.rows(live, place / "busy", _source(live), lambda work: _busy_peers(live, work))
+        busy = postgresql_busy.rows(live, place / "busy", _source(live))
         following = postgresql_following.rows(live, place / "following", _source(live))
     return [*_report(figures), *busy, *following]
 
@@ -68,7 +74,7 @@ class Cluster:
     """A server with three databases, one of them large."""
 
     def __init__(self, place: Path, programs: Path) -> None:
-        self.place, self.programs, self.data = place, programs, place / "data"
+        self.place, self.programs, self.data, self.port = place, programs, place / "data", _PORT
         told = {"PGHOST": str(place), "PGPORT": _PORT, "PGUSER": "postgres", "PGDATABASE": "bench"}
         self.environment = {**os.environ, **told}
 
@@ -152,72 +158,9 @@ def _source(live: Cluster) -> str:
     return f'engine = "postgresql"\nurl = "{url}"\nmethod = "pages"'
 
 
-def _busy_peers(live: Cluster, work: Path):
-    if shutil.which("pgbackrest"):
-        with _pgbackrest(live, work) as act:
-            yield "pgbackrest", lambda: act("full")
-
-
-def _peers(live: Cluster):
-    yield "pg_basebackup", _basebackup
-    if shutil.which("pgbackrest"):
-        yield "pgbackrest", _pgbackrest
-
-
-@contextmanager
-def _basebackup(live: Cluster, work: Path):
-    program = str(live.programs / "pg_basebackup")
-
-    def act(phase: str) -> Figures | None:
-        if phase not in ("full", "changed"):
-            return None
-        target = work / "repo" / phase
-        words = ["-D", str(target), "-Ft", "-Xs", "-cfast", "--compress=client-zstd:level=1,workers=2"]
-        figures = run([[program, *words]], work, live.environment)
-        figures.stored = size_of(target)
-        return figures
-
-    yield act
-
-
-@contextmanager
-def _pgbackrest(live: Cluster, work: Path):
-    conf = work / "pgbackrest.conf"
-    for name in ("lock", "log", "spool"):
-        (work / name).mkdir()
-    conf.write_text(
-        f"[global]\nrepo1-path={work}/repo\nrepo1-retention-full=9\nrepo1-bundle=y\nrepo1-cipher-type=aes-256-cbc\n"
-        f"repo1-cipher-pass=benchbenchbench\ncompress-type=zst\ncompress-level=3\nprocess-max=2\nstart-fast=y\n"
-        f"log-path={work}/log\nlock-path={work}/lock\nspool-path={work}/spool\nlog-level-console=error\n"
-        f"log-level-file=off\n[main]\npg1-path={live.data}\npg1-port={_PORT}\npg1-socket-path={live.place}\n"
-    )
-    command = [shutil.which("pgbackrest") or "", f"--config={conf}", "--stanza=main"]
-    live.sql(f"ALTER SYSTEM SET archive_command = '{' '.join(command)} archive-push %p'")
-    live.sql("SELECT pg_reload_conf()")
-    try:
-        run([[*command, "stanza-create"]], work, live.environment)
-
-        def act(phase: str) -> Figures | None:
-            if phase == "delta":
-                return None  # its own compares by times and sizes, or reads all of both
-            before = size_of(work / "repo")
-            words = ["--type=full" if phase == "full" else "--type=incr", "backup"]
-            if phase == "restore":
-                (work / "out").mkdir(mode=0o700)
-                words = [f"--pg1-path={work}/out", "restore"]
-            figures = run([[*command, *words]], work, live.environment)
-            figures.stored = size_of(work / "repo") - before
-            return figures
-
-        yield act
-    finally:
-        live.sql("ALTER SYSTEM SET archive_command = '/bin/true'")
-        live.sql("SELECT pg_reload_conf()")
-
-
 def _report(figures: dict[str, dict[str, list[Figures]]]) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
-    print(f"\n{'cluster':10} {'tool':16} {'wall s':>7} {'cpu s':>6} {'MiB peak':>8} {'MB stored':>9}  dbguard / it")
+    print(f"\n{'cluster':10} {'tool':22} {'wall s':>7} {'cpu s':>6} {'MiB peak':>8} {'MB stored':>9}  dbguard / it")
     for phase in PHASES:
         ours = figures[phase]["dbguard"]
         for name, theirs in figures[phase].items():
@@ -238,7 +181,7 @@ def _report(figures: dict[str, dict[str, list[Figures]]]) -> list[dict[str, obje
             verdict = "" if goal is None else f"  goal {goal:.2f} {'met' if ratio <= goal else 'MISSED'}"
             peak = max(figure.peak for figure in theirs) >> 20
             print(
-                f"{phase:10} {name:16} {row['wall_seconds']:7.2f} {row['cpu_seconds']:6.2f} {peak:8} "
+                f"{phase:10} {name:22} {row['wall_seconds']:7.2f} {row['cpu_seconds']:6.2f} {peak:8} "
                 f"{theirs[0].stored / 1e6:9.1f}  {ratio:.2f}{verdict}"
             )
     peak = max(figure.peak for phase in PHASES for figure in figures[phase]["dbguard"])
@@ -247,12 +190,13 @@ def _report(figures: dict[str, dict[str, list[Figures]]]) -> list[dict[str, obje
     print(f"a full backup with its fingerprint: {figures['full']['dbguard'][0].whole:.2f} s")
     print(f"a restore with recovery and comparison: {figures['restore']['dbguard'][0].whole:.2f} s")
     found.append(_delta(figures))
-    if theirs := figures["changed"].get("pgbackrest"):
-        share = figures["changed"]["dbguard"][0].stored / theirs[0].stored
-        met = share <= CHANGED_BYTES_GOAL
-        verdict = "met" if met else "MISSED"
-        print(f"1 % changed, bytes stored / pgbackrest: {share:.2f}, goal {CHANGED_BYTES_GOAL} {verdict}")
-        found.append({"row": "changed bytes / pgbackrest", "value": share, "goal": CHANGED_BYTES_GOAL, "met": met})
+    for name in (NEW, OLD):
+        if theirs := figures["changed"].get(name):
+            share = figures["changed"]["dbguard"][0].stored / theirs[0].stored
+            met = share <= CHANGED_BYTES_GOAL
+            verdict = "met" if met else "MISSED"
+            print(f"1 % changed, bytes stored / {name}: {share:.2f}, goal {CHANGED_BYTES_GOAL} {verdict}")
+            found.append({"row": f"changed bytes / {name}", "value": share, "goal": CHANGED_BYTES_GOAL, "met": met})
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.ours import Ours
+from tests.bench.postgresql_peers import pgbackrests
 
 if TYPE_CHECKING:
     from tests.bench.postgresql import Cluster
@@ -23,7 +24,7 @@ Span = tuple[str, float, float]
 """What ran, from when to when (seconds since 1970)."""
 
 
-def rows(live: Cluster, place: Path, ours: str, peers: Callable[[Path], Iterator[tuple[str, Callable[[], None]]]]):
+def rows(live: Cluster, place: Path, ours: str) -> list[dict[str, object]]:
     """Measure it alone, during a full backup of ours (a policy's lines), and of each peer; return one row each."""
     place.mkdir()
     spans: list[Span] = []
@@ -31,8 +32,11 @@ def rows(live: Cluster, place: Path, ours: str, peers: Callable[[Path], Iterator
         spans.append(span("alone", lambda: time.sleep(ALONE_SECONDS)))
         with Ours(place / "ours", source=ours) as daemon:
             spans.append(span("dbguard", lambda: daemon.backup("--full")))
-        for name, act in peers(place):
-            spans.append(span(name, act))
+        for number, (name, running) in enumerate(pgbackrests()):
+            work = place / f"peer{number}"
+            (work / "repo").mkdir(parents=True)
+            with running(live, work) as act:
+                spans.append(span(name, lambda act=act: act("full")))  # type: ignore[misc]
     found = _judge(spans, answers(place, spans))
     shutil.rmtree(place)
     return found

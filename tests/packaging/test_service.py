@@ -163,7 +163,7 @@ def test_root_runs_a_job_by_hand_as_the_service_would(machine, desk):
 def test_workers_give_way_and_are_the_first_to_go(machine, desk):
     """One that is killed, as by the kernel when memory runs out, is one failed job and no dead service."""
     shown = {name: machine.show(name) for name in ("CPUWeight", "IOWeight", "OOMPolicy")}
-    assert shown == {"CPUWeight": "50", "IOWeight": "50", "OOMPolicy": "continue"}
+    assert shown == {"CPUWeight": "20", "IOWeight": "50", "OOMPolicy": "continue"}
     daemon = machine.show("MainPID")
     with held(machine, desk, "desk"):
         job = machine.ctl("backup", "desk", "--no-wait").out.strip()
@@ -174,7 +174,7 @@ def test_workers_give_way_and_are_the_first_to_go(machine, desk):
             assert (row["nice"], row["oom_score_adj"], row["group"]) == (10, 500, "dbguardd.service")
         weight = machine.path("/sys/fs/cgroup/system.slice/dbguardd.service/cpu.weight")
         if weight.exists():  # not where the controller belongs to a hierarchy of version 1
-            assert weight.read_text() == "50\n"
+            assert weight.read_text() == "20\n"
         machine.python("import os, sys; os.kill(int(sys.argv[1]), 9)", str(workers["engine"]["pid"]))
         until(lambda: machine.job(job)["state"] == "failed", machine.why)
     assert (machine.show("MainPID"), machine.show("ActiveState")) == (daemon, "active")

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,6 +23,7 @@ from psycopg.conninfo import conninfo_to_dict
 from dbguardd.engines.postgresql.refusals import no_answer, refusals, unconnected
 from dbguardd.engines.postgresql.tools import OLDEST
 from dbguardd.errors import PolicyInvalid, Unsupported
+from dbguardd.niceness import TRIES, WAIT_SECONDS, lower_session
 from dbguardd.places import POSTGRESQL_SOCKETS
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -150,6 +152,10 @@ def _give_way(connection: Connection) -> None:
                 parent = int(file.read().rpartition(b")")[2].split()[1])
             if parent == server and its < ours:
                 os.setpriority(os.PRIO_PROCESS, pid, ours)
+                for _ in range(TRIES):  # each process of a server has a session of its own
+                    if lower_session(pid, ours):
+                        break
+                    time.sleep(WAIT_SECONDS)
 
 
 def connect_bare(address: Address, database: str, about: str) -> Connection:

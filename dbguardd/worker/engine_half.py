@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -27,6 +27,7 @@ from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_probl
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, OBJECT_BYTES, Channel
 from dbguardd.worker.question_half import answered
+from dbguardd.worker.streams import Pushing
 
 _BEAT_SECONDS = 0.1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,7 +52,7 @@ class SeamSink:
         """Open a flow stream; it is kept if the block ends without an exception. Several may be open at a time."""
         self._channel.send({"sink": "write", "name": name, "stamp": stamp})
         self._into = name
-        raw = _Pushing(self._channel, partial(self._turn, name))
+        raw = Pushing(self._channel, partial(self._turn, name))
         out = io.BufferedWriter(raw, DATA_BYTES)
         try:
             yield out
@@ -161,23 +162,6 @@ class SeamTree:
         """Let the repository half write the stream into an open file."""
         self._channel.send({"tree": "deliver", "name": name, "delta": delta}, file)
         return int(self._channel.answer())
-
-
-class _Pushing(io.RawIOBase):
-    """A raw stream whose writes become data messages; after `given_up` they are discarded."""
-
-    def __init__(self, channel: Channel, turn: Callable[[], None]) -> None:
-        self._channel, self._turn = channel, turn
-        self.given_up = False
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        if not self.given_up:
-            self._turn()
-            self._channel.send_data(data)
-        return len(data)
 
 
 class SeamLogSink:

@@ -19,7 +19,7 @@ from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import NUMBER_BYTES, TURNS, Facts, Images, LogSink, Segment, Sink, Tree
 from dbguardd.serialize import to_json
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, Channel, Object, problem_of
-from dbguardd.worker.remote_streams import SourceAborted, take_streams
+from dbguardd.worker.streams import SourceAborted, take_streams
 
 _SEGMENT_BYTES = 64 << 20
 _PAGE_BYTES = tuple(1 << bits for bits in range(9, 17))

@@ -1,9 +1,9 @@
 """PostgreSQL: the databases of one server, dumped with PostgreSQL's own programs and proven in a throw-away server.
 
 Modules, in reading order: connect and refusals (what a server says), snapshot (one moment, held open), content (the
-fingerprint), tools, child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a
-throw-away server), sandbox (where a dump is restored for a proof), prove, look (what is there). The other method,
-backing up whole clusters by their pages, is in physical; questions to backups are in questions.
+fingerprint), tools, child and confine (PostgreSQL's programs), dump, reader and taking (a backup), fresh and dump_files
+(a restore), server (a throw-away server), sandbox (where a dump is restored for a proof), prove, look (what is there).
+The other method, backing up whole clusters by their pages, is in physical; questions to backups are in questions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from dbguardd.errors import PolicyInvalid, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
 
 __all__ = ["Postgresql", "open_postgresql"]
-
 
 
 def open_postgresql(settings: Mapping[str, Any]) -> Engine:

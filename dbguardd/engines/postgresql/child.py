@@ -28,6 +28,10 @@ Alive = Callable[[], None]
 """Called several times a second while waiting. Raises Cancelled when the job is to end."""
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 def command(kind: str, number: int, program: Sequence[str], places: Sequence[str] = ()) -> list[str]:
     """Return the command line by which confine.py becomes `program`, which gets signal `number` when we die.
 

@@ -41,16 +41,23 @@ class Reader:
         self.found: Prints | GuardError | None = None
         """What was found, or what prevented it; None while it reads."""
 
+    def begin(self) -> None:
+        """Let it read: an error would end the snapshot, so the dump must have that by now."""
+        with suppress(ConnectionError):  # listen() will find that out
+            self._end.send(b"!")
+
     def fileno(self) -> int:
         """Return a descriptor that is readable when listen() should be called."""
         return self._end.fileno()
 
     def listen(self) -> None:
         """Take what the process has said, without waiting."""
-        try:
-            said = self._end.recv(_PIECE_BYTES)
-        except BlockingIOError:
-            return
+        said = b""
+        with suppress(ConnectionError):  # it was killed with our message unread
+            try:
+                said = self._end.recv(_PIECE_BYTES)
+            except BlockingIOError:
+                return
         if not said:
             self.found = WorkerDied(f"{self._about}: the process that reads the tables ended early")
             return
@@ -65,7 +72,7 @@ class Reader:
 
 @contextmanager
 def reading(connection: Connection, excluded: Sequence[str], about: str, *, large: bool) -> Iterator[Reader]:
-    """Read the tables of a connection's database in another process, which ends with the block.
+    """Read the tables of a connection's database in another process, from begin() on; it ends with the block.
 
     The rows of tables in `excluded` are not read (see Stored.shown); with `large`, large objects are. The connection
     must have a snapshot and a lock on each table. When the block ends, only close() may be called on it.
@@ -126,6 +133,8 @@ def _alone(parent: int, *kept: int) -> None:
 
 def _read(connection: Connection, end: socket.socket, excluded: Sequence[str], about: str, *, large: bool) -> None:
     told = _telling(end)
+    if not end.recv(1):
+        return
     try:
         with refusals(about):
             found = prints_of(connection, excluded, told, large=large)

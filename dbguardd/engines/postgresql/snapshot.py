@@ -2,8 +2,8 @@
 
 The lock (ACCESS SHARE, like that of any query) comes first and the snapshot after it: a table that is truncated or
 rewritten between the two would be read as empty, because old snapshots do not protect against that. The lock keeps
-nobody from reading or writing. But altering or dropping a table has to wait, and so does every later user of it. So one
-database is held after the other, each no longer than its own dump and fingerprint take.
+nobody from reading or writing. But altering or dropping a table has to wait, and so does every later user of it. So a
+database is held no longer than its own dump and fingerprint take.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ processor busy. So both are done at the same time. So are several databases: oth
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from datetime import datetime
@@ -14,7 +13,7 @@ from typing import Any
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
-from dbguardd.engines.postgresql.child import Work, side_by_side
+from dbguardd.engines.postgresql.child import Work, nothing, side_by_side
 from dbguardd.engines.postgresql.connect import Address, Connection, rows
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Dumper, Part, fits_nothing, left_out, stream_of
@@ -24,7 +23,7 @@ from dbguardd.errors import GuardError, SourceDamaged, SourceMissing
 from dbguardd.frozen import frozen
 
 NAMED = 100  # at most this many databases and tables are named in the facts of a backup: contents.json has all
-_MOST = int(__import__("os").environ.get("XX_MOST","2"))
+_AT_ONCE = 2  # each keeps two processes of the server busy, and takes some 30 MiB of memory here
 
 _FREE = b"""
 SELECT current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8 - count(*),
@@ -53,7 +52,7 @@ def at_once(connection: Connection) -> int:
     """
     ((free, most, ours),) = rows(connection, _FREE)
     left = int(free // 4 if most is None else min(free // 4, most - ours))
-    return max(1, min(_MOST, left // 2))
+    return max(1, min(_AT_ONCE, left // 2))
 
 
 class ServerDump:
@@ -99,7 +98,10 @@ class ServerDump:
         excluded = left_out(database.name, held.tables, self._exclude)
         out, about = tuple(table.shown for table in excluded), f"database {database.name}"
         read = reading(held.connection, out, about, large=held.large) if self._compared else nullcontext()
-        with read as reader, closing(self._dumper.database(held, stream, excluded)) as dumping:
+        with (
+            read as reader,
+            closing(self._dumper.database(held, stream, excluded, reader.begin if reader else nothing)) as dumping,
+        ):
             for files in dumping:
                 yield files if reader is None or reader.found else [*files, reader.fileno()]
                 self._listen(reader)

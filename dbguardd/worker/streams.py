@@ -1,11 +1,12 @@
-"""The repository half of the streams that an engine writes into the sink, several at a time."""
+"""Both ends of the streams that an engine writes into the sink, several at a time."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dbguardd.errors import WorkerDied
 from dbguardd.flow import Sink
@@ -14,6 +15,23 @@ from dbguardd.worker.channel import Channel, Object
 
 class SourceAborted(Exception):  # noqa: N818
     """The engine left the block of a stream with an exception."""
+
+
+class Pushing(io.RawIOBase):
+    """A raw stream whose writes become data messages; after `given_up` they are discarded."""
+
+    def __init__(self, channel: Channel, turn: Callable[[], None]) -> None:
+        self._channel, self._turn = channel, turn
+        self.given_up = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if not self.given_up:
+            self._turn()
+            self._channel.send_data(data)
+        return len(data)
 
 
 def take_streams(channel: Channel, begun: Object, sink: Sink, tell: Callable[[Object], None]) -> None:

@@ -330,6 +330,11 @@ def test_what_is_not_there_is_said(live, place):
         as_owner(lambda: round_trip(live, place, url=url(live, "absent")))
     with pytest.raises(ServerUnreachable):
         as_owner(lambda: round_trip(live, place, url=live.url.replace("54321", "54399")))
+    live.sql('CREATE DATABASE "clo""sed" ALLOW_CONNECTIONS false')
+    with pytest.raises(SourceDenied, match="nobody can connect") as denied:
+        as_owner(lambda: round_trip(live, place, url=url(live, "clo%22sed")))
+    live.sql('DROP DATABASE "clo""sed"')
+    assert denied.value.hints[0].startswith('ALTER DATABASE "clo""sed" ALLOW_CONNECTIONS true;')
 
 
 def test_a_database_that_is_dropped_by_force_meanwhile_fails_the_backup_and_nothing_else(live, place):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from engine_memory import MemorySink, no_progress
 from postgres_world import alive_processes, as_owner, cluster, until
-from test_postgresql_dump import made, place, round_trip, url
+from test_postgresql_dump import altering, made, place, round_trip, url
 
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.child import side_by_side
@@ -178,3 +178,21 @@ def test_a_role_with_few_connections_takes_one_database_at_a_time(live, place): 
     finally:
         live.sql("ALTER ROLE postgres CONNECTION LIMIT -1")
     assert max(map(len, together)) == 1
+
+
+def test_a_locked_table_keeps_no_other_database_waiting(live, place):  # noqa: F811 - a fixture
+    """The lock ends only when the others are dumped, although the locked database would be the first."""
+    with altering(live, "one", "ALTER TABLE t ADD later int"):
+
+        def dump():
+            sink = Watched()
+
+            def progress(step, done, total):
+                if len(sink.streams) == 2:
+                    live.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ '^SELECT .there'")
+
+            engine = made(live, place, lock_timeout_seconds=60)
+            engine.dump(sink, progress)
+            return engine.fingerprint(no_progress).rows
+
+        assert as_owner(dump) == 100_000

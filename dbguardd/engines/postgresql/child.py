@@ -167,7 +167,8 @@ def run(program: Sequence[str], alive: Alive, *, passwords: Path | None = None, 
 def side_by_side(works: Iterable[Work], most: int, alive: Alive) -> None:
     """Do several things in one thread, at most so many at a time, and begin them in their order.
 
-    Each yields the descriptors that it waits for, as often as it has nothing to do. If one fails, the others end.
+    Each yields the descriptors that it waits for, as often as it has nothing to do; none if it waits for a time. If one
+    fails, the others end.
     """
     waiting, coming = dict[Work, Sequence[int]](), iter(works)
     try:
@@ -179,7 +180,7 @@ def side_by_side(works: Iterable[Work], most: int, alive: Alive) -> None:
                 return
             ready = set(select.select({file for files in waiting.values() for file in files}, [], [], _BEAT_SECONDS)[0])
             alive()
-            for work in [work for work, files in waiting.items() if not ready.isdisjoint(files)]:
+            for work in [work for work, files in waiting.items() if not files or not ready.isdisjoint(files)]:
                 _advance(work, waiting)
     finally:
         for work in waiting:

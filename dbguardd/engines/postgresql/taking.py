@@ -6,6 +6,7 @@ processor busy. So both are done at the same time. So are several databases: oth
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from datetime import datetime
@@ -19,10 +20,11 @@ from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.reader import Reader, reading
 from dbguardd.engines.postgresql.snapshot import Database, Held, holding
-from dbguardd.errors import GuardError, SourceDamaged, SourceMissing
+from dbguardd.errors import GuardError, SourceDamaged, SourceLocked, SourceMissing
 from dbguardd.frozen import frozen
 
 NAMED = 100  # at most this many databases and tables are named in the facts of a backup: contents.json has all
+_PAUSE_SECONDS = 0.5
 _AT_ONCE = 2  # each keeps two processes of the server busy, and takes some 30 MiB of memory here
 
 _FREE = b"""
@@ -85,12 +87,23 @@ class ServerDump:
         return [taken.part for taken in self._taken.values()]
 
     def _take(self, number: int, database: Database, *, may_vanish: bool) -> Work:
-        try:
-            with holding(self._address, database, self._lock_seconds, self._dumper.alive) as held:
-                yield from self.take_held(number, held)
-        except SourceMissing:
-            if not may_vanish:
-                raise  # otherwise it was dropped since the list was made, so nothing is lost
+        """Dump a database once its tables can be locked; the others go on meanwhile."""
+        held, end = False, time.monotonic() + self._lock_seconds
+        while not held:
+            try:
+                with holding(self._address, database, 0, self._dumper.alive) as moment:
+                    held = True
+                    yield from self.take_held(number, moment)
+            except SourceMissing:
+                if not may_vanish or held:
+                    raise
+                return  # it was dropped since the list was made, so nothing is lost
+            except SourceLocked:
+                if held or time.monotonic() >= end:
+                    raise
+                again = time.monotonic() + _PAUSE_SECONDS
+                while time.monotonic() < again:
+                    yield ()
 
     def take_held(self, number: int, held: Held) -> Work:
         """Dump a database, and read it beside that if restores will be compared with it."""

@@ -57,6 +57,8 @@ class Sink(Protocol):
     def write(self, name: str, *, stamp: str = "") -> AbstractContextManager[BinaryIO]:
         """Open the flow stream `name` for writing; it is kept if the block ends without an exception.
 
+        Several streams may be open at a time, all in one thread. Only in between may the other methods be called.
+
         `stamp` identifies the state of the stream, so that a later backup can see that it has not changed (see reuse).
         """
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -26,6 +27,7 @@ from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_probl
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, OBJECT_BYTES, Channel
 from dbguardd.worker.question_half import answered
+from dbguardd.worker.streams import Pushing
 
 _BEAT_SECONDS = 0.1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,6 +41,7 @@ class SeamSink:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._into = ""  # the stream that data belongs to
 
     def admit(self, facts: Facts) -> None:
         self._channel.send({"sink": "admit", "facts": facts})
@@ -50,19 +53,26 @@ class SeamSink:
 
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
-        """Open a flow stream; it is kept if the block ends without an exception."""
+        """Open a flow stream; it is kept if the block ends without an exception. Several may be open at a time."""
         self._channel.send({"sink": "write", "name": name, "stamp": stamp})
-        raw = _Pushing(self._channel)
+        self._into = name
+        raw = Pushing(self._channel, partial(self._turn, name))
         out = io.BufferedWriter(raw, DATA_BYTES)
         try:
             yield out
             out.flush()
         except BaseException:
             raw.given_up = True
-            self._channel.send({"sink": "abort"})
+            self._channel.send({"sink": "abort", "name": name})
             raise
-        self._channel.send({"sink": "end"})
+        self._channel.send({"sink": "end", "name": name})
         self._channel.answer()
+
+    def _turn(self, name: str) -> None:
+        """Say which stream the next data belongs to, if it is another one than before."""
+        if name != self._into:
+            self._channel.send({"sink": "turn", "name": name})
+            self._into = name
 
     def adopt(
         self,
@@ -157,22 +167,6 @@ class SeamTree:
         """Let the repository half write the stream into an open file."""
         self._channel.send({"tree": "deliver", "name": name, "delta": delta}, file)
         return int(self._channel.answer())
-
-
-class _Pushing(io.RawIOBase):
-    """A raw stream whose writes become data messages; after `given_up` they are discarded."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self.given_up = False
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        if not self.given_up:
-            self._channel.send_data(data)
-        return len(data)
 
 
 class SeamLogSink:

@@ -126,11 +126,20 @@ def identity(run_as: int) -> dict[str, Any]:
 def explain_missing_setuid(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
     """Add to an error that no other user could be asked to open the database, if that is the reason."""
     database = spec.get("database") or {}
-    if database.get("run_as") is None and not may_become_others():
+    if database.get("run_as") is None and not may_become_others() and _belongs_to_another(database.get("place")):
         name = pwd.getpwuid(os.geteuid()).pw_name
         error.detail += f"\ndbguardd runs as {name} and without CAP_SETUID: it cannot become the owner of the database."
         error.hints = (*error.hints, "systemctl cat dbguardd", f"let {name} read the database")
     return error
+
+
+def _belongs_to_another(place: object) -> bool:
+    """Return whether the place of a database has an owner whom we are not, or may have one."""
+    if place is None:
+        return False  # a server elsewhere: it goes by the role in the url
+    with suppress(OSError, SourceDenied):
+        return owner_of(Path(str(place))) != os.geteuid()
+    return True
 
 
 def not_started(half: str, run_as: int, error: OSError) -> GuardError:

@@ -19,6 +19,7 @@ from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import NUMBER_BYTES, TURNS, Facts, Images, LogSink, Segment, Sink, Tree
 from dbguardd.serialize import to_json
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, Channel, Object, problem_of
+from dbguardd.worker.streams import SourceAborted, take_streams
 
 _SEGMENT_BYTES = 64 << 20
 _PAGE_BYTES = tuple(1 << bits for bits in range(9, 17))
@@ -31,10 +32,6 @@ _SUM = re.compile("([0-9a-f]{16})?")
 def check_writable(engine: RemoteEngine, target: Path) -> None:
     """Raise what a restore to `target` would raise if that cannot be created."""
     engine.call("check_writable", {"target": str(target)}, no_progress)
-
-
-class _SourceAborted(Exception):  # noqa: N818
-    """The engine left the block of a stream with an exception."""
 
 
 class RemoteEngine:
@@ -205,7 +202,7 @@ class RemoteEngine:
             case "parent":
                 self._answer(sink.parent)
             case "write":
-                self._take_stream(name, stamp, progress, sink)
+                take_streams(self._channel, message, sink, lambda told: _tell(told, progress))
             case "adopt" if file is not None:
                 self._adopt(message, file, progress, sink)
             case "reuse":
@@ -213,39 +210,20 @@ class RemoteEngine:
             case _:
                 raise WorkerDied("the engine half asked out of turn")
 
-    def _take_stream(self, name: str, stamp: str, progress: Progress, sink: Sink) -> None:
-        """Copy data messages into the sink until the engine ends or aborts the stream."""
-        with suppress(_SourceAborted):
-            with sink.write(name, stamp=stamp) as out:
-                while True:
-                    part, stray = self._channel.receive()
-                    if stray is not None:
-                        os.close(stray)
-                        raise WorkerDied("the engine half sent a file out of turn")
-                    if isinstance(part, bytes):
-                        out.write(part)
-                    elif "progress" in part:
-                        _tell(part, progress)
-                    elif part.get("sink") == "end":
-                        break
-                    else:
-                        raise _SourceAborted  # the stream is discarded; the call's own problem says why
-            self._channel.send({"value": None})
-
     def _adopt(self, message: Object, file: int, progress: Progress, sink: Sink) -> None:
         """Let the sink read a file, perhaps while the engine half fills it. There is one answer, even to an abort."""
         on_demand = bool(message["on_demand"])
         filled = self._filled(progress, on_demand=on_demand) if message["growing"] else None
 
         def adopt() -> None:
-            with suppress(_SourceAborted):  # the call's own problem says why
+            with suppress(SourceAborted):  # the call's own problem says why
                 name, page_size, stamp = str(message["name"]), int(message["page_size"]), str(message["stamp"])
                 how = {"changing": bool(message["changing"]), "on_demand": on_demand}
                 changed = bytes.fromhex(message["changed"]) if "changed" in message else None
                 sink.adopt(name, file, page_size, stamp=stamp, filled=filled, changed=changed, **how)
 
         self._answer(adopt)
-        with suppress(_SourceAborted):
+        with suppress(SourceAborted):
             # If the sink failed, the engine half is told, and ends.
             for _ in filled if filled and not on_demand else ():
                 pass
@@ -261,7 +239,7 @@ class RemoteEngine:
                 case "end":
                     return
                 case "abort":
-                    raise _SourceAborted
+                    raise SourceAborted
                 case _:
                     _tell(message, progress)
 

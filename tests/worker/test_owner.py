@@ -2,14 +2,16 @@
 
 import os
 import pwd
+import tempfile
 from contextlib import suppress
 
 import pytest
 
 from dbguardd.errors import SourceDenied
 from dbguardd.requests import NOWHERE
-from dbguardd.worker.owner import owner_of
+from dbguardd.worker.owner import explain_missing_setuid, owner_of
 from dbguardd.worker.owner import owner_of_database as opens
+from tests.engines.postgres_world import as_owner
 
 APP, OTHER, ADMIN = 1001, 1002, 0
 
@@ -77,3 +79,18 @@ def test_what_only_has_backups_is_restored_by_the_owner_of_the_place_and_never_a
     with suppress(KeyError):
         usual = pwd.getpwnam("postgres").pw_uid
         assert opens(server, {"to": "/back"}) == opens(server, {}) == usual
+
+
+def test_only_who_is_not_the_owner_is_told_that_he_cannot_become_it():
+    """A server refuses a role, whoever we are: it was said to be for want of CAP_SETUID."""
+
+    def told():
+        mine = tempfile.mkdtemp()
+        places = {"mine": mine, "of root": "/usr", "elsewhere": None}
+        denied = {name: SourceDenied("refused") for name in places}
+        for name, place in places.items():
+            explain_missing_setuid(denied[name], {"database": {"place": place}})
+        os.rmdir(mine)
+        return [name for name, error in denied.items() if "CAP_SETUID" in error.detail]
+
+    assert as_owner(told) == ["of root"]

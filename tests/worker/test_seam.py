@@ -108,6 +108,15 @@ class FakeEngine:
         with pytest.raises(ZeroDivisionError), sink.write("thrown away") as out:
             out.write(b"half")
             raise ZeroDivisionError
+        with sink.write("one") as one, pytest.raises(ZeroDivisionError), sink.write("given up in between") as two:
+            for _ in range(3):
+                one.write(b"1" * 200_000)
+                two.write(b"2" * 200_000)
+            one.flush()
+            raise ZeroDivisionError
+        with sink.write("odd") as odd, sink.write("even") as even:
+            for number in range(200):
+                (odd if number % 2 else even).write(bytes([number]) * 3000)
         with self.file.open("rb") as source:
             sink.adopt("pages", source.fileno(), 4096)
             sink.adopt("alive", source.fileno(), 8192, stamp="now", changing=True, changed=b"\x05\xff")
@@ -189,7 +198,8 @@ def test_dump_crosses_with_streams_files_and_answers(seam):
     assert facts == {"reused": [True, False], "steps": 20_000, "parent": {"made": "before"}}
     pages = b"p" * 10_000
     streams = {name: pages for name in ("pages", "alive", "growing", "asked")}
-    assert sink.streams == {"dump": b"0123456789" * 50_000, **streams}
+    streams |= {name: b"".join(bytes([n]) * 3000 for n in range(at, 200, 2)) for at, name in enumerate(("even", "odd"))}
+    assert sink.streams == {"dump": b"0123456789" * 50_000, "one": b"1" * 600_000, **streams}
     assert sink.told["pages"] == {"stamp": "", "changing": False, "changed": None}
     assert sink.told["alive"] == {"stamp": "now", "changing": True, "changed": b"\x05\xff"}
     assert steps == [("snapshot", 1, 2), *((f"dump {number}", number, None) for number in range(50))]

@@ -1,24 +1,22 @@
 """PostgreSQL: the databases of one server, dumped with PostgreSQL's own programs and proven in a throw-away server.
 
 Modules, in reading order: connect and refusals (what a server says), snapshot (one moment, held open), content (the
-fingerprint), tools, child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a
-throw-away server), sandbox (where a dump is restored for a proof), prove, look (what is there). The other method,
-backing up whole clusters by their pages, is in physical; questions to backups are in questions.
+fingerprint), tools, child and confine (PostgreSQL's programs), dump, reader and taking (a backup), fresh and dump_files
+(a restore), server (a throw-away server), sandbox (where a dump is restored for a proof), prove, look (what is there).
+The other method, backing up whole clusters by their pages, is in physical; questions to backups are in questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Snapshots
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected, is_plain, major_of, place_of, version_of
-from dbguardd.engines.postgresql.content import Content, Stored
-from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
+from dbguardd.engines.postgresql.dump import Contents, Dumper
 from dbguardd.engines.postgresql.dump_files import write_files
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
@@ -29,16 +27,14 @@ from dbguardd.engines.postgresql.physical.rebuild import Restored
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.questions import PostgresqlQuestions
-from dbguardd.engines.postgresql.refusals import refusals
 from dbguardd.engines.postgresql.roles import choose_server, servers
-from dbguardd.engines.postgresql.snapshot import Held, holding, list_closed, list_databases, roles_of
+from dbguardd.engines.postgresql.snapshot import list_closed, list_databases, roles_of
+from dbguardd.engines.postgresql.taking import NAMED, ServerDump, at_once
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceDamaged, SourceMissing, Unsupported
+from dbguardd.errors import PolicyInvalid, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
 
 __all__ = ["Postgresql", "open_postgresql"]
-
-_NAMED = 100  # at most this many databases and tables are named in the facts of a backup: contents.json has all
 
 
 def open_postgresql(settings: Mapping[str, Any]) -> Engine:
@@ -120,7 +116,7 @@ class PostgresqlDumps:
         self._staging = Path(str(settings["staging"]))
         self._lock_seconds = float(settings.get("lock_timeout_seconds", 5.0))
         self._exclude = [str(pattern) for pattern in settings.get("exclude", ())]
-        self._taken: _ServerDump | None = None
+        self._taken: ServerDump | None = None
 
     def probe(self) -> Probe:
         address, only = self._where()
@@ -134,7 +130,7 @@ class PostgresqlDumps:
         return address, only
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
-        """Dump one database after the other, and read each while its snapshot is held: see engines.base.
+        """Dump the databases, some at a time, and read each while its snapshot is held: see engines.base.
 
         So the fingerprint is complete when all are dumped. fingerprint() reports what prevented it.
         """
@@ -146,24 +142,19 @@ class PostgresqlDumps:
             version, major, plain = version_of(connection), major_of(connection), is_plain(connection)
             databases = list_databases(connection, only)
             closed = [] if only else [name for name, _ in list_closed(connection)]
+            most = at_once(connection)
         tools = find_tools("pg_dump", major, or_newer=True, need="the backup is made with it")
         roles, passwords = roles_of(address)
         dumper = Dumper(address, tools, sink, progress, self._lock_seconds, plain=plain)
-        taking = _ServerDump(dumper, self._exclude, progress, compared=compared)
-        for database in databases:
-            try:
-                with holding(address, database, self._lock_seconds, lambda: progress("connect", 0, None)) as held:
-                    taking.take(held)
-            except SourceMissing:
-                if only:
-                    raise  # otherwise it was dropped since the list was made, so nothing is lost
+        taking = ServerDump(address, dumper, self._exclude, self._lock_seconds, progress, compared=compared)
+        taking.take_all(databases, most, may_vanish=not only)
         if not taking.parts:
             raise SourceMissing(f"{place_of(address)}: has no database")
         dumper.globals(taking.parts[0].database.name, passwords=passwords)
         contents = Contents(version, tuple(taking.parts), tuple(roles), passwords, tools.version)
         dumper.contents(contents)
         self._taken = taking
-        return {**_facts(contents), **taking.facts(), "left_out": closed[:_NAMED]}
+        return {**_facts(contents), **taking.facts(), "left_out": closed[:NAMED]}
 
     def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         progress("fingerprint", 0, None)
@@ -191,65 +182,12 @@ class PostgresqlDumps:
         raise _no_way_in()
 
 
-class _ServerDump:
-    """The progress of a backup being made."""
-
-    def __init__(self, dumper: Dumper, exclude: Sequence[str], progress: Progress, *, compared: bool) -> None:
-        self._dumper, self._exclude, self._progress, self._compared = dumper, exclude, progress, compared
-        self._content = Content()
-        self._unread: GuardError | None = None
-        self._moments: list[datetime] = []
-        self._tables: dict[str, Sequence[Stored]] = {}
-        self.parts: list[Part] = []
-
-    def take(self, held: Held) -> None:
-        """Dump a database, and read it if restores will be compared with it."""
-        database, stream = held.database, stream_of(len(self.parts) + 1)
-        excluded = left_out(database.name, held.tables, self._exclude)
-        self._dumper.database(held, stream, excluded)
-        names = tuple(table.shown for table in excluded)
-        self.parts.append(Part(stream, database, tuple(held.extensions), names, held.large))
-        self._moments.append(held.at)
-        self._tables[database.name] = held.tables
-        if not self._compared:
-            return
-        try:
-            with refusals(f"database {database.name}"):
-                self._content.add(held.connection, names, self._tick, large=held.large, lines=held.lines)
-        except Cancelled:
-            raise
-        except GuardError as error:  # the dump is whole: it is kept, but its grade cannot exceed restored
-            self._unread = self._unread or error
-
-    def _tick(self, size: int) -> None:
-        self._progress("fingerprint", size, None)
-
-    def facts(self) -> dict[str, Any]:
-        """Return what is known of the moments, and of what was left out."""
-        excluded = [f"{part.database.name}.{name}" for part in self.parts for name in part.excluded]
-        return {
-            "excluded": excluded[:_NAMED],
-            "excluded_count": len(excluded),
-            "exclude_unmatched": fits_nothing(self._tables, self._exclude)[:_NAMED],
-            "snapshot_at": min(self._moments).isoformat(),
-            "snapshot_spread_seconds": round((max(self._moments) - min(self._moments)).total_seconds(), 6),
-        }
-
-    def fingerprint(self) -> Fingerprint | NoFingerprint:
-        """Return the fingerprint of all databases, or what prevented it. Raises SourceDamaged."""
-        if isinstance(self._unread, SourceDamaged):
-            raise self._unread
-        if self._unread is not None:
-            return NoFingerprint(f"{self._unread.message}. {self._unread.detail}")
-        return self._content.fingerprint()
-
-
 def _facts(contents: Contents) -> dict[str, Any]:
     return {
         "method": "dump",
         "server_version": contents.server,
         "pg_dump_version": contents.dumped_by,
-        "databases": [part.database.name for part in contents.parts][:_NAMED],
+        "databases": [part.database.name for part in contents.parts][:NAMED],
         "database_count": len(contents.parts),
         "size_bytes": sum(part.database.size_bytes for part in contents.parts),
         "roles": len(contents.roles),

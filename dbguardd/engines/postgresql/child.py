@@ -7,11 +7,11 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dbguardd.errors import WorkerDied, of_file
+from dbguardd.errors import GuardError, WorkerDied, of_file
 from dbguardd.frozen import frozen
 
 _CONFINE = Path(__file__).with_name("confine.py")
@@ -21,8 +21,15 @@ _TAIL_BYTES = 16_000
 _PIECE_BYTES = 256 << 10
 _MOST_OUTPUT_BYTES = 256 << 20  # the list of a dump: 100 bytes for each object
 
+Work = Generator[Sequence[int], None, None]
+"""Something that is done beside others; see side_by_side()."""
+
 Alive = Callable[[], None]
 """Called several times a second while waiting. Raises Cancelled when the job is to end."""
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 def command(kind: str, number: int, program: Sequence[str], places: Sequence[str] = ()) -> list[str]:
@@ -67,6 +74,16 @@ class Tool:
             if self._output in ready:
                 return os.read(self._output, _PIECE_BYTES)
             alive()
+
+    @property
+    def files(self) -> Sequence[int]:
+        """The descriptors of which one is readable when take() returns something."""
+        return [self._output] if self._heard_all else [self._output, self._errors]
+
+    def take(self) -> bytes | None:
+        """Return its next output without waiting; b"" at the end, None if there is none yet."""
+        ready = self._listen([self._output], 0)
+        return os.read(self._output, _PIECE_BYTES) if self._output in ready else None
 
     def wait(self, alive: Alive) -> int:
         """Return its exit status. Calls `alive` while waiting. Raises WorkerDied if it was killed."""
@@ -156,3 +173,35 @@ def run(program: Sequence[str], alive: Alive, *, passwords: Path | None = None, 
             if len(output) > _MOST_OUTPUT_BYTES:
                 raise WorkerDied(f"{program[0]}: wrote more than {_MOST_OUTPUT_BYTES} bytes")
         return Completed(child.wait(alive), bytes(output), child.last_words())
+
+
+def side_by_side(works: Iterable[Work], most: int, alive: Alive) -> None:
+    """Do several things in one thread, at most so many at a time, and begin them in their order.
+
+    Each yields the descriptors that it waits for, as often as it has nothing to do; none if it waits for a time. If one
+    fails, the others end.
+    """
+    waiting, coming = dict[Work, Sequence[int]](), iter(works)
+    try:
+        while True:
+            while len(waiting) < most and (work := next(coming, None)) is not None:
+                waiting[work] = ()
+                _advance(work, waiting)
+            if not waiting:
+                return
+            ready = set(select.select({file for files in waiting.values() for file in files}, [], [], _BEAT_SECONDS)[0])
+            alive()
+            for work in [work for work, files in waiting.items() if not files or not ready.isdisjoint(files)]:
+                _advance(work, waiting)
+    finally:
+        for work in waiting:
+            with suppress(GuardError):  # the first error is the one to tell
+                work.close()
+
+
+def _advance(work: Work, waiting: dict[Work, Sequence[int]]) -> None:
+    """Let a work continue until it waits again, or ends."""
+    try:
+        waiting[work] = next(work)
+    except StopIteration:
+        del waiting[work]

@@ -30,10 +30,10 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Address = Mapping[str, str]
 """Connection parameters for libpq: host, port, user, dbname, service, sslmode ..."""
 
-_LIVELY = {"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
-_LIVELY |= {"tcp_user_timeout": 120_000}
+LIVELY = {"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
+LIVELY |= {"tcp_user_timeout": 120_000}
 """For libpq. While a server sends its files, the session that holds its WAL is silent for hours: without keepalives a
-firewall forgets the connection, and a dead server is waited for. Settings in the url take precedence."""
+firewall forgets the connection, and a dead server is waited for, as by pg_dump. Settings in the url take precedence."""
 _SETTINGS = (
     "SET search_path = ''",
     "SET row_security = off",
@@ -154,16 +154,15 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
     except BaseException:
         connection.close()
         raise
-    _give_way(connection)
+    give_way(connection, connection.info.backend_pid)
     return connection
 
 
-def _give_way(connection: Connection) -> None:
-    """Give the process that serves us at a local server our own niceness: sessions of applications come first.
+def give_way(connection: Connection, pid: int) -> None:
+    """Give a process that serves us at a connection's local server our own niceness: applications come first.
 
     Only the server's owner may. The process must be a child of the one that listens: behind a proxy it serves others.
     """
-    pid = connection.info.backend_pid
     with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as line:
         if line.family == socket.AF_UNIX:
             server, _uid, _gid = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -181,7 +180,7 @@ def _give_way(connection: Connection) -> None:
 def connect_bare(address: Address, database: str, about: str) -> Connection:
     """Return a connection without sending SQL, which not every connection accepts. Raises as connect()."""
     where = parameters(address, database)
-    usual = {"application_name": "dbguard", "client_encoding": "SQL_ASCII", **_LIVELY}
+    usual = {"application_name": "dbguard", "client_encoding": "SQL_ASCII", **LIVELY}
     if where.get("sslrootcert") == "system":
         _trust_whom_the_system_trusts()
     try:

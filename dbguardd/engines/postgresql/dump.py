@@ -8,8 +8,11 @@ against the backup before.
 from __future__ import annotations
 
 import json
+import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,8 +20,8 @@ from typing import Any
 from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.base import Progress
-from dbguardd.engines.postgresql.child import tool
-from dbguardd.engines.postgresql.connect import Address, parameters, place_of
+from dbguardd.engines.postgresql.child import Alive, Work, nothing, side_by_side, tool
+from dbguardd.engines.postgresql.connect import LIVELY, Address, connected, give_way, parameters, place_of, rows
 from dbguardd.engines.postgresql.content import Stored
 from dbguardd.engines.postgresql.meaning import TOO_LONG
 from dbguardd.engines.postgresql.refusals import READ_ALL
@@ -157,40 +160,59 @@ class Dumper:
         """Write the roles and the tablespaces of the server; roles' passwords only if they may be read."""
         words = [self._tools.path("pg_dumpall"), "--no-password", f"--dbname={self._told(database)}"]
         secret = [] if passwords else ["--no-role-passwords"]
-        self._stream(ROLES, [*words, "--roles-only", *secret], "the roles")
-        self._stream(TABLESPACES, [*words, "--tablespaces-only"], "the tablespaces")
+        roles = self._stream(ROLES, [*words, "--roles-only", *secret], "the roles")
+        spaces = self._stream(TABLESPACES, [*words, "--tablespaces-only"], "the tablespaces")
+        side_by_side([roles, spaces], 1, self.alive)
 
-    def database(self, held: Held, stream: str, excluded: Sequence[Stored]) -> None:
-        """Write one database as of its held snapshot."""
+    def database(self, held: Held, stream: str, excluded: Sequence[Stored], begins: Alive) -> Work:
+        """Write one database as of its held snapshot; call `begins` once pg_dump has that."""
+
+        def begun() -> None:
+            self._give_way(name)
+            begins()
+
+        name = f"dbguard {secrets.token_hex(6)}"
         words = [
             *(self._tools.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"),
             f"--snapshot={held.snapshot}",
             f"--lock-wait-timeout={self._lock_milliseconds}",
             *(f"--exclude-table-data={_pattern(table)}" for table in excluded),
-            f"--dbname={self._told(held.database.name)}",
+            f"--dbname={self._told(held.database.name, name)}",
         ]
-        self._stream(stream, words, f"database {held.database.name}")
+        yield from self._stream(stream, words, f"database {held.database.name}", begun)
 
     def contents(self, contents: Contents) -> None:
         """Write the description of the backup's contents."""
         with self._sink.write(CONTENTS) as out:
             out.write(contents.encode())
 
-    def _told(self, database: str) -> str:
-        where: Mapping[str, Any] = parameters(self._address, database, plain=self._plain)
-        return make_conninfo("", **{**where, "application_name": "dbguard"})
+    def _told(self, database: str, name: str = "dbguard") -> str:
+        where: Mapping[str, Any] = {**LIVELY, **parameters(self._address, database, plain=self._plain)}
+        return make_conninfo("", **{**where, "application_name": name})
 
-    def _stream(self, name: str, words: Sequence[str], what: str) -> None:
-        def alive() -> None:
-            self._progress("dump", self._done, None)
+    def _give_way(self, name: str) -> None:
+        """Let the server's process of the session with that name give way as our own sessions do."""
+        if os.getpriority(os.PRIO_PROCESS, 0) <= 0 or not self._address.get("host", "").startswith("/"):
+            return
+        with suppress(GuardError), connected(self._address) as connection:
+            for (pid,) in rows(connection, b"SELECT pid::int8 FROM pg_stat_activity WHERE application_name = %s", name):
+                give_way(connection, pid)
 
+    def alive(self) -> None:
+        """Report how much was dumped. Raises Cancelled."""
+        self._progress("dump", self._done, None)
+
+    def _stream(self, name: str, words: Sequence[str], what: str, begins: Alive = nothing) -> Work:
+        """Write the output of a program into a stream; `begins` is called before the first piece of it."""
         with tool(words) as child, self._sink.write(name) as out:
-            alive()
-            while piece := child.read(alive):
-                out.write(piece)
-                self._done += len(piece)
-                alive()
-            if child.wait(alive) != 0:
+            while (piece := child.take()) != b"":
+                if piece is not None:
+                    begins()
+                    begins = nothing
+                    out.write(piece)
+                    self._done += len(piece)
+                yield child.files
+            if child.wait(self.alive) != 0:
                 raise self._refusal(what, words[0], child.last_words())
 
     def _refusal(self, what: str, program: str, said: str) -> GuardError:

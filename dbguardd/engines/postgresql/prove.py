@@ -19,7 +19,7 @@ import psycopg
 from dbguardd.engines.base import Examination, Finding, Progress, ProofQuery, judge
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.connect import Connection
-from dbguardd.engines.postgresql.content import Content
+from dbguardd.engines.postgresql.content import Content, name_of, prints_of, schema_lines
 from dbguardd.engines.postgresql.dump import ROLES, Contents, Part
 from dbguardd.engines.postgresql.dump_files import MANUAL, read_contents
 from dbguardd.engines.postgresql.meaning import refused
@@ -93,7 +93,9 @@ def examine(
                 replace(sandbox, alive=bounded), target, contents, part, findings, least_seconds=least_seconds
             ):
                 with sandbox.ordinary(part.database.name) as db:
-                    content.add(db, part.excluded, lambda size: progress("examine", size, None), large=part.large)
+                    lines = schema_lines(db)
+                    prints = prints_of(db, part.excluded, lambda n: progress("examine", n, None), large=part.large)
+                    content.add(name_of(db), lines, prints)
             else:
                 whole = False
         found = content.fingerprint() if whole else None

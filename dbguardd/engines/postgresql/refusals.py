@@ -122,6 +122,13 @@ def unconnected(about: str, address: Mapping[str, str], error: psycopg.Error) ->
             detail=said,
             hints=["su postgres -c 'psql -l'  # the existing databases"],
         )
+    if found := re.search(r'database "(.*)" is not currently accepting connections', said):
+        quoted = found[1].replace('"', '""')
+        return SourceDenied(
+            f"{about}: nobody can connect to database {found[1]}",
+            detail=said,
+            hints=[f'ALTER DATABASE "{quoted}" ALLOW_CONNECTIONS true;  -- as a superuser, in another database'],
+        )
     if re.search(r"authentication failed|pg_hba\.conf|no password supplied|role .* does not exist", said):
         return SourceDenied(
             f"{about}: the server refuses the login",

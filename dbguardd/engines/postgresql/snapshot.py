@@ -2,8 +2,8 @@
 
 The lock (ACCESS SHARE, like that of any query) comes first and the snapshot after it: a table that is truncated or
 rewritten between the two would be read as empty, because old snapshots do not protect against that. The lock keeps
-nobody from reading or writing. But altering or dropping a table has to wait, and so does every later user of it. So one
-database is held after the other, each no longer than its own dump and fingerprint take.
+nobody from reading or writing. But altering or dropping a table has to wait, and so does every later user of it. So a
+database is held no longer than its own dump and fingerprint take.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dbguardd.engines.postgresql.connect import (
     shown,
     text,
 )
-from dbguardd.engines.postgresql.content import Stored, has_large, schema_lines, stored_tables
+from dbguardd.engines.postgresql.content import Stored, has_large, name_of, schema_lines, stored_tables
 from dbguardd.engines.postgresql.typed import in_one_line
 from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
 from dbguardd.frozen import frozen
@@ -63,6 +63,7 @@ class Held:
     """A database whose snapshot and locks are held."""
 
     database: Database
+    name: bytes  # of the database, as SQL has it
     connection: Connection
     snapshot: str  # the exported name
     at: datetime  # by the server's clock: everything committed by then is in it
@@ -130,7 +131,8 @@ def holding(address: Address, database: Database, lock_seconds: float, alive: Al
         lock(connection, [table for table in tables if table.quoted not in known])  # new since the list was made
         extensions, large = extensions_of(connection), has_large(connection)
         # Read now: a function may be dropped before the dump ends.
-        yield Held(database, connection, text(name), at, tables, extensions, schema_lines(connection), large)
+        lines, quoted = schema_lines(connection), name_of(connection)
+        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large)
 
 
 def _locked(connection: Connection, about: str, deadline: float, alive: Alive) -> list[Stored]:

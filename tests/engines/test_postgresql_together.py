@@ -1,0 +1,198 @@
+"""Several databases of a server are dumped at a time, and each is read in a process of its own beside its dump."""
+
+import io
+import os
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from engine_memory import MemorySink, no_progress
+from postgres_world import alive_processes, as_owner, cluster, until
+from test_postgresql_dump import altering, made, place, round_trip, url
+
+from dbguardd.engines.fingerprint import NoFingerprint
+from dbguardd.engines.postgresql.child import side_by_side
+from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.dump import decode
+from dbguardd.engines.postgresql.snapshot import holding, list_databases
+from dbguardd.engines.postgresql.taking import ServerDump
+from dbguardd.errors import SourceDenied
+
+__all__ = ["place"]
+
+OURS = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^(dbguard|pg_dump)'"
+
+
+@pytest.fixture(scope="module")
+def live():
+    with cluster() as made:
+        for name in ("one", "two"):
+            made.sql(f"CREATE DATABASE {name}")
+            made.sql("CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 50000) n", name)
+        made.sql("CREATE ROLE keeper LOGIN; GRANT pg_read_all_data TO keeper")
+        yield made
+
+
+class Watched(MemorySink):
+    """Knows which streams are open, and calls `first` with the name of each that gets its first data."""
+
+    def __init__(self, first=lambda name: None):
+        super().__init__()
+        self.open, self.together, self.first = set(), set(), first
+
+    @contextmanager
+    def write(self, name, *, stamp=""):
+        self.open.add(name)
+        self.together.add(frozenset(self.open))
+        try:
+            with super().write(name, stamp=stamp) as out:
+                yield _Told(out, lambda: self.first(name))
+        finally:
+            self.open.remove(name)
+
+
+class _Told(io.RawIOBase):
+    def __init__(self, out, first):
+        self.out, self.first = out, first
+
+    def write(self, data):
+        if self.first is not None:
+            self.first()
+            self.first = None
+        return self.out.write(data)
+
+
+def test_two_databases_are_dumped_at_a_time_and_come_back_equal(live, place):  # noqa: F811 - a fixture
+    def dump():
+        engine, sink = made(live, place), Watched()
+        facts = engine.dump(sink, no_progress)
+        taken = engine.fingerprint(no_progress)
+        engine.release()
+        return sink.streams, sink.together, facts, taken
+
+    streams, together, facts, taken = as_owner(dump)
+    assert max(map(len, together)) == 2
+    assert facts["databases"] == ["one", "postgres", "two"]
+    assert [part.stream for part in decode(streams["contents.json"]).parts] == ["0001.dump", "0002.dump", "0003.dump"]
+    assert {name: table.rows for name, table in taken.tables.items()} == {"one.public.t": 50000, "two.public.t": 50000}
+    _, _, taken, found = as_owner(round_trip, live, place)
+    assert found.fingerprint == taken
+
+
+def test_an_error_in_one_database_ends_the_others_and_nothing_stays(live, place):  # noqa: F811 - a fixture
+    live.sql("CREATE TABLE hidden (n int); ALTER TABLE hidden ENABLE ROW LEVEL SECURITY", "two")
+    keeper = live.url.replace("user=postgres", "user=keeper")
+
+    def dump():
+        sink = Watched()
+        with pytest.raises(SourceDenied, match="database two") as denied:
+            made(live, place, url=keeper).dump(sink, no_progress)
+        return denied.value, sorted(sink.streams), sink.open, alive_processes("pg_dump", str(live.socket))
+
+    try:
+        error, kept, still_open, running = as_owner(dump)
+    finally:
+        live.sql("DROP TABLE hidden", "two")
+    assert "row-level security" in error.detail
+    assert (kept, still_open, running) in (([], set(), []), (["0001.dump"], set(), []), (["0002.dump"], set(), []))
+    until(lambda: live.sql(OURS) == "0", "the end of its connections")
+
+
+def test_the_servers_process_of_pg_dump_gives_way_as_we_do(live, place):  # noqa: F811 - a fixture
+    def dump():
+        usual = os.getpriority(os.PRIO_PROCESS, 0)
+        os.nice(5)
+        niceness = {}
+
+        def look(name):
+            if name == "0001.dump":
+                asked = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE application_name ~ '^dbguard '"
+                niceness.update((pid, os.getpriority(os.PRIO_PROCESS, int(pid))) for pid in live.sql(asked).split())
+
+        made(live, place, url=url(live, "one")).dump(Watched(look), no_progress)
+        return usual, list(niceness.values())
+
+    usual, found = as_owner(dump)
+    assert found == [usual + 5]
+
+
+class Nowhere:
+    """Dumps nothing."""
+
+    def database(self, held, stream, excluded, begins):
+        begins()
+        yield from ()
+
+    def alive(self):
+        pass
+
+
+def taken_of(live, before):
+    address = address_of(live.url)
+    taking = ServerDump(address, Nowhere(), (), 5.0, no_progress, compared=True)
+    with connected(address) as connection:
+        (database,) = list_databases(connection, "one")
+    with holding(address, database, 5.0, lambda: None) as held:
+        side_by_side([taking.take_held(1, before(held))], 1, lambda: None)
+    return taking.fingerprint(), len(taking.parts)
+
+
+def test_a_dump_that_could_not_be_read_once_more_is_a_backup_without_a_fingerprint(live):
+    def end(held):
+        live.sql(f"SELECT pg_terminate_backend({held.connection.info.backend_pid}, 60000)")
+        return held
+
+    untold, count = as_owner(taken_of, live, end)
+    assert isinstance(untold, NoFingerprint) and "terminating connection" in untold.why and count == 1
+
+
+def test_a_killed_reader_costs_the_fingerprint_and_not_the_backup(live, place):  # noqa: F811 - a fixture
+    """Its connection holds the snapshot until the dump is complete, although nobody reads from it."""
+    live.sql("CREATE TABLE slow AS SELECT repeat('x', 100) FROM generate_series(1, 2000000)", "one")
+
+    def dump():
+        def kill(name):
+            us = os.getpid()
+            for child in Path(f"/proc/{us}/task/{us}/children").read_text().split():
+                if Path(f"/proc/{child}/cmdline").read_bytes() == Path(f"/proc/{us}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+
+        sink = Watched(lambda name: name == "0001.dump" and kill(name))
+        engine = made(live, place, url=url(live, "one"))
+        engine.dump(sink, no_progress)
+        return engine.fingerprint(no_progress), len(sink.streams["0001.dump"])
+
+    try:
+        untold, size = as_owner(dump)
+    finally:
+        live.sql("DROP TABLE slow", "one")
+    assert isinstance(untold, NoFingerprint) and "ended early" in untold.why and size > 200_000_000
+
+
+def test_a_role_with_few_connections_takes_one_database_at_a_time(live, place):  # noqa: F811 - a fixture
+    live.sql("ALTER ROLE postgres CONNECTION LIMIT 4")
+    try:
+        sink = Watched()
+        together = as_owner(lambda: (made(live, place).dump(sink, no_progress), sink.together)[1])
+    finally:
+        live.sql("ALTER ROLE postgres CONNECTION LIMIT -1")
+    assert max(map(len, together)) == 1
+
+
+def test_a_locked_table_keeps_no_other_database_waiting(live, place):  # noqa: F811 - a fixture
+    """The lock ends only when the others are dumped, although the locked database would be the first."""
+    with altering(live, "one", "ALTER TABLE t ADD later int"):
+
+        def dump():
+            sink = Watched()
+
+            def progress(step, done, total):
+                if len(sink.streams) == 2:
+                    live.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ '^SELECT .there'")
+
+            engine = made(live, place, lock_timeout_seconds=60)
+            engine.dump(sink, progress)
+            return engine.fingerprint(no_progress).rows
+
+        assert as_owner(dump) == 100_000

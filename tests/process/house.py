@@ -299,15 +299,24 @@ def gone(process: subprocess.Popen[bytes]) -> int:
 
 
 def halves(parent: int) -> dict[str, int]:
-    """Return the pids of the worker halves that a daemon started and that run now."""
+    """Return the pids of the worker halves that a daemon started and that run now.
+
+    A process that a half has forked has the same command line: it only counts if it has outlived that half.
+    """
     found = {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         with suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            words = _words(pid)
             place = words.index("dbguardd.worker") if "dbguardd.worker" in words else len(words)
             if words[place + 2 : place + 3] == [str(parent)]:
-                found[words[place + 1]] = pid
+                stat = Path(f"/proc/{pid}/stat").read_text()
+                if _words(int(stat.rpartition(")")[2].split()[1])) != words:
+                    found[words[place + 1]] = pid
     return found
+
+
+def _words(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0") if pid else []
 
 
 def rows(path: Path) -> int:

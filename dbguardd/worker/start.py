@@ -68,7 +68,7 @@ async def run_worker(
             spec = {**spec, "answer": answer.fileno()}
         if has_engine_half(spec["verb"], engine):
             run_as = owner_of_database(spec["database"], spec["request"])
-            settings = _engine_settings(spec, run_as)
+            settings = {**_engine_settings(spec, run_as), "stall_seconds": stall_timeout}
             spec = {**spec, "run_as": run_as, "staging": settings["staging"]}
             remove_foreign(Path(spec["staging"]), run_as)
             children["engine"] = await _start("engine", there, settings, run_as)

@@ -17,7 +17,7 @@ from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import decode
 from dbguardd.engines.postgresql.snapshot import holding, list_databases
 from dbguardd.engines.postgresql.taking import ServerDump
-from dbguardd.errors import SourceDenied
+from dbguardd.errors import SourceDenied, Stalled
 
 __all__ = ["place"]
 
@@ -127,6 +127,9 @@ class Nowhere:
     def alive(self):
         pass
 
+    def moved(self):
+        pass
+
 
 def taken_of(live, before):
     address = address_of(live.url)
@@ -196,3 +199,43 @@ def test_a_locked_table_keeps_no_other_database_waiting(live, place):  # noqa: F
             return engine.fingerprint(no_progress).rows
 
         assert as_owner(dump) == 100_000
+
+
+def test_a_dump_of_a_silent_server_ends_and_one_with_a_pause_goes_on(live, place):  # noqa: F811 - a fixture
+    """Its processes are stopped, so no connection breaks."""
+    live.sql("CREATE TABLE slow AS SELECT repeat('x', 100) FROM generate_series(1, 1000000)", "one")
+
+    def dump(stall_seconds, wakes):
+        stopped, beats = [], []
+
+        def stop(name):
+            asked = "SELECT pid FROM pg_stat_activity WHERE datname = 'one' AND application_name ~ '^dbguard'"
+            stopped.extend(map(int, live.sql(asked).split()))
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+
+        def wake():
+            while stopped:
+                os.kill(stopped.pop(), signal.SIGCONT)
+
+        def progress(step, done, total):
+            beats.append(done)
+            if wakes and stopped and beats[-5:] == [done] * 5:
+                wake()
+
+        engine = made(live, place, url=url(live, "one"), stall_seconds=stall_seconds)
+        try:
+            engine.dump(Watched(stop), progress)
+            return engine.fingerprint(no_progress).rows
+        except Stalled as error:
+            return error.message, bool(stopped)
+        finally:
+            wake()
+
+    try:
+        (silent, still), rows = as_owner(dump, 2, False), as_owner(dump, 120, True)
+    finally:
+        live.sql("DROP TABLE slow", "one")
+    assert "has sent nothing to the dump for 2 s" in silent and still
+    assert rows == 1_050_000
+    until(lambda: live.sql(OURS) == "0", "the end of its connections")

@@ -85,7 +85,7 @@ def test_only_who_is_not_the_owner_is_told_that_he_cannot_become_it():
     """A server refuses a role, whoever we are: it was said to be for want of CAP_SETUID."""
 
     def told():
-        mine = tempfile.mkdtemp()
+        mine = tempfile.mkdtemp(dir="/tmp")
         places = {"mine": mine, "of root": "/usr", "elsewhere": None}
         denied = {name: SourceDenied("refused") for name in places}
         for name, place in places.items():

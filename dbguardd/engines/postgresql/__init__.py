@@ -44,7 +44,7 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     or "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous (true: the log is
     streamed; "archive": the server's archiver waits for us), follows (the staging directory of the follower),
     look_seconds (how often a followed log is stored), watch_seconds (how often its server is checked), patience_seconds
-    (how long a server may neither answer nor send anything).
+    (how long a server may neither answer nor send anything), stall_seconds (how long it may send nothing to a dump).
     """
     address = address_of(str(settings.get("url") or ""))
     pace = Pace(
@@ -115,6 +115,7 @@ class PostgresqlDumps:
         self._url = str(settings.get("url") or "")
         self._staging = Path(str(settings["staging"]))
         self._lock_seconds = float(settings.get("lock_timeout_seconds", 5.0))
+        self._stall_seconds = float(settings.get("stall_seconds", 600.0))
         self._exclude = [str(pattern) for pattern in settings.get("exclude", ())]
         self._taken: ServerDump | None = None
 
@@ -145,7 +146,8 @@ class PostgresqlDumps:
             most = at_once(connection)
         tools = find_tools("pg_dump", major, or_newer=True, need="the backup is made with it")
         roles, passwords = roles_of(address)
-        dumper = Dumper(address, tools, sink, progress, self._lock_seconds, plain=plain)
+        silent = self._stall_seconds
+        dumper = Dumper(address, tools, sink, progress, self._lock_seconds, stall_seconds=silent, plain=plain)
         taking = ServerDump(address, dumper, self._exclude, self._lock_seconds, progress, compared=compared)
         taking.take_all(databases, most, may_vanish=not only)
         if not taking.parts:

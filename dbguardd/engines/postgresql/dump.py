@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -35,6 +36,7 @@ from dbguardd.errors import (
     SourceDamaged,
     SourceDenied,
     SourceLocked,
+    Stalled,
     Unsupported,
 )
 from dbguardd.flow import Sink
@@ -42,6 +44,7 @@ from dbguardd.frozen import frozen
 
 CONTENTS, ROLES, TABLESPACES = "contents.json", "roles.sql", "tablespaces.sql"
 _VERSION = 1
+_PAUSE_SECONDS = 1.0
 _WORDS: Sequence[tuple[str, type[GuardError]]] = (
     ("permission denied", SourceDenied),
     ("row-level security", SourceDenied),
@@ -149,12 +152,22 @@ class Dumper:
     """Runs the programs of one backup and writes their output into the sink, of which they know nothing."""
 
     def __init__(
-        self, address: Address, tools: Tools, sink: Sink, progress: Progress, lock_seconds: float, *, plain: bool
+        self,
+        address: Address,
+        tools: Tools,
+        sink: Sink,
+        progress: Progress,
+        lock_seconds: float,
+        *,
+        stall_seconds: float = 600.0,
+        plain: bool,
     ) -> None:
         self._address, self._tools, self._sink, self._progress = address, tools, sink, progress
         self._plain = plain  # see connect.told
         self._lock_milliseconds = max(1, int(lock_seconds * 1000))
+        self._most_silent = max(stall_seconds, lock_seconds)
         self._done = 0
+        self._heard, self._silent = time.monotonic(), 0.0
 
     def globals(self, database: str, *, passwords: bool) -> None:
         """Write the roles and the tablespaces of the server; roles' passwords only if they may be read."""
@@ -198,8 +211,19 @@ class Dumper:
             for (pid,) in rows(connection, b"SELECT pid::int8 FROM pg_stat_activity WHERE application_name = %s", name):
                 give_way(connection, pid)
 
+    def moved(self) -> None:
+        """Note that the server has sent something, or that it is not its turn."""
+        self._silent = 0.0
+
     def alive(self) -> None:
-        """Report how much was dumped. Raises Cancelled."""
+        """Report how much was dumped. Raises Cancelled, and Stalled when the server was silent for stall_timeout.
+
+        A report is taken for progress, so nobody else can see that. A time in which we did not run does not count.
+        """
+        now = time.monotonic()
+        self._heard, self._silent = now, self._silent + min(now - self._heard, _PAUSE_SECONDS)
+        if self._silent > self._most_silent:
+            raise Stalled(f"{place_of(self._address)}: has sent nothing to the dump for {self._most_silent:g} s")
         self._progress("dump", self._done, None)
 
     def _stream(self, name: str, words: Sequence[str], what: str, begins: Alive = nothing) -> Work:
@@ -211,6 +235,7 @@ class Dumper:
                     begins = nothing
                     out.write(piece)
                     self._done += len(piece)
+                    self.moved()
                 yield child.files
             if child.wait(self.alive) != 0:
                 raise self._refusal(what, words[0], child.last_words())

@@ -63,8 +63,10 @@ class SeamSink:
             out.flush()
         except BaseException:
             raw.given_up = True
+            self._into = ""
             self._channel.send({"sink": "abort", "name": name})
             raise
+        self._into = ""  # the other half expects a name before more data
         self._channel.send({"sink": "end", "name": name})
         self._channel.answer()
 

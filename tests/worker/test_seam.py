@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -117,6 +117,11 @@ class FakeEngine:
         with sink.write("odd") as odd, sink.write("even") as even:
             for number in range(200):
                 (odd if number % 2 else even).write(bytes([number]) * 3000)
+        with ExitStack() as empty, sink.write("two") as two:
+            empty.enter_context(sink.write("empty"))
+            two.write(b"2" * 200_000)
+            empty.close()  # says nothing of "two", which was named last
+            two.write(b"2" * 200_000)
         with self.file.open("rb") as source:
             sink.adopt("pages", source.fileno(), 4096)
             sink.adopt("alive", source.fileno(), 8192, stamp="now", changing=True, changed=b"\x05\xff")
@@ -199,7 +204,13 @@ def test_dump_crosses_with_streams_files_and_answers(seam):
     pages = b"p" * 10_000
     streams = {name: pages for name in ("pages", "alive", "growing", "asked")}
     streams |= {name: b"".join(bytes([n]) * 3000 for n in range(at, 200, 2)) for at, name in enumerate(("even", "odd"))}
-    assert sink.streams == {"dump": b"0123456789" * 50_000, "one": b"1" * 600_000, **streams}
+    assert sink.streams == {
+        "dump": b"0123456789" * 50_000,
+        "one": b"1" * 600_000,
+        "two": b"2" * 400_000,
+        "empty": b"",
+        **streams,
+    }
     assert sink.told["pages"] == {"stamp": "", "changing": False, "changed": None}
     assert sink.told["alive"] == {"stamp": "now", "changing": True, "changed": b"\x05\xff"}
     assert steps == [("snapshot", 1, 2), *((f"dump {number}", number, None) for number in range(50))]

@@ -328,6 +328,9 @@ class Yard:
             assert not aside.exists()
         elif row["state"] != "done" and "restore undo" not in str(row["problem"]["hints"]):
             whole = old
+        lock = self.live.data / "postmaster.pid"
+        held = f"/proc/{lock.read_text().split()[0]}" if lock.exists() else ""
+        until(lambda: not held or not Path(held).exists(), "the reaping of a killed half: a server takes it for alive")
         self.live.start()
         self.answers()
         now = self.live.sql(SUMS)

@@ -170,6 +170,7 @@ def test_a_damaged_page_is_a_finding_of_whatever_reads_it(live, place):
     assert set(failed(found)) == {"structure of shop", "page checksums"}
     assert "hurt_index" in failed(found)["structure of shop"] and paths[0].name in failed(found)["page checksums"]
     assert isinstance(seen[1], SourceDamaged) and "XX001" in seen[1].detail
+    assert "table shop.public.hurt" in seen[1].detail  # the server names only a file
 
 
 def test_a_backup_that_is_not_whole_does_not_become_a_cluster_that_looks_whole(live, place, kept):

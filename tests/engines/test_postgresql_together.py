@@ -95,6 +95,7 @@ def test_an_error_in_one_database_ends_the_others_and_nothing_stays(live, place)
     finally:
         live.sql("DROP TABLE hidden", "two")
     assert "row-level security" in error.detail
+    assert "ALTER ROLE ROLE BYPASSRLS;" in error.hints[0]
     assert (kept, still_open, running) in (([], set(), []), (["0001.dump"], set(), []), (["0002.dump"], set(), []))
     until(lambda: live.sql(OURS) == "0", "the end of its connections")
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import psycopg
 from blake3 import blake3
 from psycopg import errors
 from psycopg.pq import ExecStatus
@@ -181,10 +183,21 @@ def prints_of(connection: Connection, excluded: Collection[str], tick: Tick, *, 
 
     for table in stored_tables(connection):
         if table.shown not in excluded:
-            found[f"{name}.{table.shown}"] = read(table.copy)
+            with naming_table(f"{name}.{table.shown}"):
+                found[f"{name}.{table.shown}"] = read(table.copy)
     if large:
         found[f"{name}: large objects"] = read(_LARGE)
     return found
+
+
+@contextmanager
+def naming_table(table: str) -> Iterator[None]:
+    """Note in the server's errors which table was read: of a damaged page it names only the file."""
+    try:
+        yield
+    except psycopg.Error as error:
+        error.add_note(f"Reading the table {table} met it.")
+        raise
 
 
 def name_of(connection: Connection) -> bytes:

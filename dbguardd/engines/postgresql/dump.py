@@ -25,7 +25,7 @@ from dbguardd.engines.postgresql.child import Alive, Work, nothing, side_by_side
 from dbguardd.engines.postgresql.connect import LIVELY, Address, connected, give_way, parameters, place_of, rows
 from dbguardd.engines.postgresql.content import Stored
 from dbguardd.engines.postgresql.meaning import TOO_LONG
-from dbguardd.engines.postgresql.refusals import READ_ALL
+from dbguardd.engines.postgresql.refusals import READ_ALL, READ_HIDDEN
 from dbguardd.engines.postgresql.snapshot import Database, Extension, Held
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import (
@@ -250,7 +250,8 @@ class Dumper:
                 "If no value is that large, the row is damaged. A backup by pages has it as it is.",
                 hints=['set method = "pages"', 'set exclude = ["SCHEMA.TABLE"]  # leaves out the rows of that table'],
             )
-        hints = [READ_ALL] if "permission denied" in words else []
+        mends = {"permission denied": READ_ALL, "row-level security": READ_HIDDEN}
+        hints = [mend for sign, mend in mends.items() if sign in words]
         return kind(f"{place_of(self._address)}: {program} could not dump {what}", detail=said, hints=hints)
 
 

@@ -47,6 +47,9 @@ _BY = "  -- as a superuser; ROLE is the user of the url"
 READ_ALL = f"GRANT pg_read_all_data TO ROLE;{_BY}"
 """Lets a role read all tables; `check` names the role, and whatever else it lacks."""
 
+READ_HIDDEN = f"ALTER ROLE ROLE BYPASSRLS;{_BY}"
+"""Lets a role read the rows that row security hides from it."""
+
 _RIGHTS: Mapping[str, str] = {
     "check_enable_rls": "ALTER ROLE ROLE BYPASSRLS;",
     "CheckSlotPermissions": "ALTER ROLE ROLE REPLICATION;",
@@ -96,7 +99,8 @@ def refusal(about: str, error: psycopg.Error) -> GuardError:
     kind = _STATES.get(state) or _STATES.get(state[:2]) or SourceChanged
     limit = error.diag.source_function if state == "53400" else None
     hints = _rights(error, said) if state == "42501" else _MENDS.get(limit or state, ())
-    return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})", hints=hints)
+    detail = "\n".join([f"{said} (SQLSTATE {state})", *getattr(error, "__notes__", ())])
+    return kind(f"{about}: the server refused", detail=detail, hints=hints)
 
 
 def _rights(error: psycopg.Error, said: str) -> Sequence[str]:

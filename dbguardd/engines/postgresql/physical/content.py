@@ -26,7 +26,7 @@ from psycopg import errors
 from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
-from dbguardd.engines.postgresql.content import print_of
+from dbguardd.engines.postgresql.content import naming_table, print_of
 from dbguardd.engines.postgresql.meaning import TOO_LONG
 from dbguardd.engines.postgresql.physical.cluster import waited
 from dbguardd.engines.postgresql.physical.names import binary_rows, naming
@@ -110,15 +110,17 @@ def fingerprint(databases: Iterable[tuple[bytes, Connection]], alive: Alive) -> 
         names = naming(connection)
         for number, space, name, node, quoted in rows(connection, _TABLES):
             table = Table(number, bytes(space), bytes(name), node, bytes(quoted))
-            if table.catalog and table.name != _LARGE:
-                found = _of_catalog(connection, table, alive)
-            else:
-                what = names.get(number)
-                found = _of_users(connection, table, what is not None and not what.roles, alive)
+            read = f"{shown(bytes(named))}.{shown(table.quoted)}"
+            with naming_table(read):
+                if table.catalog and table.name != _LARGE:
+                    found = _of_catalog(connection, table, alive)
+                else:
+                    what = names.get(number)
+                    found = _of_users(connection, table, what is not None and not what.roles, alive)
             if table.catalog and table.name not in _USERS_OWN:
                 schema.update(b"%s %d %s\n" % (table.name, found.rows, found.digest.encode()))
             else:
-                tables[f"{shown(bytes(named))}.{shown(table.quoted)}"] = found
+                tables[read] = found
         schemas[database] = schema.digest()
     return Fingerprint(hashlib.sha256(b"".join(schemas[name] for name in sorted(schemas))).hexdigest(), tables)
 

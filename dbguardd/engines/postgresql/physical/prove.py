@@ -288,7 +288,7 @@ def _meaning(error: psycopg.Error) -> tuple[str, str]:
     said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return "inconclusive", f"{said}: {LOCKED}"
-    return outcome(said, error.sqlstate), said
+    return outcome(said, error.sqlstate), ". ".join([said, *getattr(error, "__notes__", ())])
 
 
 def _checksums(target: Path, tools: Tools, facts: ClusterFacts, alive: Alive) -> Finding:

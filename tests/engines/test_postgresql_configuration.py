@@ -1,11 +1,15 @@
 """What configures a cluster from outside of its data directory is in its backup, and starts what is restored."""
 
 import os
+import shutil
 import signal
 import subprocess
 
-from postgres_pages_world import by_hand, move_out, own_place, round_trip
+from engine_memory import no_progress
+from postgres_pages_world import by_hand, move_out, own_place, round_trip, stored, tree
 from postgres_world import as_owner, cluster, identity, owner
+
+from dbguardd.engines.postgresql import open_postgresql
 
 
 def linked(live):
@@ -58,6 +62,37 @@ def test_a_cluster_that_was_configured_elsewhere_is_started_as_its_text_says():
         for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
             assert (place / "linked/dbguard-config" / name).read_text() == (live.place / "etc" / name).read_text()
             assert not (place / "linked" / name).exists()
+
+
+def test_what_replaces_a_lost_cluster_and_its_lost_configuration_is_started_as_the_restore_says():
+    """In place, there is no RESTORE.txt: what is said is all that a person has."""
+    with cluster() as live:
+        move_out(live)
+        live.sql("CREATE TABLE kept AS SELECT 42 AS answer")
+        streams, facts, _ = as_owner(stored, live)
+        live.stop(signal.SIGINT)
+
+        def in_place():
+            engine = open_postgresql({"url": live.url, "staging": "/nonexistent", "method": "pages"})
+            where = engine.delta_restore.overwrite(tree(streams, facts), live.data, no_progress)
+            examined = engine.snapshots.examine(where, (), no_progress)
+            engine.delta_restore.publish(live.data)
+            return examined.facts["next"]
+
+        assert "as before" in as_owner(in_place)
+        assert not (live.data / "dbguard-config").exists()
+        shutil.rmtree(live.data)
+        shutil.rmtree(live.config)
+        told = as_owner(in_place)
+        assert told.endswith(f": {live.data}/dbguard-config")
+        told = told.split(": ", 1)[1].replace(f"/usr/lib/postgresql/{live.major}/bin", str(live.programs))
+        told = told[told.index(str(live.programs)) :]  # without "runuser": it runs as the owner here
+        subprocess.run(["/bin/sh", "-c", told], check=True, cwd="/", **identity())
+        try:
+            assert live.sql("SHOW work_mem; SELECT answer FROM kept").split() == ["7MB", "42"]
+        finally:
+            stop = [live.programs / "pg_ctl", "-D", live.data, "-m", "immediate", "stop"]
+            subprocess.run(stop, check=True, capture_output=True, cwd="/", **identity())
 
 
 def test_what_alone_lies_elsewhere_is_in_the_backup_and_what_is_not_is_named():

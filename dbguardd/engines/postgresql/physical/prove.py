@@ -81,7 +81,7 @@ def prove(
         said = (
             "it was put back as it was kept: its own server continues from there, and no test server was started on it"
         )
-        return Examination([Finding(_RECOVERY, "not configured", said)], None, {"next": starting(restored)})
+        return Examination([Finding(_RECOVERY, "not configured", said)], None, {"next": starting(target, restored)})
     if not facts.superuser:
         said = "no superuser of the cluster may log in, so its content cannot be read"
         return Examination([Finding(_RECOVERY, "inconclusive", said)], None)
@@ -107,7 +107,8 @@ def prove(
         said = "this kernel has no landlock(7): functions of the cluster could have written where its owner may"
         findings.append(Finding("the server was kept to its directory", "not configured", said))
     durable([str(target), *restored.elsewhere])
-    said = starting(restored) if restored.live else f"{target / MANUAL} has the command that starts a server on it"
+    manual = f"{target / MANUAL} has the command that starts a server on it"
+    said = starting(target, restored) if restored.live else manual
     return Examination(findings, print_, {"recovery_lsn": format_lsn(facts.recovery_lsn), "next": said})
 
 

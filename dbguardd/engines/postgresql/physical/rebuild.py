@@ -222,13 +222,21 @@ def _in_its_place(target: Path, facts: ClusterFacts, placed: Collection[str]) ->
     return [*lines, *(f"{step} &&" for step in steps[:-1]), steps[-1], *([] if service else ["# Start the server."])]
 
 
-def starting(restored: Restored) -> str:
-    """Return the command that starts the server of a cluster restored in place."""
+def starting(target: Path, restored: Restored) -> str:
+    """Return how to start the server of a cluster that is restored in place; it is still at `target`."""
     live, service, owner = restored.live, restored.facts.service, pwd.getpwuid(os.geteuid()).pw_name
-    control = ["-D", live, "-l", f"{live}.log", "-w", "start"]
-    program = f"/usr/lib/postgresql/{restored.facts.major}/bin/pg_ctl"
-    words = shlex.join(["runuser", "-u", owner, "--", program, *control])
-    return f"systemctl start {shlex.quote(service)}" if service else f"start its server, for example with: {words}"
+    settings = options(target, Path(live))  # only if nothing was there: else its own configuration is
+    if service:
+        said = f"systemctl start {shlex.quote(service)}"
+    elif settings or (target / "postgresql.conf").exists():
+        control = ["-D", live, *(["-o", settings] if settings else []), "-l", f"{live}.log", "-w", "start"]
+        program = f"/usr/lib/postgresql/{restored.facts.major}/bin/pg_ctl"
+        said = f"start its server, for example with: {shlex.join(['runuser', '-u', owner, '--', program, *control])}"
+    else:
+        said = "start its server as before: its configuration files are in another directory, and stay as they are"
+    if settings:
+        said += f"  # copies of its configuration files, which were in another directory: {Path(live) / DIRECTORY}"
+    return said
 
 
 def without_recovery(settings: bytes) -> bytes:

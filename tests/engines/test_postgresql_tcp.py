@@ -18,7 +18,7 @@ from engine_memory import MemorySink
 from postgres_world import as_owner, cluster, free_port, owner
 
 from dbguardd.engines.postgresql import open_postgresql
-from dbguardd.engines.postgresql.connect import connected
+from dbguardd.engines.postgresql.connect import connected, give_way
 from dbguardd.errors import Cancelled
 
 REFUSED = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
@@ -130,6 +130,7 @@ def niceness(host, port):
         os.nice(5)
         with connected({"host": str(host), "port": str(port), "user": "postgres"}) as connection:
             pid = connection.info.backend_pid
+            give_way(connection, pid, reads_much=True)
             return os.getpriority(os.PRIO_PROCESS, pid), session_niceness(pid)
 
     with ThreadPoolExecutor(1) as pool:

@@ -158,10 +158,11 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
     return connection
 
 
-def give_way(connection: Connection, pid: int) -> None:
+def give_way(connection: Connection, pid: int, *, reads_much: bool = False) -> None:
     """Give a process that serves us at a connection's local server our own niceness: applications come first.
 
     Only the server's owner may. The process must be a child of the one that listens: behind a proxy it serves others.
+    With `reads_much` its session gives way as well: each process of a server has one. That may take 0.1 s.
     """
     with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as line:
         if line.family == socket.AF_UNIX:
@@ -169,9 +170,9 @@ def give_way(connection: Connection, pid: int) -> None:
             ours, its = (os.getpriority(os.PRIO_PROCESS, one) for one in (0, pid))
             with open(f"/proc/{pid}/stat", "rb") as file:
                 parent = int(file.read().rpartition(b")")[2].split()[1])
-            if parent == server and its < ours:
+            if parent == server and its <= ours:
                 os.setpriority(os.PRIO_PROCESS, pid, ours)
-                for _ in range(TRIES):  # each process of a server has a session of its own
+                for _ in range(TRIES if reads_much else 0):
                     if lower_session(pid, ours):
                         break
                     time.sleep(WAIT_SECONDS)

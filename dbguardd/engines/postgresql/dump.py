@@ -209,7 +209,7 @@ class Dumper:
             return
         with suppress(GuardError), connected(self._address) as connection:
             for (pid,) in rows(connection, b"SELECT pid::int8 FROM pg_stat_activity WHERE application_name = %s", name):
-                give_way(connection, pid)
+                give_way(connection, pid, reads_much=True)
 
     def moved(self) -> None:
         """Note that the server has sent something, or that it is not its turn."""

@@ -20,6 +20,7 @@ from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
     connected,
+    give_way,
     major_of,
     place_of,
     rows,
@@ -124,6 +125,7 @@ def holding(address: Address, database: Database, lock_seconds: float, alive: Al
     """Hold one moment of a database for the length of a block. Raises SourceMissing if it is gone, SourceLocked ..."""
     about = f"{place_of(address)}, database {database.name}"
     with connected(address, database.name, about=about) as connection:
+        give_way(connection, connection.info.backend_pid, reads_much=True)
         tables = _locked(connection, about, time.monotonic() + lock_seconds, alive)
         ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), statement_timestamp()")  # before the snapshot
         known = {table.quoted for table in tables}

@@ -18,6 +18,7 @@ from dbguardd.engines.postgresql.connect import (
     Connection,
     address_of,
     connected,
+    give_way,
     place_of,
     row,
     rows,
@@ -319,6 +320,7 @@ class Pages:
         """
         for name in sorted(held.connections, key=lambda name: (name != _TEMPLATE, name)):
             with closing(held.connections[name]) as connection:
+                give_way(connection, connection.info.backend_pid, reads_much=True)
                 yield name, connection
                 self._check_names(name, connection, cluster)
 

@@ -1,8 +1,11 @@
 """What is said when a server does not let us in: which file, statement or command helps."""
 
+import pytest
 from psycopg import errors
 
-from dbguardd.engines.postgresql.refusals import unconnected
+from dbguardd.engines.postgresql.content import naming_table
+from dbguardd.engines.postgresql.physical.prove import _meaning
+from dbguardd.engines.postgresql.refusals import refusal, unconnected
 from dbguardd.errors import SourceDenied
 
 
@@ -41,3 +44,12 @@ def test_a_certificate_that_is_not_accepted_is_no_silent_server():
     )
     wrong = errors.OperationalError('server certificate for "a" does not match host name "b"')
     assert "-CAfile" not in unconnected("it", {"host": "b", "sslrootcert": "system"}, wrong).hints[0]
+
+
+def test_what_fails_while_a_table_is_read_is_said_with_the_table_by_the_backup_and_by_the_proof():
+    """The server names only the file of a damaged page."""
+    with pytest.raises(errors.DataCorrupted) as caught, naming_table("shop.public.orders"):
+        raise errors.DataCorrupted("invalid page in block 7 of relation base/16384/16421")
+    said = "This happened while the table shop.public.orders was read."
+    assert refusal("it", caught.value).detail.endswith(said)
+    assert _meaning(caught.value)[1].endswith(said)

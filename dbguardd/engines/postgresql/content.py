@@ -196,7 +196,7 @@ def naming_table(table: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        error.add_note(f"Reading the table {table} met it.")
+        error.add_note(f"This happened while the table {table} was read.")
         raise
 
 

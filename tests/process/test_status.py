@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.test_full import a_disk, filled
 from tests.process.house import House, add, rows, until
 
 
@@ -292,3 +293,24 @@ def test_a_database_that_lost_every_row_takes_the_place_of_no_proven_backup(hous
         db.execute("create table note (id integer primary key, text text, body blob)")
     add(path)
     assert house.does("backup", "app", "--verify")["proof"]["grade"] == "proven"
+
+
+def test_a_full_storage_is_named_while_a_log_waits_for_it(house: House) -> None:
+    """It waits a minute for room before it gives up."""
+    path = house.database("app", wal=True)
+    house.protects(house.table("app", "continuous = true"))
+    house.store.parent.mkdir(exist_ok=True)
+    with a_disk(house.store, "size=20m"):
+        house.start()
+        house.does("backup", "app")
+        house.idle()
+        until(lambda: house.status("app")["log_problem"] is None and house.coverage("app"), "its log is followed")
+        with filled(house.store, 0):
+            add(path)
+            said = until(lambda: house.status("app")["log_problem"], "the full storage is told")
+            assert said.endswith(f"now: {house.store}: the file system of the storage is full")
+            assert house.events("log.interrupted") == []  # it still waits
+            (storage,) = house.api.get("status")["storages"]
+            assert (storage["ok"], storage["problem"]["code"]) == (False, "DBG-3002")
+        until(lambda: house.status("app")["log_problem"] is None, "its log is stored")
+        house.stop()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -314,3 +316,22 @@ def test_a_full_storage_is_named_while_a_log_waits_for_it(house: House) -> None:
             assert (storage["ok"], storage["problem"]["code"]) == (False, "DBG-3002")
         until(lambda: house.status("app")["log_problem"] is None, "its log is stored")
         house.stop()
+
+
+def test_a_proof_that_fails_for_the_live_database_says_how_to_look_at_that(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app"))
+    house.start()
+    good = house.does("backup", "app", "--verify")["backup"]["id"]
+    house.idle()
+    with closing(sqlite3.connect(path)) as db:  # an index that lacks every row
+        db.execute("create index of_it on note(text) where id < 0")
+        db.execute("pragma writable_schema = 1")
+        db.execute("update sqlite_schema set sql = 'create index of_it on note(text)' where name = 'of_it'")
+        db.commit()
+    problem = house.fails("DBG-6001", 4, "backup", "app", "--verify")
+    assert "the live database is probably damaged" in problem["detail"]
+    _, look, proven, *_ = problem["hints"]
+    found = subprocess.run(shlex.split(look, comments=True), capture_output=True, text=True, check=False)
+    assert "missing from index of_it" in found.stdout
+    assert good in house.does(*shlex.split(proven, comments=True)[1:])["plan"]["backup"]

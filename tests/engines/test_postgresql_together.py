@@ -15,6 +15,7 @@ from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.child import side_by_side
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import decode
+from dbguardd.engines.postgresql.signs import Signs
 from dbguardd.engines.postgresql.snapshot import holding, list_databases
 from dbguardd.engines.postgresql.taking import ServerDump
 from dbguardd.errors import SourceDenied, Stalled
@@ -120,6 +121,8 @@ def test_the_servers_process_of_pg_dump_gives_way_as_we_do(live, place):  # noqa
 
 class Nowhere:
     """Dumps nothing."""
+
+    signs = Signs({})
 
     def database(self, held, stream, excluded, begins):
         begins()

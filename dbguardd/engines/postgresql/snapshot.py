@@ -72,6 +72,7 @@ class Held:
     extensions: Sequence[Extension]
     lines: Sequence[bytes]  # its definitions
     large: bool  # it has large objects that can be read
+    process: str  # the number of the server's process
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
@@ -127,14 +128,15 @@ def holding(address: Address, database: Database, lock_seconds: float, alive: Al
     with connected(address, database.name, about=about) as connection:
         give_way(connection, connection.info.backend_pid, reads_much=True)
         tables = _locked(connection, about, time.monotonic() + lock_seconds, alive)
-        ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), statement_timestamp()")  # before the snapshot
+        asked = b"SELECT pg_export_snapshot(), statement_timestamp(), pg_backend_pid()::text"
+        ((name, at, process),) = rows(connection, asked)  # a time before the snapshot
         known = {table.quoted for table in tables}
         tables = stored_tables(connection)
         lock(connection, [table for table in tables if table.quoted not in known])  # new since the list was made
         extensions, large = extensions_of(connection), has_large(connection)
         # Read now: a function may be dropped before the dump ends.
         lines, quoted = schema_lines(connection), name_of(connection)
-        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large)
+        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large, text(process))
 
 
 def _locked(connection: Connection, about: str, deadline: float, alive: Alive) -> list[Stored]:

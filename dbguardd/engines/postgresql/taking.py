@@ -114,6 +114,7 @@ class ServerDump:
         out, about = tuple(table.shown for table in excluded), f"database {database.name}"
         read = reading(held.connection, out, about, large=held.large) if self._compared else nullcontext()
         with (
+            self._dumper.signs.of(held.process),
             read as reader,
             closing(self._dumper.database(held, stream, excluded, reader.begin if reader else nothing)) as dumping,
         ):

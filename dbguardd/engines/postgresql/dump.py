@@ -1,6 +1,6 @@
 """Dumps the databases of a server with PostgreSQL's own programs, straight into the sink.
 
-Streams: `contents.json` (what is in the backup, see Contents), `roles.sql`, `tablespaces.sql`, and one `NNNN.dump` for
+Streams: `contents.json` (what is in the backup, see Contents), `roles.sql`, `tablespaces.sql`, and one `OID.dump` for
 each database, in pg_dump's custom format. It is uncompressed, because the repository compresses, and deduplicates
 against the backup before.
 """
@@ -125,7 +125,7 @@ def _major(version: str) -> int:
 
 
 def stream_of(number: int) -> str:
-    """Return the name of the stream of a database."""
+    """Return the name of the stream of a database with that OID: the same in each backup, as deduplication needs."""
     return f"{number:04}.dump"
 
 

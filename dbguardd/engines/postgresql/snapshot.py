@@ -34,6 +34,10 @@ from dbguardd.frozen import frozen
 
 _PAUSE_SECONDS = 0.1
 _PER_STATEMENT = 500  # tables that one statement locks
+_EXPORT = b"""
+SELECT pg_export_snapshot(), statement_timestamp(), pg_backend_pid()::text,
+  (SELECT oid::int8 FROM pg_database WHERE datname = current_database())
+"""
 
 
 @frozen
@@ -73,6 +77,7 @@ class Held:
     lines: Sequence[bytes]  # its definitions
     large: bool  # it has large objects that can be read
     process: str  # the number of the server's process
+    number: int  # of the database: its OID, which it keeps under any name
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
@@ -128,15 +133,15 @@ def holding(address: Address, database: Database, lock_seconds: float, alive: Al
     with connected(address, database.name, about=about) as connection:
         give_way(connection, connection.info.backend_pid, reads_much=True)
         tables = _locked(connection, about, time.monotonic() + lock_seconds, alive)
-        asked = b"SELECT pg_export_snapshot(), statement_timestamp(), pg_backend_pid()::text"
-        ((name, at, process),) = rows(connection, asked)  # a time before the snapshot
+        ((name, at, process, number),) = rows(connection, _EXPORT)  # a time before the snapshot
         known = {table.quoted for table in tables}
         tables = stored_tables(connection)
         lock(connection, [table for table in tables if table.quoted not in known])  # new since the list was made
         extensions, large = extensions_of(connection), has_large(connection)
         # Read now: a function may be dropped before the dump ends.
         lines, quoted = schema_lines(connection), name_of(connection)
-        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large, text(process))
+        known_as = text(process), number
+        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large, *known_as)
 
 
 def _locked(connection: Connection, about: str, deadline: float, alive: Alive) -> list[Stored]:

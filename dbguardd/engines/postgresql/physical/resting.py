@@ -25,6 +25,7 @@ from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, D
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.tools import find_tools
+from dbguardd.engines.postgresql.typed import as_owner
 from dbguardd.errors import GuardError, SourceInvalid, TargetInUse
 from dbguardd.flow import Facts, Sink
 from dbguardd.frozen import frozen
@@ -105,8 +106,7 @@ def _stop(resting: Resting) -> str:
         control = find_tools("pg_ctl", resting.major).path("pg_ctl")
     except GuardError:
         control = "pg_ctl"
-    owner = pwd.getpwuid(os.geteuid()).pw_name
-    return shlex.join(["runuser", "-u", owner, "--", control, "-D", str(resting.data), "-m", "fast", "stop"])
+    return shlex.join(as_owner(control, "-D", str(resting.data), "-m", "fast", "stop"))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.fresh import together
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
-from dbguardd.engines.postgresql.physical.copy import FILES, LOG
+from dbguardd.engines.postgresql.physical.copy import ARCHIVE, FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
 from dbguardd.engines.postgresql.physical.elsewhere import lead, led_elsewhere, sweep, where_to
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
@@ -90,23 +90,27 @@ def fill(
         progress("restore", min(done, total), total)
 
     tell(0)
-    names = list(tree.names())
-    archives = (FILES, LOG)
-    relations = [name for name in names if name not in archives and not (moment and name == moment.stream)]
-    if len({*names}.intersection(archives)) != len(archives):
+    names = [name for name in tree.names() if moment is None or name != moment.stream]
+    relations = [name for name in names if not name.endswith(ARCHIVE)]
+    small = [name for name in names if name.endswith(ARCHIVE) and name not in (FILES, LOG)]
+    if not {FILES, LOG} <= {*names}:
         raise Damaged("the backup lacks the archive of its small files or of its log", detail=", ".join(names[:5]))
     links = led_elsewhere(work, facts, spaces)
     kept = {CONTROL, *relations, *links}
-    for name in (FILES, *relations, LOG):
-        if name in (FILES, LOG):
-            with tree.read(name) as source:
-                for path, size in unpack(source, work, links=links, over=over):
-                    kept.add(path)
-                    tell(size)
-        else:
-            tell(_relation(tree, name, work, over=over))
-        if over and name == FILES:  # makes room for what has grown
-            sweep(work, kept, links, lambda: tell(0))
+
+    def unpacked(name: str) -> None:
+        with tree.read(name) as source:
+            for path, size in unpack(source, work, links=links, over=over):
+                kept.add(path)
+                tell(size)
+
+    for name in (FILES, *small):
+        unpacked(name)
+    if over:  # makes room for what has grown
+        sweep(work, kept, links, lambda: tell(0))
+    for name in relations:
+        tell(_relation(tree, name, work, over=over))
+    unpacked(LOG)
     if moment is not None:
         facts = roll_forward(tree, facts, moment, work, tell)
     _finish(work, target, facts, spaces)

@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,10 @@ from test_postgresql_dump import altering, made, place, round_trip, url
 
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.child import side_by_side
-from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.connect import address_of, connected, rows
 from dbguardd.engines.postgresql.dump import decode
 from dbguardd.engines.postgresql.snapshot import holding, list_databases
-from dbguardd.engines.postgresql.taking import ServerDump
+from dbguardd.engines.postgresql.taking import ServerDump, at_once
 from dbguardd.errors import SourceDenied, Stalled
 
 __all__ = ["place"]
@@ -240,3 +240,19 @@ def test_a_dump_of_a_silent_server_ends_and_one_with_a_pause_goes_on(live, place
     assert "has sent nothing to the dump for 2 s" in silent and still
     assert rows == 1_050_000
     until(lambda: live.sql(OURS) == "0", "the end of its connections")
+
+
+def test_the_last_connections_are_not_taken_by_a_role_that_does_not_see_the_others(live):
+    """Of other roles' sessions pg_stat_activity tells it nothing, so they seemed to be free."""
+    keeper = url(live, "").replace("user=postgres", "user=keeper")
+
+    def counted():
+        with ExitStack() as stack:
+            ours = stack.enter_context(connected(address_of(keeper), "postgres"))
+            free = [at_once(ours)]
+            ((most,),) = rows(ours, b"SELECT current_setting('max_connections')::int8")
+            for _ in range(most - 12):
+                stack.enter_context(connected(address_of(live.url)))
+            return [*free, at_once(ours)]
+
+    assert as_owner(counted) == [2, 1]

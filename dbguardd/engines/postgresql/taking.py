@@ -15,7 +15,7 @@ from typing import Any
 from dbguardd.engines.base import Progress
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.child import Work, nothing, side_by_side
-from dbguardd.engines.postgresql.connect import Address, Connection, rows
+from dbguardd.engines.postgresql.connect import Address, Connection, free_connections, rows
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.reader import Reader, reading
@@ -27,11 +27,9 @@ NAMED = 100  # at most this many databases and tables are named in the facts of 
 _PAUSE_SECONDS = 0.5
 _AT_ONCE = 2  # each keeps two processes of the server busy, and takes 16 MiB of memory here
 
-_FREE = b"""
-SELECT current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8 - count(*),
-  (SELECT CASE WHEN rolconnlimit < 0 THEN NULL ELSE rolconnlimit::int8 END FROM pg_roles WHERE rolname = current_user),
-  count(*) FILTER (WHERE usename = current_user)
-FROM pg_stat_activity WHERE backend_type = 'client backend'
+_LEFT_TO_US = b"""
+SELECT rolconnlimit::int8 - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user)
+FROM pg_roles WHERE rolname = current_user AND rolconnlimit >= 0
 """
 
 
@@ -52,8 +50,7 @@ def at_once(connection: Connection) -> int:
 
     Each takes two connections: at most a quarter of those that the server has left, and what the role may have.
     """
-    ((free, most, ours),) = rows(connection, _FREE)
-    left = int(free // 4 if most is None else min(free // 4, most - ours))
+    left = min([free_connections(connection) // 4, *(int(most) for (most,) in rows(connection, _LEFT_TO_US))])
     return max(1, min(_AT_ONCE, left // 2))
 
 

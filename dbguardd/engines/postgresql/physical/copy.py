@@ -41,7 +41,7 @@ Tell = Callable[[int], None]
 LookUp = Callable[[int, Alive], Changes]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Small:
     """The small files of one database, as they were before any of them was read: number, bytes, known stamps."""
 

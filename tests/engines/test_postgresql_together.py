@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -137,7 +139,7 @@ def taken_of(live, before):
     taking = ServerDump(address, Nowhere(), (), 5.0, no_progress, compared=True)
     with connected(address) as connection:
         (database,) = list_databases(connection, "one")
-    with holding(address, database, 5.0, lambda: None) as held:
+    with holding(address, database) as held:
         side_by_side([taking.take_held(1, before(held))], 1, lambda: None)
     return taking.fingerprint(), len(taking.parts)
 
@@ -256,3 +258,37 @@ def test_the_last_connections_are_not_taken_by_a_role_that_does_not_see_the_othe
             return [*free, at_once(ours)]
 
     assert as_owner(counted) == [2, 1]
+
+
+class _Held(ServerDump):
+    """Takes the locks and the snapshot of a database, and does not dump it."""
+
+    def take_held(self, number, held):
+        yield ()
+
+
+def test_a_table_that_is_dropped_just_when_it_would_be_locked_is_no_reason_to_fail(live):
+    """Many tables: to lock them takes long enough for one to be dropped meanwhile, nearly each time."""
+    live.sql("CREATE DATABASE churned")
+    live.sql("DO $$ BEGIN FOR n IN 1..1500 LOOP EXECUTE 'CREATE TABLE t' || n || ' ()'; END LOOP; END $$", "churned")
+    words = [live.programs / "psql", "-XqAt", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "churned"]
+    made = "CREATE TABLE zz (); SELECT pg_sleep(0.01); DROP TABLE zz; SELECT pg_sleep(0.03);\n"
+    address = address_of(live.url)
+
+    def take(database):
+        taking = _Held(address, Nowhere(), (), 60.0, no_progress, compared=False)
+        taking.take_all([database], 1, may_vanish=False)
+
+    with tempfile.TemporaryFile("w+") as script:
+        script.write(made * 10_000)
+        script.seek(0)
+        with subprocess.Popen(words, stdin=script, stdout=subprocess.DEVNULL, cwd="/") as session:
+            try:
+                with connected(address) as connection:
+                    (database,) = list_databases(connection, "churned")
+                for _ in range(15):
+                    take(database)
+                assert session.poll() is None
+            finally:
+                session.kill()
+    live.sql("DROP DATABASE churned WITH (FORCE)")

@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.reader import Reader, reading
 from dbguardd.engines.postgresql.snapshot import Database, Held, holding
-from dbguardd.errors import GuardError, SourceDamaged, SourceLocked, SourceMissing
+from dbguardd.errors import GuardError, SourceChanged, SourceDamaged, SourceLocked, SourceMissing
 from dbguardd.frozen import frozen
 
 NAMED = 100  # at most this many databases and tables are named in the facts of a backup: contents.json has all
@@ -84,11 +84,11 @@ class ServerDump:
         return [taken.part for taken in self._taken.values()]
 
     def _take(self, number: int, database: Database, *, may_vanish: bool) -> Work:
-        """Dump a database once its tables can be locked; the others go on meanwhile."""
+        """Dump a database once all its tables can be locked; the others go on meanwhile."""
         held, end = False, time.monotonic() + self._lock_seconds
         while not held:
             try:
-                with holding(self._address, database, 0, self._dumper.alive) as moment:
+                with holding(self._address, database) as moment:
                     held = True
                     self._dumper.moved()
                     yield from self.take_held(number, moment)
@@ -96,7 +96,7 @@ class ServerDump:
                 if not may_vanish or held:
                     raise
                 return  # it was dropped since the list was made, so nothing is lost
-            except SourceLocked:
+            except (SourceLocked, SourceChanged):  # the latter: a table was dropped before it could be locked
                 if held or time.monotonic() >= end:
                     raise
                 again = time.monotonic() + _PAUSE_SECONDS

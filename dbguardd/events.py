@@ -343,7 +343,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "question.restoring", "info",
-        "backup {backup} is restored to answer a question: {needs_bytes}[, usually {usual_seconds}]",
+        "restoring backup {backup} to answer a question: {needs_bytes}[, usually {usual_seconds}]",
         "A question starts to restore a backup in order to answer from it.",
     ),
     Kind(

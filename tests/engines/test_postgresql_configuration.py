@@ -1,15 +1,19 @@
 """What configures a cluster from outside of its data directory is in its backup, and starts what is restored."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 
+import pytest
 from engine_memory import no_progress
 from postgres_pages_world import by_hand, made, move_out, own_place, round_trip, stored, tree
 from postgres_world import as_owner, cluster, identity, owner
 
 from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.physical import resting
+from dbguardd.errors import NoSpace
 
 
 def linked(live):
@@ -170,3 +174,23 @@ def test_a_cluster_with_prepared_transactions_is_restored_with_the_commands_that
             stop = [live.programs / "pg_ctl", "-D", target, "-m", "immediate", "stop"]
             subprocess.run(stop, check=True, capture_output=True, cwd="/", **identity())
         live.start()
+
+
+def test_a_disk_without_room_for_our_lock_leaves_a_cluster_that_starts():
+    """No server starts with an empty postmaster.pid, and a full disk may be why somebody restores."""
+    with cluster() as live:
+        live.stop(signal.SIGINT)
+
+        def refused():
+            before, files = resource.getrlimit(resource.RLIMIT_FSIZE), os.listdir("/proc/self/fd")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+            try:
+                with pytest.raises(NoSpace), resting.held(resting.look_at(live.data), live.data, ""):
+                    pass
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            return files == os.listdir("/proc/self/fd")
+
+        assert as_owner(refused)
+        live.start()
+        assert live.sql("SELECT 1") == "1"

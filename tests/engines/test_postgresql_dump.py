@@ -309,6 +309,8 @@ def test_a_role_that_may_read_the_tables_and_nothing_else_is_enough(live, place)
     assert found.fingerprint == taken and taken.tables["plain.own.t"].rows == 9
     assert "They have no passwords" in (place / "restored/RESTORE.txt").read_text()
     assert findings["large objects"].outcome == findings["privileges"].outcome == "failed"
+    pages = findings["backups by pages"]
+    assert pages.outcome == "not configured" and "a url that names no database" in pages.detail
 
 
 def test_a_server_is_found_with_all_that_a_backup_needs(live, place):

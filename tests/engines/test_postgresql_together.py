@@ -3,7 +3,9 @@
 import io
 import os
 import signal
-from contextlib import contextmanager
+import subprocess
+import tempfile
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,11 @@ from test_postgresql_dump import altering, made, place, round_trip, url
 
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.child import side_by_side
-from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.connect import address_of, connected, rows
 from dbguardd.engines.postgresql.dump import decode
 from dbguardd.engines.postgresql.signs import Signs
 from dbguardd.engines.postgresql.snapshot import holding, list_databases
-from dbguardd.engines.postgresql.taking import ServerDump
+from dbguardd.engines.postgresql.taking import ServerDump, at_once
 from dbguardd.errors import SourceDenied, Stalled
 
 __all__ = ["place"]
@@ -143,7 +145,7 @@ def taken_of(live, before):
     taking = ServerDump(address, Nowhere(), (), 5.0, no_progress, compared=True)
     with connected(address) as connection:
         (database,) = list_databases(connection, "one")
-    with holding(address, database, 5.0, lambda: None) as held:
+    with holding(address, database) as held:
         side_by_side([taking.take_held(before(held))], 1, lambda: None)
     return taking.fingerprint(), len(taking.parts)
 
@@ -270,3 +272,53 @@ def test_a_database_keeps_its_stream_when_another_one_comes_or_it_is_renamed(liv
     assert list(after) == ["another", "postgres", "renamed", "two"] and set(after.values()) < set(there)
     assert {**before, "renamed": before["one"], "another": after["another"]} == {**after, "one": before["one"]}
     assert after["another"] not in before.values()
+
+
+def test_the_last_connections_are_not_taken_by_a_role_that_does_not_see_the_others(live):
+    """Of other roles' sessions pg_stat_activity tells it nothing, so they seemed to be free."""
+    keeper = url(live, "").replace("user=postgres", "user=keeper")
+
+    def counted():
+        with ExitStack() as stack:
+            ours = stack.enter_context(connected(address_of(keeper), "postgres"))
+            free = [at_once(ours)]
+            ((most,),) = rows(ours, b"SELECT current_setting('max_connections')::int8")
+            for _ in range(most - 12):
+                stack.enter_context(connected(address_of(live.url)))
+            return [*free, at_once(ours)]
+
+    assert as_owner(counted) == [2, 1]
+
+
+class _Held(ServerDump):
+    """Takes the locks and the snapshot of a database, and does not dump it."""
+
+    def take_held(self, held):
+        yield ()
+
+
+def test_a_table_that_is_dropped_just_when_it_would_be_locked_is_no_reason_to_fail(live):
+    """Many tables: to lock them takes long enough for one to be dropped meanwhile, nearly each time."""
+    live.sql("CREATE DATABASE churned")
+    live.sql("DO $$ BEGIN FOR n IN 1..1500 LOOP EXECUTE 'CREATE TABLE t' || n || ' ()'; END LOOP; END $$", "churned")
+    words = [live.programs / "psql", "-XqAt", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "churned"]
+    made = "CREATE TABLE zz (); SELECT pg_sleep(0.01); DROP TABLE zz; SELECT pg_sleep(0.03);\n"
+    address = address_of(live.url)
+
+    def take(database):
+        taking = _Held(address, Nowhere(), (), 60.0, no_progress, compared=False)
+        taking.take_all([database], 1, may_vanish=False)
+
+    with tempfile.TemporaryFile("w+") as script:
+        script.write(made * 10_000)
+        script.seek(0)
+        with subprocess.Popen(words, stdin=script, stdout=subprocess.DEVNULL, cwd="/") as session:
+            try:
+                with connected(address) as connection:
+                    (database,) = list_databases(connection, "churned")
+                for _ in range(15):
+                    take(database)
+                assert session.poll() is None
+            finally:
+                session.kill()
+    live.sql("DROP DATABASE churned WITH (FORCE)")

@@ -67,6 +67,12 @@ _MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepal
 """Keepalives for the server: if our host loses power, it ends our silent sessions, and their slots, within minutes. No
 tcp_user_timeout: that would also end a session whose data we do not read, and a storage may stall for longer."""
 _OPTIONS = f"-c role=none {UNHAMPERED} {_MISSED}"
+_FREE = b"""
+SELECT current_setting('max_connections')::int8
+  - (SELECT sum(numbackends) FROM pg_stat_database)::int8  -- others than clients are among them
+  - (SELECT sum(setting::int8) FROM pg_settings
+     WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))::int8
+"""
 _SERVERS = ("host", "hostaddr", "port", "target_session_attrs")
 _TAKES_NONE = re.compile("startup parameter|command-line option")
 """What a proxy such as pgbouncer says of a connection with options."""
@@ -245,6 +251,14 @@ def row(connection: Connection, kinds: Sequence[type], query: bytes, *values: An
     if [tuple(map(type, one)) for one in found] != [tuple(kinds)]:
         raise no_answer(found)
     return found[0]
+
+
+def free_connections(connection: Connection) -> int:
+    """Return how many more sessions the server admits of roles without privileges; perhaps fewer, but never more.
+
+    Of pg_stat_activity a role may see only its own sessions: it says nothing about how many others there are.
+    """
+    return int(row(connection, (int,), _FREE)[0])
 
 
 def text(value: Any) -> str:

@@ -15,23 +15,21 @@ from typing import Any
 from dbguardd.engines.base import Progress
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.child import Work, nothing, side_by_side
-from dbguardd.engines.postgresql.connect import Address, Connection, rows
+from dbguardd.engines.postgresql.connect import Address, Connection, free_connections, rows
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.reader import Reader, reading
 from dbguardd.engines.postgresql.snapshot import Database, Held, holding
-from dbguardd.errors import GuardError, SourceDamaged, SourceLocked, SourceMissing
+from dbguardd.errors import GuardError, SourceChanged, SourceDamaged, SourceLocked, SourceMissing
 from dbguardd.frozen import frozen
 
 NAMED = 100  # at most this many databases and tables are named in the facts of a backup: contents.json has all
 _PAUSE_SECONDS = 0.5
 _AT_ONCE = 2  # each keeps two processes of the server busy, and takes 16 MiB of memory here
 
-_FREE = b"""
-SELECT current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8 - count(*),
-  (SELECT CASE WHEN rolconnlimit < 0 THEN NULL ELSE rolconnlimit::int8 END FROM pg_roles WHERE rolname = current_user),
-  count(*) FILTER (WHERE usename = current_user)
-FROM pg_stat_activity WHERE backend_type = 'client backend'
+_LEFT_TO_US = b"""
+SELECT rolconnlimit::int8 - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user)
+FROM pg_roles WHERE rolname = current_user AND rolconnlimit >= 0
 """
 
 
@@ -52,8 +50,7 @@ def at_once(connection: Connection) -> int:
 
     Each takes two connections: at most a quarter of those that the server has left, and what the role may have.
     """
-    ((free, most, ours),) = rows(connection, _FREE)
-    left = int(free // 4 if most is None else min(free // 4, most - ours))
+    left = min([free_connections(connection) // 4, *(int(most) for (most,) in rows(connection, _LEFT_TO_US))])
     return max(1, min(_AT_ONCE, left // 2))
 
 
@@ -87,11 +84,11 @@ class ServerDump:
         return [taken.part for taken in self._taken.values()]
 
     def _take(self, database: Database, *, may_vanish: bool) -> Work:
-        """Dump a database once its tables can be locked; the others go on meanwhile."""
+        """Dump a database once all its tables can be locked; the others go on meanwhile."""
         held, end = False, time.monotonic() + self._lock_seconds
         while not held:
             try:
-                with holding(self._address, database, 0, self._dumper.alive) as moment:
+                with holding(self._address, database) as moment:
                     held = True
                     self._dumper.moved()
                     yield from self.take_held(moment)
@@ -99,7 +96,7 @@ class ServerDump:
                 if not may_vanish or held:
                     raise
                 return  # it was dropped since the list was made, so nothing is lost
-            except SourceLocked:
+            except (SourceLocked, SourceChanged):  # the latter: a table was dropped before it could be locked
                 if held or time.monotonic() >= end:
                     raise
                 again = time.monotonic() + _PAUSE_SECONDS

@@ -25,6 +25,7 @@ from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.roll_forward import log_tools, roll_forward
 from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.tarred import clear, unpack
+from dbguardd.engines.postgresql.typed import as_owner
 from dbguardd.errors import Damaged
 from dbguardd.flow import Tree
 from dbguardd.frozen import frozen
@@ -236,14 +237,14 @@ def _in_its_place(target: Path, facts: ClusterFacts, placed: Collection[str]) ->
 
 def starting(target: Path, restored: Restored) -> str:
     """Return how to start the server of a cluster that is restored in place; it is still at `target`."""
-    live, service, owner = restored.live, restored.facts.service, pwd.getpwuid(os.geteuid()).pw_name
+    live, service = restored.live, restored.facts.service
     settings = options(target, Path(live))  # only if nothing was there: else its own configuration is
     if service:
         said = f"systemctl start {shlex.quote(service)}"
     elif settings or (target / "postgresql.conf").exists():
         control = ["-D", live, *(["-o", settings] if settings else []), "-l", f"{live}.log", "-w", "start"]
         program = f"/usr/lib/postgresql/{restored.facts.major}/bin/pg_ctl"
-        said = f"start its server, for example with: {shlex.join(['runuser', '-u', owner, '--', program, *control])}"
+        said = f"start its server, for example with: {shlex.join(as_owner(program, *control))}"
     else:
         said = "start its server as before: its configuration files are in another directory, and stay as they are"
     if settings:

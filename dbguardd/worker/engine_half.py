@@ -355,12 +355,14 @@ def run(channel: Channel, settings: Mapping[str, Any]) -> None:
     kind = settings["engine"]
     if kind not in ENGINES:
         raise NotFound(f"there is no engine {kind}")
-    engine = ENGINES[kind](settings)
+    engine: Engine | None = None
     try:
+        engine = ENGINES[kind](settings)
         EngineHalf(channel, engine).serve()
     finally:
         with suppress(Exception):
-            engine.snapshots.release()
+            if engine is not None:
+                engine.snapshots.release()
         _wipe(staging)
         os.close(held)
 

@@ -83,7 +83,9 @@ def address_of(url: str) -> dict[str, str]:
     try:
         said = {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
     except psycopg.ProgrammingError as error:
-        raise PolicyInvalid(f"{url}: is not the address of a PostgreSQL server", detail=str(error).strip()) from error
+        hints = ["man 5 dbguard.toml  # POSTGRESQL"]
+        what = f"{url}: is not the address of a PostgreSQL server"
+        raise PolicyInvalid(what, detail=str(error).strip(), hints=hints) from error
     if "service" in said:
         said = {**_of_service(said["service"]), **said}
     elif not {"host", "hostaddr"} & set(said):

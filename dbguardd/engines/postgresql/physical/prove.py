@@ -24,7 +24,7 @@ from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected, rows, shown, text
 from dbguardd.engines.postgresql.fresh import beside, durable
-from dbguardd.engines.postgresql.meaning import errors_in, outcome, refused
+from dbguardd.engines.postgresql.meaning import errors_in, library_in, outcome, refused
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
@@ -297,7 +297,10 @@ def _meaning(error: psycopg.Error) -> tuple[str, str]:
     said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return "inconclusive", f"{said}: {LOCKED}"
-    return outcome(said, error.sqlstate), ". ".join([said, *getattr(error, "__notes__", ())])
+    find = library_in(said)
+    lacks = [f"This host lacks that library. Find: {find}"] if find else []
+    notes = [one.removesuffix(".") for one in getattr(error, "__notes__", ())]
+    return outcome(said, error.sqlstate), ". ".join([said, *notes, *lacks])
 
 
 def _checksums(target: Path, tools: Tools, facts: ClusterFacts, alive: Alive) -> Finding:

@@ -29,6 +29,13 @@ def read(settings: Settings) -> dict[str, Kept]:
     return {}
 
 
+def left_for(settings: Settings, name: str, new: Kept) -> str | None:
+    """Return the url that a database had before a new one: perhaps of another server, which still retains a log."""
+    known = read(settings).get(name)
+    before = None if known is None else known.database["settings"].get("url")
+    return None if before == new.database["settings"].get("url") else before
+
+
 def remember(settings: Settings, name: str, kept: Kept | None) -> None:
     """Remember a server; None: it keeps nothing any more. `check` names what is left at a server that is forgotten."""
     before = read(settings)

@@ -102,8 +102,9 @@ def _check(options: argparse.Namespace) -> int:
     from dbguardd.policy import Host, load  # noqa: PLC0415
     from dbguardd.worker.rights import go_on_as_owner  # noqa: PLC0415
 
-    go_on_as_owner(options.state, options.policy)
-    loaded = load(options.policy, os.geteuid(), Host(state=str(options.state)))
+    state = options.state.absolute()
+    go_on_as_owner(state, options.policy)
+    loaded = load(options.policy, os.geteuid(), Host(state=str(state)))
     databases, files = len(loaded.policy.names()), len(loaded.files)
     many = f"{databases} database{'s' * (databases != 1)} in {files} file{'s' * (files != 1)}"
     print(f"{options.policy}: ok, {many}")

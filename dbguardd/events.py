@@ -81,7 +81,11 @@ KINDS: tuple[Kind, ...] = (
                 "restore found that data it needs is damaged. It no longer counts as a good backup, can be restored "
                 "only by its id, and is kept for a week as evidence. "
                 "The live database was not touched. Last proven backup: {last_proven}.",
-        advice=("See what failed:  dbguardctl show {backup}", "Make a new one:   dbguardctl backup {database} --full"),
+        advice=(
+            "See what failed:  dbguardctl show {backup}",
+            "Make a new one:   dbguardctl backup {database} --full",
+            "If the live database itself is damaged, a new one fails, too: repair that first.",
+        ),
     ),
     Kind(
         "backup.graded", "info", "backup {backup} is proven[: a restore takes {restore_seconds}]",
@@ -276,6 +280,17 @@ KINDS: tuple[Kind, ...] = (
                 "Drop it:  SELECT pg_drop_replication_slot('NAME');"),
     ),
     Kind("log.left", "info", "its log is no longer followed", variant="done", when={"problem": None}),
+    Kind(
+        "log.moved", "warning", "its url has changed: if {before} is another server, that one still retains WAL for it",
+        "The log of a database is followed at another url than before.",
+        title="A server that the url no longer names may retain WAL",
+        meaning="The log of {database} is followed at another url than before. If that is another server, the one "
+                "before still has a replication slot of dbguard. It is kept in case that the url was wrong, and "
+                "retains WAL, up to max_slot_wal_keep_size. If it is the same server, there is nothing to do.",
+        advice=("If the new url is right, on the server before:",
+                "Find it:  SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'dbguard%' AND NOT active;",
+                "Drop it:  SELECT pg_drop_replication_slot('NAME');"),
+    ),
     Kind(
         "log.thinned", "info",
         "its log up to {until_at} now has one moment every {grain_seconds}: {bytes} instead of {freed_bytes}",

@@ -9,8 +9,9 @@ import gc
 import json
 import socket
 import sys
+from contextlib import suppress
 
-from dbguardd.errors import Cancelled, WorkerDied
+from dbguardd.errors import Cancelled, GuardError, WorkerDied
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.child import prepare
 
@@ -30,10 +31,13 @@ def main(half: str, parent: str, seam: str) -> int:
             from dbguardd.worker.engine_half import run as serve  # noqa: PLC0415
 
             _loaded()
-            try:
-                serve(channel, spec)
-            except (WorkerDied, Cancelled):
-                return 0  # the repository half hung up: the normal end
+            with suppress(WorkerDied, Cancelled):  # the repository half hung up: the normal end
+                try:
+                    serve(channel, spec)
+                except (WorkerDied, Cancelled):
+                    raise
+                except GuardError as error:  # no engine could be opened: wrong settings
+                    channel.refuse(error)
             return 0
         from dbguardd.worker.repository_half import run  # noqa: PLC0415
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -288,8 +289,12 @@ def test_a_log_that_nobody_stores_never_takes_the_last_room_of_the_server(tmp_pa
                 follower.catches_up()
                 assert not follower.events("begin")[-1][2]
                 follower.kill()
+                other.sql("CREATE TABLE more ()")
+                with suppress(OSError):  # it holds a part of one file, which is no room: nothing is gained without it
+                    (disk / "fill").write_bytes(bytes(64 << 20))
                 as_owner(short, other)
                 assert slots(other)
+                (disk / "fill").unlink()
                 other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) FROM generate_series(1, 36)")
                 with pytest.raises(NoSpace):
                     as_owner(short, other)

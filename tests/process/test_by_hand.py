@@ -37,6 +37,13 @@ def test_an_option_for_several_may_be_repeated() -> None:
     assert _parser().parse_args(words).tablespace == "a=/srv/a,b=/srv/b"
 
 
+def test_the_policy_is_checked_with_places_that_are_relative(house: House) -> None:
+    (house.place / "own.toml").write_text('version = 1\n[database.app]\nengine = "sqlite"\npath = "/srv/app.db"\n')
+    argv = [house.python.with_name("dbguardd"), "--policy", "own.toml", "--state", "state", "--check-config"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=house.place)
+    assert "own.toml: ok, 1 database in 1 file" in done.stdout, done.stderr
+
+
 def test_a_life_by_hand(run, house: House) -> None:
     first = run("backup", "app")
     assert first.returncode == 0, first.stderr

@@ -211,6 +211,9 @@ def test_wrong_inputs_are_told_apart_and_nothing_is_written(served: House, live:
         problem = served.fails(code, 2 if code in ("DBG-0001", "DBG-2008") else 1, "protect", url)
         assert "hunter2" not in str(problem) and "dbguardctl protect postgresql:///" not in problem["hints"]
     assert not (served.place / "conf.d").exists() or list((served.place / "conf.d").iterdir()) == []
+    served.protects(table(served, live, url=live.url + "&nosuch=1"))
+    served.does("reload")
+    assert "nosuch" in served.fails("DBG-1001", 9, "backup", "cluster")["detail"]
     served.idle()
     served.is_sound()
 

@@ -286,6 +286,30 @@ def test_a_slot_that_is_left_while_its_server_is_down_is_dropped_when_it_is_back
     house.is_sound()
 
 
+def test_a_server_that_the_url_no_longer_names_keeps_its_slot_and_that_is_said(served: House, live: Cluster) -> None:
+    """The url may be wrong: with the one before, the log continues without a gap."""
+    house = served
+    house.protects(table(live))
+    house.start()
+    house.does("backup", "cluster")
+    followed(house)
+    kept = slot(live)
+    with cluster() as other:
+        house.protects(table(other))
+        house.does("reload")
+        until(lambda: house.events("log.interrupted"), house.log.read_text)
+        (told,) = house.events("log.moved")
+        assert told["before"] == live.url and told["level"] == "warning"
+        assert "still retains WAL for it" in house.ctl("log", "cluster").out
+        assert slot(live) == kept and slot(other) == ""
+        house.protects(table(live))
+        house.does("reload")
+        followed(house)
+    assert [event["continued"] for event in begun(house)] == [False, True]
+    house.idle()
+    house.is_sound()
+
+
 def test_protect_asks_for_what_following_needs(served: House, live: Cluster) -> None:
     house = served
     house.protects()

@@ -87,6 +87,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("log.known", chains=[{"chain": APP_1, "since_at": "2026-09-12T07:14:00Z", "until_at": "2026-09-12T08:14:00Z"}]),
     of("log.left", problem=None),
     of("log.left", problem={"message": "PostgreSQL, local server: cannot be reached", "code": "DBG-2011"}),
+    of("log.moved", before="postgresql:///?port=5433"),
     of("log.thinned", outcome="ok", chain="01K4CHAIN", grain_seconds=3600, until_at="2026-09-12T03:00:00Z",
        bytes=310_000, freed_bytes=6_200_000),
     of("log.thinned", outcome="failed", code="DBG-4001",

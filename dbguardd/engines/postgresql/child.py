@@ -78,6 +78,11 @@ class Tool:
             alive()
 
     @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self._process.pid
+
+    @property
     def files(self) -> Sequence[int]:
         """The descriptors of which one is readable when take() returns something."""
         return [self._output] if self._heard_all else [self._output, self._errors]

@@ -83,7 +83,9 @@ def address_of(url: str) -> dict[str, str]:
     try:
         said = {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
     except psycopg.ProgrammingError as error:
-        raise PolicyInvalid(f"{url}: is not the address of a PostgreSQL server", detail=str(error).strip()) from error
+        hints = ["man 5 dbguard.toml  # POSTGRESQL"]
+        what = f"{url}: is not the address of a PostgreSQL server"
+        raise PolicyInvalid(what, detail=str(error).strip(), hints=hints) from error
     if "service" in said:
         said = {**_of_service(said["service"]), **said}
     elif not {"host", "hostaddr"} & set(said):
@@ -170,18 +172,27 @@ def give_way(connection: Connection, pid: int, *, reads_much: bool = False) -> N
     Only the server's owner may. The process must be a child of the one that listens: behind a proxy it serves others.
     With `reads_much` its session gives way as well: each process of a server has one. That may take 0.1 s.
     """
-    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+    if not (server := listener_of(connection)):
+        return
+    with suppress(OSError, ValueError):
+        ours, its = (os.getpriority(os.PRIO_PROCESS, one) for one in (0, pid))
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+        if parent == server and its <= ours:
+            os.setpriority(os.PRIO_PROCESS, pid, ours)
+            for _ in range(TRIES if reads_much else 0):
+                if lower_session(pid, ours):
+                    break
+                time.sleep(WAIT_SECONDS)
+
+
+def listener_of(connection: Connection) -> int:
+    """Return the process on this host that listens where this connection leads to; 0 if it is not on this host."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
         if line.family == socket.AF_UNIX:
-            server, _uid, _gid = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            ours, its = (os.getpriority(os.PRIO_PROCESS, one) for one in (0, pid))
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                parent = int(file.read().rpartition(b")")[2].split()[1])
-            if parent == server and its <= ours:
-                os.setpriority(os.PRIO_PROCESS, pid, ours)
-                for _ in range(TRIES if reads_much else 0):
-                    if lower_session(pid, ours):
-                        break
-                    time.sleep(WAIT_SECONDS)
+            (server, _uid, _gid) = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return int(server)
+    return 0
 
 
 def connect_bare(address: Address, database: str, about: str) -> Connection:

@@ -82,6 +82,24 @@ def _reached(address: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _under_its_own_name(name: str, live: str, stream: str) -> list[str]:
+    """Return the lines that restore a database as what it was called, for a server without it.
+
+    pg_restore goes on after an error: into an existing database it would add all rows once more. So that is tested
+    first; each server has a database `postgres`, so for that one the line is a comment, which nobody pastes unread.
+    """
+    if name == "postgres":
+        return [
+            "# Or, where it has no tables yet, as on a new server (elsewhere this would add all rows once more):",
+            f"#   pg_restore -d postgres {stream}",
+        ]
+    there = shlex.quote(f"{name} exists: nothing was restored")
+    return [
+        "# Or under its own name, on a server that does not have this database:",
+        f"if psql -X -d {live} -c '' >/dev/null 2>&1; then echo {there}; else pg_restore -C -d postgres {stream}; fi",
+    ]
+
+
 def manual(contents: Contents, target: Path, address: Mapping[str, str]) -> str:
     """Return the instructions beside the dumps: how to restore each database, in commands that can be pasted."""
     place = shlex.quote(str(target))
@@ -109,8 +127,7 @@ def manual(contents: Contents, target: Path, address: Mapping[str, str]) -> str:
             "# Under a new name, beside the existing database, which does not change:",
             f"createdb {shlex.join(how_made(part.database))} -- {beside}",
             f"pg_restore -d {into} {part.stream}",
-            "# Or under its own name, on a server that does not have this database:",
-            f"pg_restore -C -d postgres {part.stream}",
+            *_under_its_own_name(name, live, part.stream),
             "# One lost table from the new name, with its indexes and its own constraints (not those of other tables):",
             f"pg_dump -d {into} -t SCHEMA.TABLE | psql -X -1 -v ON_ERROR_STOP=1 -d {live}",
         ]

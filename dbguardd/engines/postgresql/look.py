@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,21 +196,35 @@ def _user() -> str:
 
 
 def _extensions(address: Address, databases: Sequence[Database], major: int) -> Iterator[Finding]:
-    """Report which extensions of the databases are missing on this host, where a test restore needs them."""
+    """Report which extensions and libraries the databases use and this host, where a test restore needs them, lacks."""
     name = "extensions for test restores"
     try:
-        there = _installed(find_tools("postgres", major))
+        tools = find_tools("postgres", major)
     except ToolMissing:
         return  # already reported
-    missing = set[str]()
+    there, places = _installed(tools), _library_directories(tools)
+    missing = dict[str, str]()  # what to search for, by what is said
     for database in databases:
         with connected(address, database.name, about=f"database {database.name}") as connection:
-            missing |= {extension.name for extension in extensions_of(connection)} - there
+            used = {extension.name for extension in extensions_of(connection)}
+            libraries = [(shown(bytes(one)), shown(bytes(of))) for one, of in rows(connection, _LIBRARIES)]
+        missing |= {one: one for one in used - there}
+        for library, of in libraries:
+            if places and of not in missing and not _is_there(library, places):
+                missing[f"the library {library}" + f" of {of}" * bool(of)] = of or Path(library).stem
     if missing:
-        mend = "; ".join(f"apt-cache search 'postgresql-{major}.*{one}'" for one in sorted(missing)[:_SHOWN])
+        searched = sorted(set(missing.values()))[:_SHOWN]
+        mend = "; ".join(shlex.join(["apt-cache", "search", f"postgresql-{major}.*{one}"]) for one in searched)
         yield Finding(name, "failed", f"not installed on this host: {some(sorted(missing))}. Find: {mend}")
     else:
         yield Finding(name, "ok", "all are installed here")
+
+
+_LIBRARIES = b"""
+SELECT DISTINCT p.probin, coalesce(e.extname, '') FROM pg_proc p
+LEFT JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+LEFT JOIN pg_extension e ON e.oid = d.refobjid WHERE p.probin IS NOT NULL
+"""
 
 
 def _excluded(address: Address, databases: Sequence[Database], patterns: Sequence[str]) -> Iterator[Finding]:
@@ -227,11 +242,29 @@ def _excluded(address: Address, databases: Sequence[Database], patterns: Sequenc
 
 def _installed(tools: Tools) -> set[str]:
     """Return the names of the extensions that are available to a server of this installation."""
-    try:
-        said = run([tools.path("pg_config"), "--sharedir"], lambda: None)
-        share = Path(said.output.decode().strip()) if said.status == 0 else None
-    except GuardError:
-        share = None
     guess = Path(str(tools.directory).replace("/lib/", "/share/")).parent
-    places = [place / "extension" for place in (share, guess) if place is not None]
+    places = [place / "extension" for place in (_told(tools, "--sharedir"), guess) if place is not None]
     return {path.stem for place in places for path in place.glob("*.control")}
+
+
+def _library_directories(tools: Tools) -> list[Path]:
+    """Return where a server of this installation has its libraries; nothing if that is not known."""
+    found = [place for place in (_told(tools, "--pkglibdir"), tools.directory.parent / "lib") if place is not None]
+    return [place for place in found if (place / "plpgsql.so").exists()]
+
+
+def _is_there(library: str, places: Sequence[Path]) -> bool:
+    """Return whether a server would find a library, which a function names with or without directory and suffix."""
+    for place in places:
+        path = library.replace("$libdir", str(place), 1) if "/" in library else f"{place}/{library}"
+        if os.path.isfile(path) or os.path.isfile(f"{path}.so"):
+            return True
+    return False
+
+
+def _told(tools: Tools, option: str) -> Path | None:
+    try:
+        said = run([tools.path("pg_config"), option], lambda: None)
+    except GuardError:
+        return None
+    return Path(said.output.decode().strip()) if said.status == 0 else None

@@ -30,6 +30,7 @@ _DAMAGE = re.compile(
 TOO_LONG = re.compile("invalid memory alloc request size|string buffer")
 """Errors of a server for a row whose text would exceed 1 GiB: the text of bytea is twice its size, but its binary form
 is not. A damaged row may give the same errors, but also in binary."""
+_LIBRARY = re.compile(r'could not (?:access file|load library) "(?:[^"]*/)?([\w.+-]+?)(?:\.so)?"')
 _LINE = re.compile(r"^.*?\b(?:ERROR|FATAL|PANIC|DETAIL|HINT):  .*$", re.MULTILINE)
 
 
@@ -45,6 +46,12 @@ def outcome(said: str, state: str | None = None) -> str:
     if trouble(said) is not None:
         return "inconclusive"
     return "failed" if state in _DAMAGED or _DAMAGE.search(re.sub('"[^"]*"', '""', said)) else "inconclusive"
+
+
+def library_in(said: str) -> str:
+    """Return the command that finds a library which a server could not load, according to its error; else ""."""
+    found = _LIBRARY.search(said)
+    return f"apt-cache search 'postgresql.*{found[1]}'" if found else ""
 
 
 def refused(name: str, error: GuardError) -> Finding:

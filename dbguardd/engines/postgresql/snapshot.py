@@ -31,6 +31,10 @@ from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
 from dbguardd.frozen import frozen
 
 _PER_STATEMENT = 500  # tables that one statement locks
+_EXPORT = b"""
+SELECT pg_export_snapshot(), statement_timestamp(), pg_backend_pid()::text,
+  (SELECT oid::int8 FROM pg_database WHERE datname = current_database())
+"""
 
 
 @frozen
@@ -69,6 +73,8 @@ class Held:
     extensions: Sequence[Extension]
     lines: Sequence[bytes]  # its definitions
     large: bool  # it has large objects that can be read
+    process: str  # the number of the server's process
+    number: int  # of the database: its OID, which it keeps under any name
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
@@ -127,14 +133,15 @@ def holding(address: Address, database: Database) -> Iterator[Held]:
     with connected(address, database.name, about=about) as connection:
         give_way(connection, connection.info.backend_pid, reads_much=True)
         tables = _locked(connection, about)
-        ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), statement_timestamp()")  # before the snapshot
+        ((name, at, process, number),) = rows(connection, _EXPORT)  # a time before the snapshot
         known = {table.quoted for table in tables}
         tables = stored_tables(connection)
         lock(connection, [table for table in tables if table.quoted not in known])  # new since the list was made
         extensions, large = extensions_of(connection), has_large(connection)
         # Read now: a function may be dropped before the dump ends.
         lines, quoted = schema_lines(connection), name_of(connection)
-        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large)
+        known_as = text(process), number
+        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large, *known_as)
 
 
 def _locked(connection: Connection, about: str) -> list[Stored]:

@@ -69,21 +69,21 @@ class ServerDump:
     ) -> None:
         self._address, self._dumper, self._exclude = address, dumper, exclude
         self._lock_seconds, self._progress, self._compared = lock_seconds, progress, compared
-        self._taken: dict[int, _Taken] = {}
+        self._taken: dict[str, _Taken] = {}
 
     def take_all(self, databases: Sequence[Database], most: int, *, may_vanish: bool) -> None:
         """Dump databases, at most so many at a time; one that `may_vanish` before its turn is left out."""
-        by_size = sorted(enumerate(databases, 1), key=lambda one: -one[1].size_bytes)
-        works = (self._take(number, database, may_vanish=may_vanish) for number, database in by_size)
+        by_size = sorted(databases, key=lambda one: -one.size_bytes)
+        works = (self._take(database, may_vanish=may_vanish) for database in by_size)
         side_by_side(works, most, self._dumper.alive)
-        self._taken = dict(sorted(self._taken.items()))
+        self._taken = {one.name: self._taken[one.name] for one in databases if one.name in self._taken}
 
     @property
     def parts(self) -> Sequence[Part]:
         """The databases in the backup, by name."""
         return [taken.part for taken in self._taken.values()]
 
-    def _take(self, number: int, database: Database, *, may_vanish: bool) -> Work:
+    def _take(self, database: Database, *, may_vanish: bool) -> Work:
         """Dump a database once all its tables can be locked; the others go on meanwhile."""
         held, end = False, time.monotonic() + self._lock_seconds
         while not held:
@@ -91,7 +91,7 @@ class ServerDump:
                 with holding(self._address, database) as moment:
                     held = True
                     self._dumper.moved()
-                    yield from self.take_held(number, moment)
+                    yield from self.take_held(moment)
             except SourceMissing:
                 if not may_vanish or held:
                     raise
@@ -104,13 +104,14 @@ class ServerDump:
                     self._dumper.moved()
                     yield ()
 
-    def take_held(self, number: int, held: Held) -> Work:
+    def take_held(self, held: Held) -> Work:
         """Dump a database, and read it beside that if restores will be compared with it."""
-        database, stream = held.database, stream_of(number)
+        database, stream = held.database, stream_of(held.number)
         excluded = left_out(database.name, held.tables, self._exclude)
         out, about = tuple(table.shown for table in excluded), f"database {database.name}"
         read = reading(held.connection, out, about, large=held.large) if self._compared else nullcontext()
         with (
+            self._dumper.signs.of(held.process),
             read as reader,
             closing(self._dumper.database(held, stream, excluded, reader.begin if reader else nothing)) as dumping,
         ):
@@ -121,7 +122,7 @@ class ServerDump:
                 yield [reader.fileno()]
                 self._listen(reader)
         part = Part(stream, database, tuple(held.extensions), out, held.large)
-        self._taken[number] = _Taken(part, held.at, held.tables, held.name, held.lines, reader)
+        self._taken[database.name] = _Taken(part, held.at, held.tables, held.name, held.lines, reader)
 
     def _listen(self, reader: Reader | None) -> None:
         if reader is not None and reader.found is None:

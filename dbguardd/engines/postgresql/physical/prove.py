@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -23,7 +24,7 @@ from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected, rows, shown, text
 from dbguardd.engines.postgresql.fresh import beside, durable
-from dbguardd.engines.postgresql.meaning import errors_in, outcome, refused
+from dbguardd.engines.postgresql.meaning import errors_in, library_in, outcome, refused
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
@@ -101,7 +102,7 @@ def prove(
             said = errors_in(error.detail)
             if outcome(said) != "failed":
                 raise  # it says nothing about the backup
-            return Examination([Finding(_RECOVERY, "failed", said[-1000:])], None)
+            return Examination([Finding(_RECOVERY, "failed", said[-1000:])], None, _of_live(facts))
         findings.append(_checksums(target, tools, facts, lambda: alive("checksums")))
     if not landlock():
         said = "this kernel has no landlock(7): functions of the cluster could have written where its owner may"
@@ -109,7 +110,14 @@ def prove(
     durable([str(target), *restored.elsewhere])
     manual = f"{target / MANUAL} has the command that starts a server on it"
     said = starting(target, restored) if restored.live else manual
-    return Examination(findings, print_, {"recovery_lsn": format_lsn(facts.recovery_lsn), "next": said})
+    told = {"recovery_lsn": format_lsn(facts.recovery_lsn), "next": said, **_of_live(facts)}
+    return Examination(findings, print_, told)
+
+
+def _of_live(facts: ClusterFacts) -> Mapping[str, str]:
+    """Return how the live cluster is checked for the damage that was found in its copy."""
+    check = f"/usr/lib/postgresql/{facts.major}/bin/pg_amcheck --all --install-missing"
+    return {"try_live": f"runuser -u {shlex.quote(facts.owner or 'postgres')} -- {check}  # of the live cluster"}
 
 
 def recover(target: Path, tools: Tools, restored: Restored, alive: Alive) -> None:
@@ -289,7 +297,10 @@ def _meaning(error: psycopg.Error) -> tuple[str, str]:
     said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return "inconclusive", f"{said}: {LOCKED}"
-    return outcome(said, error.sqlstate), ". ".join([said, *getattr(error, "__notes__", ())])
+    find = library_in(said)
+    lacks = [f"This host lacks that library. Find: {find}"] if find else []
+    notes = [one.removesuffix(".") for one in getattr(error, "__notes__", ())]
+    return outcome(said, error.sqlstate), ". ".join([said, *notes, *lacks])
 
 
 def _checksums(target: Path, tools: Tools, facts: ClusterFacts, alive: Alive) -> Finding:

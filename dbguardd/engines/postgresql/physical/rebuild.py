@@ -38,6 +38,13 @@ _SPACES = "tablespaces"
 _BESIDE = "-c port=5433 -c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0"
 """It must not archive into the original's archive, nor consume the replicated rows meant for the original."""
 
+_PREPARED = (
+    "# Transactions that were prepared for a commit in two phases come back, and hold their locks until somebody ends",
+    "# them. This lists them; end each in its database (COMMIT PREPARED instead, if the others have committed):",
+    "psql -X -p 5433 -d postgres -c 'SELECT gid, database, owner, prepared FROM pg_prepared_xacts'",
+    "psql -X -p 5433 -d DATABASE -c \"ROLLBACK PREPARED 'GID'\"",
+)
+
 _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it has ended\n"
 _END = "# dbguard: end\n"
 
@@ -184,6 +191,7 @@ def manual(
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
         "# (Libraries in shared_preload_libraries, such as pg_cron, run there too. To prevent that, add this to the",
         "# options above: -c shared_preload_libraries=)",
+        *(_PREPARED if facts.prepared else ()),
         "# Copy a lost table to the running server, with its privileges and indexes:",
         "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
         "# Stop it again:",

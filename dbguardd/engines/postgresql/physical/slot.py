@@ -24,7 +24,8 @@ RELOAD = "SELECT pg_reload_conf()"
 
 _HELD = b"""
 SELECT pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-  restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
+  restart_lsn)::int8, (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_segment_size')
+FROM pg_replication_slots WHERE slot_name = %s
 """
 _STATE = b"SELECT restart_lsn IS NOT NULL AND wal_status <> 'lost' FROM pg_replication_slots WHERE slot_name = %s"
 _SINCE = b"SELECT pg_wal_lsn_diff(restart_lsn, '0/0')::int8 FROM pg_replication_slots WHERE slot_name = %s"
@@ -123,10 +124,13 @@ def check_own(directory: DataDirectory, slot: str, system: int) -> None:
 
 
 def check_room(keeper: Connection, slot: str, directory: DataDirectory, what: str, hints: Sequence[str]) -> None:
-    """Raise NoSpace if a slot holds more WAL than the server has free space: a server without any stops at once."""
+    """Raise NoSpace if a slot holds more WAL than the server has free space: a server without any stops at once.
+
+    But not if it holds less than one file of WAL: without the slot, the server would keep that file too.
+    """
     free = directory.free_for_log()
-    held = next((int(held) for (held,) in rows(keeper, _HELD, slot) if held is not None), 0)
-    if held > free:
+    held, file = next(((held, file) for held, file in rows(keeper, _HELD, slot) if held is not None), (0, 0))
+    if held > free and held >= file:
         raise NoSpace(
             f"{directory.path}/{WAL}: the server needs the space that its WAL takes {what}",
             detail=f"The retained WAL has {held} bytes, and {free} bytes are free; a server without space for "

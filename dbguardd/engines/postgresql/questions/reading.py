@@ -23,9 +23,20 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from dbguardd.engines.base import Answer, Bounds
 from dbguardd.engines.postgresql.connect import Connection
+from dbguardd.engines.postgresql.meaning import library_in
 from dbguardd.engines.postgresql.physical.check import LOCKED
 from dbguardd.engines.postgresql.questions.scratch import check_room
-from dbguardd.errors import Degraded, GuardError, NoSpace, SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
+from dbguardd.errors import (
+    Degraded,
+    GuardError,
+    NoSpace,
+    SourceDamaged,
+    SourceLocked,
+    TooCostly,
+    ToolMissing,
+    Unsupported,
+    Usage,
+)
 
 Row = Sequence[bytes | None]
 
@@ -241,6 +252,9 @@ class Reader:
         )
         if state == "57014":
             return self._meter.late()
+        if library_in(said_of(result)):
+            hint = "dbguardctl check NAME  # it names the library"
+            raise ToolMissing(f"{about}: it needs a library that is not on this host", hints=[hint])
         name = f"{_name_of(state)} (SQLSTATE {state})"
         kind, said = _MEANT.get(state) or _MEANT.get(state[:2]) or (Usage, "PostgreSQL cannot answer that")
         return kind(f"{about}: {said}", detail=LOCKED if kind is SourceLocked else f"{name} while it ran")
@@ -256,10 +270,7 @@ _MEANT: Mapping[str, tuple[type[GuardError], str]] = {
     "53100": (NoSpace, "the question needs more room than there is"),
     "53": (TooCostly, "the question needs more than it may have"),
     "54": (TooCostly, "the question needs more than it may have"),
-    "58P01": (
-        Unsupported,
-        "it needs a file that is not here: of the backup (a proof tells), or a library of this host",
-    ),
+    "58P01": (Unsupported, "it needs a file that is not in the backup: a proof tells which"),
     "58": (Degraded, "the throw-away server could not read or write a file"),
     "08001": _ELSEWHERE,  # a foreign table, or dblink: the throw-away server connects to nothing
     "HV": _ELSEWHERE,

@@ -11,14 +11,14 @@ from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.postgresql.child import tool
 from dbguardd.engines.postgresql.connect import shown
-from dbguardd.engines.postgresql.meaning import outcome
+from dbguardd.engines.postgresql.meaning import library_in, outcome
 from dbguardd.engines.postgresql.questions.dumped import Dumped
 from dbguardd.engines.postgresql.questions.reading import Meter, Reader, said
 from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.engines.postgresql.questions.tables import Table, known, literal, load, owned, tables, with_large
 from dbguardd.engines.postgresql.sandbox import chosen
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.errors import Degraded, SourceDamaged, SourceLocked, Unsupported, Usage
+from dbguardd.errors import Degraded, SourceDamaged, SourceLocked, ToolMissing, Unsupported, Usage
 from dbguardd.flow import Facts
 from dbguardd.humanize import some
 
@@ -119,6 +119,9 @@ def _written(past: ScratchServer, words: Sequence[str], meter: Meter, *more: str
             words_of_it = program.last_words()
             if "lock timeout" in words_of_it:
                 raise SourceLocked(f"{meter.about}: a prepared transaction has locked it")
+            if find := library_in(words_of_it):
+                what = f"{meter.about}: it needs a library that is not on this host"
+                raise ToolMissing(what, detail=words_of_it[-500:], hints=[find])
             kind = SourceDamaged if outcome(words_of_it) == "failed" else Degraded
             raise kind(f"{meter.about}: {Path(words[0]).name} cannot read it", detail=words_of_it[-500:])
 

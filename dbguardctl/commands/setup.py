@@ -27,7 +27,7 @@ STARTER = """\
 #
 #   check it     dbguardctl config check      all mistakes at once, with file, line and a suggestion
 #   preview it   dbguardctl config diff       what would change, and what retention would delete
-#   apply it     systemctl reload dbguardd    a bad file is refused; the old policy keeps running
+#   apply it     dbguardctl reload            a bad file is refused; the old policy keeps running
 #
 # Drop-ins in conf.d/*.toml beside this file are merged after it; `dbguardctl protect PATH` writes one for you.
 # No secret stands here. It is named: { credential = "NAME" }, { file = "/path" } or { command = ["..."] }.

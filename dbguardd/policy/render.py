@@ -34,7 +34,7 @@ def render_database(name: str, settings: Mapping[str, Any], now: datetime, reaso
     return (
         f"#:schema {SCHEMA_PATH}\n"
         f"# {written} at {now:%Y-%m-%d %H:%M} UTC. It is yours: change it, then\n"
-        "#   dbguardctl config check      systemctl reload dbguardd\n"
+        "#   dbguardctl config check      dbguardctl reload\n"
         "# What is not said here comes from [defaults] in policy.toml. Every key: man 5 dbguard.toml\n\n"
         f"{tomli_w.dumps({'database': {name: dict(settings)}})}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -90,7 +91,7 @@ class Screen:
 
     On a terminal, rich (which takes 30 ms to import) folds a table that is too wide. Elsewhere lines are never cut or
     folded, so that grep and awk can read them. `program` is how dbguardctl is called here: commands to paste begin with
-    it.
+    it, or with the dbguardd beside it.
     """
 
     def __init__(
@@ -136,6 +137,9 @@ class Screen:
         return words, style
 
     def _pasted(self, words: str) -> str:
+        if words.startswith("dbguardd "):
+            called = shlex.split(self._program)[0]
+            return (shlex.quote(f"{called[:-3]}d") if "/" in called else "dbguardd") + words.removeprefix("dbguardd")
         before, name, after = words.partition("dbguardctl ")
         if not name or before not in ("", "sudo ") or "--socket" in after:
             return words

@@ -506,7 +506,10 @@ class ProofFailed(GuardError):
     code, title = "DBG-6001", "Verification failed"
     exit_status, http_status = 4, 500
     meaning = "The backup is not proven and does not count as the last good one. Older proven backups are kept."
-    advice = "See the failed step with dbguardctl show ID, then make a new backup: dbguardctl backup NAME --full."
+    advice = (
+        "See the failed step: dbguardctl show ID. Against damage in the storage, a new backup helps: dbguardctl backup "
+        "NAME --full. Not if the live database is damaged: repair that, or restore the last proven backup."
+    )
 
 
 class TargetExists(GuardError):

@@ -81,7 +81,11 @@ KINDS: tuple[Kind, ...] = (
                 "restore found that data it needs is damaged. It no longer counts as a good backup, can be restored "
                 "only by its id, and is kept for a week as evidence. "
                 "The live database was not touched. Last proven backup: {last_proven}.",
-        advice=("See what failed:  dbguardctl show {backup}", "Make a new one:   dbguardctl backup {database} --full"),
+        advice=(
+            "See what failed:  dbguardctl show {backup}",
+            "Make a new one:   dbguardctl backup {database} --full",
+            "If the live database itself is damaged, a new one fails, too: repair that first.",
+        ),
     ),
     Kind(
         "backup.graded", "info", "backup {backup} is proven[: a restore takes {restore_seconds}]",
@@ -350,7 +354,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "question.restoring", "info",
-        "backup {backup} is restored to answer a question: {needs_bytes}[, usually {usual_seconds}]",
+        "restoring backup {backup} to answer a question: {needs_bytes}[, usually {usual_seconds}]",
         "A question starts to restore a backup in order to answer from it.",
     ),
     Kind(

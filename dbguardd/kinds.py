@@ -18,6 +18,7 @@ class Kind:
     other: tuple[str, ...] = ()  # its own settings that are not
     addresses: tuple[str, ...] = ()  # the prefixes of its servers' addresses; empty: it is a file
     account: str = ""  # the user that its servers usually run as
+    marker: str = ""  # the file that each data directory of its servers has
     followed: tuple[str, ...] = ()  # the methods whose backups a log can continue from
     archived: bool = False  # its server can hand over the log file by file (archive_command)
     thinned: bool = False  # its log consists of page images, so it can be made coarser
@@ -48,6 +49,7 @@ KINDS: Mapping[str, Kind] = {
         engine=("url", "exclude", "checkpoint"),
         addresses=("postgresql:", "postgres:", "service="),
         account="postgres",
+        marker="PG_VERSION",
         followed=("pages",),
         archived=True,
         asked_in_server=True,

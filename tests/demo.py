@@ -21,6 +21,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dbguardd.engines.sqlite.live import open_live, read_header
+from dbguardd.errors import GuardError
 from tests.workload import consistent, seed
 
 RATE = 200
@@ -168,7 +170,7 @@ def main() -> int:
             shop.close()
         shutil.rmtree(place, ignore_errors=True)
     gone = "all files of the demo were removed" if not place.exists() else f"{place} could not be removed"
-    say(f"{end} after {time.monotonic() - started:.0f} s. The daemon has stopped, and {gone}.")
+    say(f"{end} after {time.monotonic() - started:.0f} s. No daemon is left, and {gone}.")
     return status
 
 
@@ -220,6 +222,12 @@ def your_database(host: Host, path: Path) -> None:
         if needed > free:
             where = "set TMPDIR to a directory with more space"
             raise Ended(11, f"{host.place.parent}: the demo needs {needed} bytes, {free} are free; {where}")
+    try:
+        with open_live(str(path)) as live:
+            read_header(live)
+    except GuardError as error:  # before anything is started
+        lines = [f"error[{error.code}]: {error.message}", error.detail, *(f"try  {hint}" for hint in error.hints)]
+        raise Ended(error.exit_status, "\n       ".join(filter(None, lines))) from error
     say(f"Your database {path} is only read. The demo writes to {host.place}, which it removes at the end.")
     with host.daemon():
         show(host, "protect", str(path), "--name", "yours")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -11,6 +13,16 @@ from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import config as view
 from dbguardd.errors import DaemonUnreachable
+
+
+@contextmanager
+def _or_without(way: str) -> Iterator[None]:
+    """If there is no daemon, name the command that needs none."""
+    try:
+        yield
+    except DaemonUnreachable as error:
+        error.hints = (way, *error.hints)
+        raise
 
 
 @click.group(cls=Group)
@@ -22,11 +34,8 @@ def config() -> None:
 @pass_session
 def config_check(session: Session) -> int:
     """Check the policy files: all mistakes at once, each with its place. The running policy stays."""
-    try:
+    with _or_without("dbguardd --check-config"):
         answer = session.daemon.post("config", "check")
-    except DaemonUnreachable as error:
-        error.hints = ("dbguardd --check-config", *error.hints)  # this needs no daemon
-        raise
     ok = bool(answer.get("ok", not answer.get("errors")))
     if session.json:
         session.print_json(answer)
@@ -52,7 +61,8 @@ def config_show(session: Session, origin: bool) -> None:
 @pass_session
 def config_explain(session: Session, key: str) -> None:
     """Explain a key of the policy, such as database.app.keep."""
-    answer = session.daemon.get("config", "explain", key=key)
+    with _or_without("man dbguard.toml  # explains every key, with its default"):  # not which value is in force
+        answer = session.daemon.get("config", "explain", key=key)
     if session.json:
         session.print_json(answer)
     else:

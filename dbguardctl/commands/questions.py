@@ -277,8 +277,14 @@ def ask(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
 
 
 def _whole(session: Session, hint: str) -> str:
-    """Return a hint; one that is only an option is appended to the command that was typed."""
-    return f"{join([PROGRAM, *session.arguments])} {hint}" if hint.startswith("--") else hint
+    """Return a hint; one that is only an option and its value replaces or continues what was typed."""
+    if not hint.startswith("--"):
+        return hint
+    option, words = hint.split(maxsplit=1)[0], list(session.arguments)
+    if option in words:
+        del words[words.index(option) : words.index(option) + 2]
+    kept = [word for word in words if not word.startswith(f"{option}=")]
+    return f"{join([PROGRAM, *kept])} {hint}"
 
 
 def answer_of(session: Session, job: Json) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from dbguardd.daemon.environment import Environment
 from dbguardd.daemon.inforce import PolicyInForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
-from dbguardd.errors import Busy, GuardError, Internal
+from dbguardd.errors import Busy, GuardError, Internal, from_problem
 from dbguardd.humanize import size
 from dbguardd.requests import REQUESTS
 from dbguardd.serialize import to_json
@@ -46,6 +46,7 @@ class Follower:
     spec: Facts
     cancel: asyncio.Event
     problem: GuardError | None = None
+    waits: GuardError | None = None  # what keeps it from storing the log now: it tries again, and then ends
     chain: str = ""
     begun_at: str = ""  # when the chain began, if this follower began it
     until_at: str = ""
@@ -105,7 +106,7 @@ class Following:
     def problem(self, name: str) -> GuardError | None:
         """Return what keeps the log of a database from being followed now; None if it is followed."""
         follower = self._followers.get(name)
-        return None if follower is None else follower.problem
+        return None if follower is None else follower.waits or follower.problem
 
     def silent_seconds(self, name: str) -> float:
         """For how long nobody could tell that all of the log of a database is stored."""
@@ -246,7 +247,7 @@ class Following:
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)
-            follower.held, follower.heard = "", math.inf
+            follower.held, follower.heard, follower.waits = "", math.inf, None
             self._keep(name, follower)
             if cancel.is_set():
                 await self._leave(name, follower)
@@ -334,16 +335,11 @@ class Following:
         if message.get("type") != "report":
             return
         event, facts = str(message["event"]), dict(message.get("facts") or {})
+        if event == "waits":
+            follower.waits = from_problem(facts["problem"])
+            return
         if event == "reached":
-            follower.problem = None
-            grown, follower.segment = follower.segment != int(facts["segment"]), int(facts["segment"])
-            follower.until_at = str(facts["until_at"])
-            now = follower.heard = asyncio.get_running_loop().time()
-            if grown and now - follower.kept >= _KEEP_SECONDS:  # for an idle database nothing is written
-                follower.kept = now
-                self._keep(name, follower)
-            if self._bases[name].needed:
-                self._make_base(name, now)
+            self._reached(name, follower, facts)
             return
         if event == "log.held":
             who, log = ", ".join(facts["by"]), size(int(facts["log_bytes"]))
@@ -363,6 +359,17 @@ class Following:
         except GuardError as error:  # a full catalog must not stop the following; a later scan reports the event
             self._runner.events.log("catalog.failed", {"problem": error.problem()})
             self._runner.on_doubt(str(follower.spec["storage"]["name"]))
+
+    def _reached(self, name: str, follower: Follower, facts: Facts) -> None:
+        follower.problem = follower.waits = None
+        grown, follower.segment = follower.segment != int(facts["segment"]), int(facts["segment"])
+        follower.until_at = str(facts["until_at"])
+        now = follower.heard = asyncio.get_running_loop().time()
+        if grown and now - follower.kept >= _KEEP_SECONDS:  # for an idle database nothing is written
+            follower.kept = now
+            self._keep(name, follower)
+        if self._bases[name].needed:
+            self._make_base(name, now)
 
     def _keep(self, name: str, follower: Follower) -> None:
         """Write to the catalog up to when the log is stored, for the next daemon.

@@ -44,7 +44,7 @@ class Storages:
         else:
             floor = int(keep_free)
         problem = self.lost(name) or self._shared(name)
-        if problem is None and floor is not None and level.free_bytes is not None and level.free_bytes < floor:
+        if problem is None and floor is not None and level.free_bytes is not None and level.free_bytes <= floor:
             problem = NoSpace(
                 f"storage {name} is full",
                 detail=f"{level.free_bytes} bytes are free, the policy keeps {floor} bytes free.",

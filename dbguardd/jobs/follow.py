@@ -129,13 +129,16 @@ class Shipping:
 
     def _patiently(self, chain: Chain, segment: Segment) -> Chain:
         """Store a segment, retrying for a while: meanwhile nothing of the log is lost, it only grows."""
-        began = self._run.monotonic()
+        began, told = self._run.monotonic(), ""
         while True:
             try:
                 return self._log.append(chain, segment)
             except GuardError as error:
                 if not error.transient or self._run.monotonic() - began > _PATIENCE_SECONDS:
                     raise
+                if error.code != told:  # so that a user learns of it at once; messages name ever new objects
+                    told = error.code
+                    self._run.report("waits", problem=error.problem())
             time.sleep(_PAUSE_SECONDS)
             self._run.progress("wait", self._bytes, None)
 

@@ -282,7 +282,7 @@ def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequenc
     seconds = None if len(known) < len(backups) or None in known else round(sum(filter(None, known)), 1)
     size = sum(moment.bytes for moment in moments)
     check_staging(run, backups[0], size, "a question to")
-    ids = " and ".join(backup.id for backup in backups)
+    ids = " and ".join(dict.fromkeys(backup.id for backup in backups))
     run.report("question.restoring", backup=ids, needs_bytes=size, usual_seconds=seconds)
     found = []
     for number, moment in enumerate(moments):

@@ -17,6 +17,7 @@ from dbguardd.facts import SENT
 from dbguardd.flow import LOG
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
+from dbguardd.kinds import KINDS
 from dbguardd.repository import Backup
 from dbguardd.requests import NOWHERE, Restore
 from dbguardd.rules import requested
@@ -193,7 +194,9 @@ def _beside(run: Run, target: Path, moment: Moment) -> Path:
     user = int(run.spec.get("run_as", os.geteuid()))
     name = run.name if is_server(run) or only_backups_left(run) else live_path(run).name
     special = _exists(target) and not (target.is_file() or target.is_dir())  # beside a device there is no place
-    for place in () if special else (target / name, target.with_name(f"{target.name}.restored")):
+    taken = any(_exists(target / kind.marker) for kind in KINDS.values() if kind.marker)
+    inside = [] if taken else [target / name]  # nothing is put into the data directory of a server
+    for place in () if special else (*inside, target.with_name(f"{target.name}.restored")):
         free = not _exists(place) and not _original_above(moment.backup, place)
         if free and _may_write(place.parent, user):
             return place

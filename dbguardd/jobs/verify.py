@@ -132,6 +132,7 @@ def prove(run: Run, backup: Backup) -> Proof:
     findings: list[Finding] = []
     grade = Grade.STORED
     seconds: float | None = None
+    examined: Examination | None = None
     check_staging(run, backup, backup.source_bytes)
     try:
         with run.repository.tree(backup, read_progress(run, backup.source_bytes)) as tree:
@@ -152,13 +153,33 @@ def prove(run: Run, backup: Backup) -> Proof:
     run.repository.add_proof(proof)
     run.report("backup.graded", **proof_row(proof))
     if failure := failure_of(proof):
+        meaning, hints = _what_helps(run, backup, examined)
         raise ProofFailed(
             f"{run.name}: backup {backup.id} failed its test restore",
-            detail=failure,
-            hints=[f"dbguardctl show {backup.id}", f"dbguardctl backup {run.name} --full"],
+            detail=f"{failure.removesuffix('.')}. {meaning}".strip(),
+            hints=[f"dbguardctl show {backup.id}", *hints],
             facts={"database": run.name, "backup": backup.id},
         )
     return proof
+
+
+def _what_helps(run: Run, backup: Backup, examined: Examination | None) -> tuple[str, list[str]]:
+    """Return what a failed proof means for the live database, in words, and commands that help.
+
+    If the database's own checks fail although each byte is as it was read, a new backup meets the same.
+    """
+    again = f"dbguardctl backup {run.name} --full"
+    failed = [] if examined is None else [found.name for found in examined.findings if found.outcome == "failed"]
+    if examined is None or not failed:
+        return "", [again]
+    damaged = not all(name.startswith("query: ") for name in failed)
+    what = "is probably damaged" if damaged else "has that content"
+    hints = [str(examined.facts["try_live"])] if damaged and "try_live" in examined.facts else []
+    if any(proof.grade == Grade.PROVEN for proof in newest_proofs(run).values()):
+        hints.append(f"dbguardctl restore {run.name} --dry-run  # the newest proven backup")
+    if backup.kind != "full":
+        hints.append(f"{again}  # if the live database is sound: this reads all of it again")
+    return f"Every stored byte is as it was read: the live database {what}, and new backups fail like this one.", hints
 
 
 def _lost_content(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:

@@ -299,9 +299,10 @@ def _close(fd: int) -> None:
 
 def _outcome(path: Path, what: str, error: OSError, storing: int | None = None) -> GuardError:
     detail = f"directory:{path}: {error.strerror or error} ({errno.errorcode.get(error.errno or 0, 'no code')})"
-    if error.errno in FULL:
-        detail, facts = f"{detail}; {storing or 0} bytes to store", {"needed_bytes": storing}
-        return NoSpace(f"{what}: no room", detail=detail, hints=[f"df -h {path}"], facts=facts)
+    if error.errno in FULL:  # the message is the same for every object, so that repetitions are recognized
+        detail = f"{what}: {error.strerror or error} ({errno.errorcode[error.errno]}); {storing or 0} bytes to store"
+        message, df = f"{path}: the file system of the storage has no room", f"df -h {shlex.quote(str(path))}"
+        return NoSpace(message, detail=detail, hints=[df], facts={"needed_bytes": storing})
     if storing is not None and error.errno in _NO_LINKS:
         return Unsupported(f"{what}: the file system may not make hard links", detail=detail)
     hints = [f"findmnt -T {path}", f"ls -ld {path}"]

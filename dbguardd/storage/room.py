@@ -61,9 +61,10 @@ class Room:
         free = disk.f_bavail * disk.f_frsize
         facts = {"needed_bytes": size, "free_bytes": free, "keep_free_bytes": keep}
         if free - size < keep:
+            kept = f", and {keep} bytes must stay free (keep_free)" if keep else ""
             raise NoSpace(
-                f"{path}: the file system of the storage is too full",
-                detail=f"{size} bytes are needed, {free} bytes are free, and {keep} bytes must stay free (keep_free).",
+                f"{path}: the file system of the storage is {'too ' * bool(keep)}full",
+                detail=f"{size} bytes are needed, {free} bytes are free{kept}.",
                 hints=[f"df -h {shlex.quote(str(path))}", _PRUNE],
                 facts=facts,
             )

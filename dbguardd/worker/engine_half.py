@@ -17,17 +17,17 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Engine, ProofQuery, ScratchRestore, Standby
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import check_writable
-from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
+from dbguardd.errors import GuardError, NotFound, Unsupported, Usage
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, OBJECT_BYTES, Channel
 from dbguardd.worker.question_half import answered
-from dbguardd.worker.streams import Pushing
+from dbguardd.worker.streams import Pulling, Pushing
 
 _BEAT_SECONDS = 0.1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -159,7 +159,7 @@ class SeamTree:
     def read(self, name: str) -> Iterator[BinaryIO]:
         """Open one stream. Only one at a time: it is drained when the block ends."""
         self._channel.send({"tree": "read", "name": name})
-        source = _Pulling(self._channel)
+        source = Pulling(self._channel)
         try:
             yield io.BufferedReader(source, DATA_BYTES)
         finally:
@@ -200,38 +200,6 @@ class SeamLogSink:
 
     def reached(self, at: datetime | None) -> None:
         self._channel.send({"ship": "reached", "at": None if at is None else at.isoformat()})
-
-
-class _Pulling(io.RawIOBase):
-    """A raw stream whose reads take data messages until the end message."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._rest = memoryview(b"")
-        self._ended = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._rest and not self._ended:
-            message, _ = self._channel.receive()
-            if isinstance(message, bytes):
-                self._rest = memoryview(message)
-            else:
-                self._ended = True
-                if "problem" in message:
-                    raise from_problem(message["problem"])
-        taken = min(len(buffer), len(self._rest))
-        buffer[:taken] = self._rest[:taken]
-        self._rest = self._rest[taken:]
-        return taken
-
-    def drain(self) -> None:
-        """Read the rest, so that the next request gets its own answer."""
-        scratch = bytearray(DATA_BYTES)
-        while not self._ended or self._rest:
-            self.readinto(scratch)
 
 
 class EngineHalf:
@@ -352,19 +320,36 @@ def run(channel: Channel, settings: Mapping[str, Any]) -> None:
     if left != staging:
         _wipe_unheld(left)
     held = _hold(staging)
-    kind = settings["engine"]
-    if kind not in ENGINES:
-        raise NotFound(f"there is no engine {kind}")
-    engine: Engine | None = None
     try:
-        engine = ENGINES[kind](settings)
+        engine = _opened(settings)
+        if isinstance(engine, GuardError):
+            channel.serve(partial(_refuse, engine))
+        else:
+            _serve(channel, engine)
+    finally:
+        _wipe(staging)
+        os.close(held)
+
+
+def _serve(channel: Channel, engine: Engine) -> None:
+    try:
         EngineHalf(channel, engine).serve()
     finally:
         with suppress(Exception):
-            if engine is not None:
-                engine.snapshots.release()
-        _wipe(staging)
-        os.close(held)
+            engine.snapshots.release()
+
+
+def _opened(settings: Mapping[str, Any]) -> Engine | GuardError:
+    """Return the engine, or what every call is answered with: the address in the policy may be wrong, for example."""
+    kind = settings["engine"]
+    try:
+        return ENGINES[kind](settings) if kind in ENGINES else NotFound(f"there is no engine {kind}")
+    except GuardError as error:
+        return error
+
+
+def _refuse(error: GuardError, _name: str, _args: Mapping[str, Any]) -> NoReturn:
+    raise error
 
 
 def _hold(staging: Path) -> int:

@@ -1,4 +1,4 @@
-"""Both ends of the streams that an engine writes into the sink, several at a time."""
+"""Streams across the seam: both ends of those that an engine writes into the sink, several at a time; what it reads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any, BinaryIO
 
-from dbguardd.errors import WorkerDied
+from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import Sink
-from dbguardd.worker.channel import Channel, Object
+from dbguardd.worker.channel import DATA_BYTES, Channel, Object
 
 
 class SourceAborted(Exception):  # noqa: N818
@@ -32,6 +32,38 @@ class Pushing(io.RawIOBase):
             self._turn()
             self._channel.send_data(data)
         return len(data)
+
+
+class Pulling(io.RawIOBase):
+    """A raw stream whose reads take data messages until the end message."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._rest = memoryview(b"")
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest and not self._ended:
+            message, _ = self._channel.receive()
+            if isinstance(message, bytes):
+                self._rest = memoryview(message)
+            else:
+                self._ended = True
+                if "problem" in message:
+                    raise from_problem(message["problem"])
+        taken = min(len(buffer), len(self._rest))
+        buffer[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
+
+    def drain(self) -> None:
+        """Read the rest, so that the next request gets its own answer."""
+        scratch = bytearray(DATA_BYTES)
+        while not self._ended or self._rest:
+            self.readinto(scratch)
 
 
 def take_streams(channel: Channel, begun: Object, sink: Sink, tell: Callable[[Object], None]) -> None:

@@ -321,6 +321,25 @@ def test_a_log_that_is_written_faster_than_it_is_stored_is_late(place: Place) ->
     guarding(place, test)
 
 
+def test_a_log_that_waits_for_a_full_storage_says_so_until_it_is_stored(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        await _begun(place, service, workers)
+
+        def shown() -> tuple[str, str]:
+            row = service._do.views.database("app", place.wall)
+            return row.log_problem or "", " ".join(row.hints)
+
+        full = NoSpace("/store: the file system of the storage is full", hints=["df -h /store"])
+        workers.following[0]({"type": "report", "event": "waits", "facts": {"problem": full.problem()}})
+        problem, hints = shown()
+        assert problem.endswith("now: /store: the file system of the storage is full") and "df -h /store" in hints
+        told = {"chain": "B", "segment": 1, "until_at": to_text(place.wall)}
+        workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        assert shown()[0] == "" and "df" not in shown()[1]
+
+    guarding(place, test)
+
+
 def test_a_server_that_stays_away_is_told_for_a_week_that_its_log_is_not_followed(place: Place) -> None:
     """Whoever followed it; then only its own limit ends what it keeps for us."""
 

@@ -124,7 +124,7 @@ def text(path: Path) -> None:
     path.write_text("This is not a database, but it is long enough to have been one. " * 100)
 
 
-@pytest.mark.parametrize(("make", "code"), [(nothing, "DBG-2001"), (directory, "DBG-2008"), (text, "DBG-2002")],
+@pytest.mark.parametrize(("make", "code"), [(nothing, "DBG-2001"), (directory, "DBG-2002"), (text, "DBG-2002")],
                          ids=["nothing", "directory", "text"])  # fmt: skip
 def test_what_is_no_database_is_one_clear_error(make: Callable[[Path], None], code: str, demo: Run, tmp_path: Path,
                                                 scratch: Path) -> None:  # fmt: skip
@@ -134,6 +134,7 @@ def test_what_is_no_database_is_one_clear_error(make: Callable[[Path], None], co
     assert done.stderr.count(f"error[{code}]") == 1
     assert "Traceback" not in done.stderr
     assert f"{tmp_path}/mine.db" in done.stderr
+    assert "dbguardctl" not in done.stdout  # nothing was started
     assert list(scratch.iterdir()) == []
 
 

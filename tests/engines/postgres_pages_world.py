@@ -193,7 +193,7 @@ def by_hand(live, streams, target):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_bytes(data)
     page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
-    block = page.partition("unpack its two archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
+    block = page.partition("unpack its archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
     script = block.replace("\\e\n", "\\\n").replace("/srv/recovered", str(target))
     script = script.replace("/usr/lib/postgresql/15/bin", str(live.programs))
     become = (

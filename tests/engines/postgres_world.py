@@ -191,6 +191,11 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def stream(self, database):
+        """Return the name of the stream of a database in a dump."""
+        number = self.sql(f"SELECT oid FROM pg_database WHERE datname = '{database}'")
+        return f"{int(number):04}.dump"
+
 
 @contextmanager
 def cluster(*options):

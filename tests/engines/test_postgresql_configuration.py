@@ -1,15 +1,19 @@
 """What configures a cluster from outside of its data directory is in its backup, and starts what is restored."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 
+import pytest
 from engine_memory import no_progress
-from postgres_pages_world import by_hand, move_out, own_place, round_trip, stored, tree
+from postgres_pages_world import by_hand, made, move_out, own_place, round_trip, stored, tree
 from postgres_world import as_owner, cluster, identity, owner
 
 from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.physical import resting
+from dbguardd.errors import NoSpace
 
 
 def linked(live):
@@ -137,3 +141,56 @@ def test_what_alone_lies_elsewhere_is_in_the_backup_and_what_is_not_is_named():
                 live.port = own
                 stop = [live.programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
                 subprocess.run(stop, check=True, capture_output=True, cwd="/", **identity())
+
+
+def test_a_cluster_with_prepared_transactions_is_restored_with_the_commands_that_end_them():
+    with cluster() as live, own_place() as place:
+        live.sql("CREATE TABLE held (n int)")
+        as_owner(round_trip, live, place / "without")
+        assert "PREPARED" not in (place / "without" / "RESTORE.txt").read_text()
+        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4")
+        live.stop(signal.SIGINT)
+        live.start()
+        live.sql("BEGIN; INSERT INTO held VALUES (1); LOCK TABLE held; PREPARE TRANSACTION 'left over'")
+        target = place / "with"
+        streams, facts, _ = as_owner(stored, live)
+        as_owner(lambda: made(live).restore(tree(streams, facts), target, no_progress))
+        told = [line for line in (target / "RESTORE.txt").read_text().splitlines() if not line.startswith("#")]
+        start, list_them, end_one = told[:3]
+        environment = {"PATH": f"{live.programs}:/usr/bin:/bin", "PGHOST": str(live.socket), "PGUSER": "postgres"}
+
+        def typed(command):
+            how = {"text": True, "cwd": "/", "env": environment, **identity()}
+            return subprocess.run(["/bin/sh", "-c", command], stdout=subprocess.PIPE, check=True, **how).stdout
+
+        live.stop(signal.SIGINT)  # there is room for one server
+        start = start.replace(f"/usr/lib/postgresql/{live.major}/bin", str(live.programs))
+        subprocess.run(["/bin/sh", "-c", start], check=True, cwd="/", **identity())
+        try:
+            assert "left over | postgres" in typed(list_them)
+            typed(end_one.replace("DATABASE", "postgres").replace("GID", "left over"))
+            assert "(0 rows)" in typed(list_them)
+        finally:
+            stop = [live.programs / "pg_ctl", "-D", target, "-m", "immediate", "stop"]
+            subprocess.run(stop, check=True, capture_output=True, cwd="/", **identity())
+        live.start()
+
+
+def test_a_disk_without_room_for_our_lock_leaves_a_cluster_that_starts():
+    """No server starts with an empty postmaster.pid, and a full disk may be why somebody restores."""
+    with cluster() as live:
+        live.stop(signal.SIGINT)
+
+        def refused():
+            before, files = resource.getrlimit(resource.RLIMIT_FSIZE), os.listdir("/proc/self/fd")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+            try:
+                with pytest.raises(NoSpace), resting.held(resting.look_at(live.data), live.data, ""):
+                    pass
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            return files == os.listdir("/proc/self/fd")
+
+        assert as_owner(refused)
+        live.start()
+        assert live.sql("SELECT 1") == "1"

@@ -197,7 +197,7 @@ def test_nobody_can_empty_a_table_between_the_snapshot_and_its_fingerprint(live,
     """A TRUNCATE is not undone for an older snapshot: the dump would be whole, and what it is compared with empty."""
 
     def empty(name):
-        if name == "0001.dump":
+        if name == live.stream("shop"):
             with pytest.raises(AssertionError, match="lock timeout"):
                 live.sql("SET lock_timeout = '100ms'; TRUNCATE cache", "shop")
 
@@ -207,7 +207,7 @@ def test_nobody_can_empty_a_table_between_the_snapshot_and_its_fingerprint(live,
 
 def test_who_alters_a_table_waits_for_the_dump_of_that_database_only(live, place):
     def alter(name):
-        if name == "0001.dump":  # of another database
+        if name == live.stream("postgres"):
             live.sql("SET lock_timeout = '5s'; ALTER TABLE cache ADD more int; ALTER TABLE cache DROP more", "shop")
 
     live.sql("ALTER ROLE postgres CONNECTION LIMIT 4")  # leaves room for one database at a time: the largest is first
@@ -228,7 +228,7 @@ def test_what_is_left_out_is_said_and_the_rest_is_equal(live, place):
     assert found.fingerprint == taken and "left out" in outcomes(found)["content"][1]
 
 
-@pytest.mark.parametrize("step", ["0001.dump", "roles.sql"])
+@pytest.mark.parametrize("step", ["a database", "roles.sql"])
 def test_cancelling_leaves_no_program_and_no_connection(live, place, step):
     def cancelled():
         engine = made(live, place)
@@ -236,7 +236,7 @@ def test_cancelling_leaves_no_program_and_no_connection(live, place, step):
         assert engine.fingerprint(no_progress).rows == 0  # none was read
 
         def stop(name):
-            if name == step:
+            if name == (live.stream("shop") if step == "a database" else step):
                 raise Cancelled("enough")
 
         try:
@@ -282,6 +282,8 @@ def test_a_role_that_may_read_the_tables_and_nothing_else_is_enough(live, place)
     assert found.fingerprint == taken and taken.tables["plain.own.t"].rows == 9
     assert "They have no passwords" in (place / "restored/RESTORE.txt").read_text()
     assert findings["large objects"].outcome == findings["privileges"].outcome == "failed"
+    pages = findings["backups by pages"]
+    assert pages.outcome == "not configured" and "a url that names no database" in pages.detail
 
 
 def test_a_server_is_found_with_all_that_a_backup_needs(live, place):
@@ -312,9 +314,10 @@ def test_what_is_not_there_is_said(live, place):
 
 def test_a_database_that_is_dropped_by_force_meanwhile_fails_the_backup_and_nothing_else(live, place):
     live.sql("CREATE DATABASE gone")
+    stream = live.stream("gone")
 
     def drop(name):
-        if name == "0002.dump":
+        if name == stream:
             live.sql("DROP DATABASE gone WITH (FORCE)")
 
     with pytest.raises((ServerUnreachable, SourceChanged, SourceMissing)) as caught:
@@ -400,7 +403,7 @@ def test_a_function_that_never_ends_keeps_no_proof_from_its_end(live, place):
 
 
 def test_a_changed_row_is_found(live, place):
-    taken, found = as_owner(changed, live, place, "0001.dump", b"c17\t", b"c71\t")
+    taken, found = as_owner(changed, live, place, live.stream("shop"), b"c17\t", b"c71\t")
     assert found.fingerprint.tables["shop.crm.customer"] != taken.tables["shop.crm.customer"]
     assert found.fingerprint.schema_digest == taken.schema_digest
 
@@ -417,7 +420,7 @@ def changed(live, place, stream, old, new):
 
 def test_a_large_object_is_content_and_is_read_as_ever_whatever_an_owner_has_set(live, place):
     live.sql("ALTER DATABASE shop SET standard_conforming_strings = off")
-    taken, found = as_owner(changed, live, place, "0001.dump", b"a large object", b"a LARGE object")
+    taken, found = as_owner(changed, live, place, live.stream("shop"), b"a large object", b"a LARGE object")
     live.sql("ALTER DATABASE shop RESET standard_conforming_strings")
     name = "shop: large objects"
     assert found.fingerprint.tables[name] != taken.tables[name]
@@ -425,7 +428,7 @@ def test_a_large_object_is_content_and_is_read_as_ever_whatever_an_owner_has_set
 
 
 def test_what_does_not_come_back_fails_and_quotes_no_value(live, place):
-    _, found = as_owner(changed, live, place, "0001.dump", b"\thappy\n", b"\tsnipy\n")
+    _, found = as_owner(changed, live, place, live.stream("shop"), b"\thappy\n", b"\tsnipy\n")
     outcome, detail = outcomes(found)["database shop"]
     assert outcome == "failed" and "invalid input value for enum" in detail and "snipy" not in detail
     assert found.fingerprint is None

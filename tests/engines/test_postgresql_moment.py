@@ -402,7 +402,8 @@ def test_a_log_is_taken_by_its_server_as_the_manual_says(live, kept, place):
     block = page.partition("so configure it before that:\n.Bd -literal\n")[2].partition(".Ed")[0]
     taken = page[page.index("if test -f log.conf") :].partition("fi\n")[0]
     told = block.replace("/srv/recovered", str(target)).replace("2026-09-12 08:59:00Z", when.isoformat())
-    script = f"set -e\ntar xf files.tar; tar xf log.tar; rm files.tar log.tar\n{told}\n{taken}fi\nchmod -R go= .\n"
+    unpack = next(line for line in page.splitlines() if "tar xf" in line)
+    script = f"set -e\n{unpack}\n{told}\n{taken}fi\nchmod -R go= .\n"
     subprocess.run(["bash", "-c", script], check=True, cwd=target, capture_output=True)
     for path in (target, *target.rglob("*")):
         os.chown(path, owner(), -1, follow_symlinks=False)

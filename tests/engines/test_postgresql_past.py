@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import shlex
 import subprocess
 import tracemalloc
 from itertools import chain
@@ -15,13 +14,11 @@ import pytest
 from postgres_pages_world import own_place
 from postgres_past_world import KINDS_LATER, WAYS, Told, loaded_by, twice
 from postgres_world import alive_processes, until
-from psycopg.conninfo import conninfo_to_dict
 
 from dbguardd.engines.base import Bounds
 from dbguardd.engines.postgresql.questions.compare import _definitions
 from dbguardd.engines.postgresql.questions.tables import Table, known
 from dbguardd.engines.postgresql.questions.take_out import _copied
-from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import Cancelled, Damaged, SourceDamaged, TooCostly, ToolMissing, Unsupported, Usage
 
 DUMP_IN_SOAK = pytest.mark.parametrize("past", ["pages", pytest.param("dump", marks=pytest.mark.soak)], indirect=True)
@@ -53,27 +50,6 @@ def psql(past, text, database, *words):
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
     return said.stdout
-
-
-@pytest.mark.parametrize("name", ["shop", "host=elsewhere", "postgresql://elsewhere/", "-c", "a b ", "a\nb"])
-def test_the_name_of_a_database_is_no_address_of_another_server(name):
-    """Whoever made it chose it, and an administrator types what the text says."""
-    words = shlex.split(running({}, "postgres", "o", name))
-    said = words[words.index("-d") + 1]
-    found = conninfo_to_dict(said) if "=" in said or "://" in said else {"dbname": said}
-    assert found == {"dbname": name} and not said.startswith("-")
-
-
-@pytest.mark.parametrize("role", ["o", "o'b", "a  b", "a\n \\x41'b", " a"])
-def test_who_runs_a_text_is_the_very_role_that_owned_what_is_in_it(role):
-    """There may be another role with one blank, and what it may do its maker knows."""
-    for live in ({}, {"host": "elsewhere"}):
-        typed = running(live, "postgres", role, "shop")
-        assert "\n" not in typed
-        said = subprocess.run(["bash", "-c", f"printf '%s\\0' {typed}"], check=True, capture_output=True)
-        words = said.stdout.decode().split("\0")
-        told = conninfo_to_dict(words[words.index("-d") + 1])["user"] if live else words[words.index("-c") + 1]
-        assert told == (role if live else f'SET ROLE "{role}"')
 
 
 def test_no_table_is_taken_for_another_that_is_called_like_its_whole_name():

@@ -61,7 +61,7 @@ def test_what_an_owner_has_set_does_not_hold_up_a_dump(live):
         other.execute("BEGIN ISOLATION LEVEL SERIALIZABLE, READ WRITE")
         other.execute("CREATE TABLE mine ()")
         facts, streams = as_owner(dumped, live, live.port)
-    assert facts["databases"] == ["shop"] and b"default_transaction_deferrable" in streams["0001.dump"]
+    assert facts["databases"] == ["shop"] and b"default_transaction_deferrable" in streams[live.stream("shop")]
     for setting in ("isolation", "deferrable", "read_only"):
         live.sql(f"ALTER DATABASE shop RESET default_transaction_{setting}")
     live.sql("ALTER DATABASE shop RESET statement_timeout; ALTER DATABASE shop RESET idle_session_timeout")

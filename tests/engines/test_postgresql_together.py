@@ -3,7 +3,9 @@
 import io
 import os
 import signal
-from contextlib import contextmanager
+import subprocess
+import tempfile
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from test_postgresql_dump import altering, made, place, round_trip, url
 
 from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.child import side_by_side
-from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.connect import address_of, connected, rows
 from dbguardd.engines.postgresql.dump import decode
+from dbguardd.engines.postgresql.signs import Signs
 from dbguardd.engines.postgresql.snapshot import holding, list_databases
-from dbguardd.engines.postgresql.taking import ServerDump
+from dbguardd.engines.postgresql.taking import ServerDump, at_once
 from dbguardd.errors import SourceDenied, Stalled
 
 __all__ = ["place"]
@@ -74,7 +77,9 @@ def test_two_databases_are_dumped_at_a_time_and_come_back_equal(live, place):  #
     streams, together, facts, taken = as_owner(dump)
     assert max(map(len, together)) == 2
     assert facts["databases"] == ["one", "postgres", "two"]
-    assert [part.stream for part in decode(streams["contents.json"]).parts] == ["0001.dump", "0002.dump", "0003.dump"]
+    assert [part.stream for part in decode(streams["contents.json"]).parts] == list(
+        map(live.stream, ("one", "postgres", "two"))
+    )
     assert {name: table.rows for name, table in taken.tables.items()} == {"one.public.t": 50000, "two.public.t": 50000}
     _, _, taken, found = as_owner(round_trip, live, place)
     assert found.fingerprint == taken
@@ -96,7 +101,8 @@ def test_an_error_in_one_database_ends_the_others_and_nothing_stays(live, place)
         live.sql("DROP TABLE hidden", "two")
     assert "row-level security" in error.detail
     assert "ALTER ROLE ROLE BYPASSRLS;" in error.hints[0]
-    assert (kept, still_open, running) in (([], set(), []), (["0001.dump"], set(), []), (["0002.dump"], set(), []))
+    assert (still_open, running) == (set(), [])
+    assert kept in ([], [live.stream("one")], [live.stream("postgres")])
     until(lambda: live.sql(OURS) == "0", "the end of its connections")
 
 
@@ -107,7 +113,7 @@ def test_the_servers_process_of_pg_dump_gives_way_as_we_do(live, place):  # noqa
         niceness = {}
 
         def look(name):
-            if name == "0001.dump":
+            if name == live.stream("one"):
                 asked = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE application_name ~ '^dbguard '"
                 niceness.update((pid, os.getpriority(os.PRIO_PROCESS, int(pid))) for pid in live.sql(asked).split())
 
@@ -120,6 +126,8 @@ def test_the_servers_process_of_pg_dump_gives_way_as_we_do(live, place):  # noqa
 
 class Nowhere:
     """Dumps nothing."""
+
+    signs = Signs({})
 
     def database(self, held, stream, excluded, begins):
         begins()
@@ -137,8 +145,8 @@ def taken_of(live, before):
     taking = ServerDump(address, Nowhere(), (), 5.0, no_progress, compared=True)
     with connected(address) as connection:
         (database,) = list_databases(connection, "one")
-    with holding(address, database, 5.0, lambda: None) as held:
-        side_by_side([taking.take_held(1, before(held))], 1, lambda: None)
+    with holding(address, database) as held:
+        side_by_side([taking.take_held(before(held))], 1, lambda: None)
     return taking.fingerprint(), len(taking.parts)
 
 
@@ -154,6 +162,7 @@ def test_a_dump_that_could_not_be_read_once_more_is_a_backup_without_a_fingerpri
 def test_a_killed_reader_costs_the_fingerprint_and_not_the_backup(live, place):  # noqa: F811 - a fixture
     """Its connection holds the snapshot until the dump is complete, although nobody reads from it."""
     live.sql("CREATE TABLE slow AS SELECT repeat('x', 100) FROM generate_series(1, 2000000)", "one")
+    stream = live.stream("one")
 
     def dump():
         def kill(name):
@@ -162,10 +171,10 @@ def test_a_killed_reader_costs_the_fingerprint_and_not_the_backup(live, place): 
                 if Path(f"/proc/{child}/cmdline").read_bytes() == Path(f"/proc/{us}/cmdline").read_bytes():
                     os.kill(int(child), signal.SIGKILL)
 
-        sink = Watched(lambda name: name == "0001.dump" and kill(name))
+        sink = Watched(lambda name: name == stream and kill(name))
         engine = made(live, place, url=url(live, "one"))
         engine.dump(sink, no_progress)
-        return engine.fingerprint(no_progress), len(sink.streams["0001.dump"])
+        return engine.fingerprint(no_progress), len(sink.streams[stream])
 
     try:
         untold, size = as_owner(dump)
@@ -240,3 +249,76 @@ def test_a_dump_of_a_silent_server_ends_and_one_with_a_pause_goes_on(live, place
     assert "has sent nothing to the dump for 2 s" in silent and still
     assert rows == 1_050_000
     until(lambda: live.sql(OURS) == "0", "the end of its connections")
+
+
+def test_a_database_keeps_its_stream_when_another_one_comes_or_it_is_renamed(live, place):  # noqa: F811 - a fixture
+    """Each stream is deduplicated against that of the same name in the backup before."""
+
+    def streams():
+        engine, sink = made(live, place), MemorySink()
+        engine.dump(sink, no_progress, compared=False)
+        return {part.database.name: part.stream for part in decode(sink.streams["contents.json"]).parts}, list(
+            sink.streams
+        )
+
+    before, _ = as_owner(streams)
+    live.sql("CREATE DATABASE another")
+    live.sql("ALTER DATABASE one RENAME TO renamed")
+    try:
+        after, there = as_owner(streams)
+    finally:
+        live.sql("DROP DATABASE another")
+        live.sql("ALTER DATABASE renamed RENAME TO one")
+    assert list(after) == ["another", "postgres", "renamed", "two"] and set(after.values()) < set(there)
+    assert {**before, "renamed": before["one"], "another": after["another"]} == {**after, "one": before["one"]}
+    assert after["another"] not in before.values()
+
+
+def test_the_last_connections_are_not_taken_by_a_role_that_does_not_see_the_others(live):
+    """Of other roles' sessions pg_stat_activity tells it nothing, so they seemed to be free."""
+    keeper = url(live, "").replace("user=postgres", "user=keeper")
+
+    def counted():
+        with ExitStack() as stack:
+            ours = stack.enter_context(connected(address_of(keeper), "postgres"))
+            free = [at_once(ours)]
+            ((most,),) = rows(ours, b"SELECT current_setting('max_connections')::int8")
+            for _ in range(most - 12):
+                stack.enter_context(connected(address_of(live.url)))
+            return [*free, at_once(ours)]
+
+    assert as_owner(counted) == [2, 1]
+
+
+class _Held(ServerDump):
+    """Takes the locks and the snapshot of a database, and does not dump it."""
+
+    def take_held(self, held):
+        yield ()
+
+
+def test_a_table_that_is_dropped_just_when_it_would_be_locked_is_no_reason_to_fail(live):
+    """Many tables: to lock them takes long enough for one to be dropped meanwhile, nearly each time."""
+    live.sql("CREATE DATABASE churned")
+    live.sql("DO $$ BEGIN FOR n IN 1..1500 LOOP EXECUTE 'CREATE TABLE t' || n || ' ()'; END LOOP; END $$", "churned")
+    words = [live.programs / "psql", "-XqAt", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "churned"]
+    made = "CREATE TABLE zz (); SELECT pg_sleep(0.01); DROP TABLE zz; SELECT pg_sleep(0.03);\n"
+    address = address_of(live.url)
+
+    def take(database):
+        taking = _Held(address, Nowhere(), (), 60.0, no_progress, compared=False)
+        taking.take_all([database], 1, may_vanish=False)
+
+    with tempfile.TemporaryFile("w+") as script:
+        script.write(made * 10_000)
+        script.seek(0)
+        with subprocess.Popen(words, stdin=script, stdout=subprocess.DEVNULL, cwd="/") as session:
+            try:
+                with connected(address) as connection:
+                    (database,) = list_databases(connection, "churned")
+                for _ in range(15):
+                    take(database)
+                assert session.poll() is None
+            finally:
+                session.kill()
+    live.sql("DROP DATABASE churned WITH (FORCE)")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dbguardd.errors import GuardError, Internal, WorkerDied
+from dbguardd.errors import GuardError, Internal, NoSpace, WorkerDied
 from dbguardd.flow import Images, Segment
 from tests.jobs.world import World
 
@@ -99,6 +99,26 @@ def test_what_is_gone_on_from_is_known_with_its_sum(world: World) -> None:
     found: list[Any] = []
     follow(world, lambda ship, resume: found.append(resume))
     assert found == [{**place(1), "sum": "0123456789abcdef", "at": world.now.isoformat()}]
+
+
+def test_a_full_storage_is_told_when_it_is_waited_for_and_the_log_goes_on(world: World) -> None:
+    put, tries = world.storage.put, list[str]()
+
+    def full(name: str, data: Any) -> None:
+        if name.startswith("log/") and len(tries) < 2:
+            tries.append(name)
+            raise NoSpace("/store: the file system of the storage is full")
+        put(name, data)
+
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(place(0), continued=False, because="new")
+        world.storage.put = full  # type: ignore[method-assign]
+        ship.ship(segment(world, 1))
+
+    follow(world, story)
+    assert len(tries) == 2 and [facts["problem"]["code"] for facts in world.said("waits")] == [NoSpace.code]
+    log = world.repository.log("app")
+    assert log is not None and log.chains()[0].last == 1
 
 
 def test_nothing_comes_before_it_is_begun(world: World) -> None:

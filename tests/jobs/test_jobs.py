@@ -97,6 +97,38 @@ def test_wrong_content_that_opens_is_never_proven(world, restored, said):
     assert said in graded["failure"]
 
 
+def test_a_proof_that_fails_proposes_what_helps(world):
+    """A new full backup reads again what is stored wrongly, but of a damaged database it is one more damaged copy."""
+
+    def proposed(**tables):
+        id = world.backup(**tables)
+        with pytest.raises(ProofFailed) as caught:
+            world.do("verify", database="app")
+        assert caught.value.hints[0] == f"dbguardctl show {id}"
+        return list(caught.value.hints[1:]), caught.value.detail
+
+    def found(name):
+        finding, live = Finding(name, "failed", "torn"), {"try_live": "check the live one"}
+        world.engine.examine = lambda target, queries, progress: Examination([finding], None, live)
+
+    good = world.backup()
+    world.do("verify", database="app")
+    proven, full = "dbguardctl restore app --dry-run  # the newest proven backup", "dbguardctl backup app --full"
+    world.engine.refuse_restore = Damaged("pack: not what was stored")
+    assert proposed() == ([full], "restore: DBG-4001 pack: not what was stored.")
+    world.engine.refuse_restore = None
+    found("integrity_check")
+    hints, said = proposed(users=[1, 2])
+    assert hints == ["check the live one", proven] and "the live database is probably damaged" in said
+    world.backup(users=[1, 2, 3])
+    hints, _ = proposed()  # incremental
+    assert hints[:2] == ["check the live one", proven] and hints[2].startswith(f"{full}  # if the live database is")
+    found("query: select 1")
+    hints, said = proposed(users=[1, 2, 3, 4, 5])
+    assert proven in hints and "check the live one" not in hints and "has that content" in said
+    assert world.do("restore", database="app", dry_run=True, to=str(world.place / "x"))["plan"]["backup"] == good
+
+
 def test_a_proof_query_that_does_not_hold_fails_the_proof(world):
     world.spec["database"]["queries"] = [{"sql": "rows", "min": 100, "max": None, "equals": None, "why": ""}]
     world.backup()

@@ -217,6 +217,18 @@ def test_who_names_the_live_directory_is_not_led_into_it(world: World) -> None:
     assert refused.value.hints == (f"dbguardctl restore app --to {live}.restored",)
 
 
+def test_nothing_is_put_into_the_directory_of_another_cluster(world: World) -> None:
+    world.backup(users=[1])
+    copy = world.place / "copy"
+    copy.mkdir()
+    for marker, place in ((False, copy / "app"), (True, world.place / "copy.restored")):
+        if marker:
+            (copy / "PG_VERSION").write_text("15\n")
+        with pytest.raises(TargetExists) as refused:
+            world.do("restore", database="app", to=str(copy))
+        assert refused.value.hints == (f"dbguardctl restore app --to {place}",)
+
+
 def test_each_disk_must_have_room_for_what_goes_there(world: World) -> None:
     """Room on another disk is of no use: the sum of all would promise what fails after hours."""
     world.engine.rights |= {"tablespaces": {"5": ["far", "/mnt/far"], "6": ["near", "/mnt/near"]}, "method": "pages"}

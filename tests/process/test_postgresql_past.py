@@ -158,6 +158,8 @@ def test_a_moment_between_two_backups_is_asked_like_a_backup(guarded: House, liv
     assert guarded.does("query", "cluster", *words)["rows"] == []
     gone = ["undelete", "cluster", "--at", there, "--table", "customer", "--database", "shop"]
     assert guarded.does(*gone)["rows"] == [[1001, "late"]]
+    base = guarded.backups("cluster")[0]["id"]
+    assert guarded.events("question.restoring")[-1]["backup"] == base  # two moments of one backup
 
 
 def test_a_disk_that_has_no_room_for_what_is_asked_is_said_before(guarded: House, live: Cluster) -> None:

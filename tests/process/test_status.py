@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.faults.test_full import a_disk, filled
 from tests.process.house import House, add, rows, until
 
 
@@ -292,3 +295,43 @@ def test_a_database_that_lost_every_row_takes_the_place_of_no_proven_backup(hous
         db.execute("create table note (id integer primary key, text text, body blob)")
     add(path)
     assert house.does("backup", "app", "--verify")["proof"]["grade"] == "proven"
+
+
+def test_a_full_storage_is_named_while_a_log_waits_for_it(house: House) -> None:
+    """It waits a minute for room before it gives up."""
+    path = house.database("app", wal=True)
+    house.protects(house.table("app", "continuous = true"))
+    house.store.parent.mkdir(exist_ok=True)
+    with a_disk(house.store, "size=20m"):
+        house.start()
+        house.does("backup", "app")
+        house.idle()
+        until(lambda: house.status("app")["log_problem"] is None and house.coverage("app"), "its log is followed")
+        with filled(house.store, 0):
+            add(path)
+            said = until(lambda: house.status("app")["log_problem"], "the full storage is told")
+            assert said.endswith(f"now: {house.store}: the file system of the storage is full")
+            assert house.events("log.interrupted") == []  # it still waits
+            (storage,) = house.api.get("status")["storages"]
+            assert (storage["ok"], storage["problem"]["code"]) == (False, "DBG-3002")
+        until(lambda: house.status("app")["log_problem"] is None, "its log is stored")
+        house.stop()
+
+
+def test_a_proof_that_fails_for_the_live_database_says_how_to_look_at_that(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app"))
+    house.start()
+    good = house.does("backup", "app", "--verify")["backup"]["id"]
+    house.idle()
+    with closing(sqlite3.connect(path)) as db:  # an index that lacks every row
+        db.execute("create index of_it on note(text) where id < 0")
+        db.execute("pragma writable_schema = 1")
+        db.execute("update sqlite_schema set sql = 'create index of_it on note(text)' where name = 'of_it'")
+        db.commit()
+    problem = house.fails("DBG-6001", 4, "backup", "app", "--verify")
+    assert "the live database is probably damaged" in problem["detail"]
+    _, look, proven, *_ = problem["hints"]
+    found = subprocess.run(shlex.split(look, comments=True), capture_output=True, text=True, check=False)
+    assert "missing from index of_it" in found.stdout
+    assert good in house.does(*shlex.split(proven, comments=True)[1:])["plan"]["backup"]

@@ -145,6 +145,18 @@ def test_keep_free_is_kept(root: Path) -> None:
     assert os.listdir(root) == []
 
 
+def test_a_full_file_system_is_told_without_a_limit_that_does_not_exist(root: Path) -> None:
+    def statvfs(fd: int) -> os.statvfs_result:
+        values = list(os.fstatvfs(fd))
+        values[0:5] = [4096, 1000, 100_000, 50_000, 0]
+        return os.statvfs_result(values)
+
+    storage = Directory(root, create=True, calls=Calls(statvfs=statvfs))
+    with pytest.raises(NoSpace, match="the file system of the storage is full$") as caught:
+        storage.put("a", b"x" * 100)
+    assert caught.value.detail == "100 bytes are needed, 0 bytes are free."
+
+
 def test_a_share_of_the_file_system_is_kept(root: Path) -> None:
     def statvfs(fd: int) -> os.statvfs_result:
         values = list(os.fstatvfs(fd))
@@ -313,8 +325,10 @@ def test_a_file_system_that_cannot_sync_directories_is_used_and_told(root: Path,
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_no_room_at_fsync_is_no_room(root: Path, number: int) -> None:
     storage = Directory(root, create=True, calls=Calls(fsync=failing(number, only=is_file)))
-    with pytest.raises(NoSpace):
+    with pytest.raises(NoSpace) as caught:
         storage.put("a", b"x")
+    assert caught.value.message == f"{root}: the file system of the storage has no room"
+    assert caught.value.detail.startswith("a: ")
     storage.put("a", b"x")
 
 

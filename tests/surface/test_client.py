@@ -259,8 +259,9 @@ def test_no_daemon(ctl: Ctl, tmp_path: Path) -> None:
     assert done.returncode == 6
     assert "the socket does not exist" in done.stderr and "dbguardd run restore NAME --to PLACE" in done.stderr
     assert f"dbguardd --policy FILE --state DIRECTORY --socket {tmp_path}/none.sock" in done.stderr
-    checked = ctl("config", "check", "--socket", str(tmp_path / "none.sock"))
-    assert (checked.returncode, "dbguardd --check-config" in checked.stderr) == (6, True)
+    for words, way in ((["check"], "dbguardd --check-config"), (["explain", "retry"], "man dbguard.toml")):
+        done = ctl("config", *words, "--socket", str(tmp_path / "none.sock"))
+        assert (done.returncode, way in done.stderr) == (6, True)
     assert ctl("status", "--socket", f"/{'x' * 200}").returncode == 6
 
 

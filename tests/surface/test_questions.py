@@ -108,6 +108,14 @@ def test_nothing_is_left_of_a_question_that_fails(ctl: Ctl, daemon: FakeDaemon, 
     assert (done.returncode, done.stdout, out.exists()) == (error.exit_status, "", False)
 
 
+@pytest.mark.parametrize("typed", [[], ["--database", "wrong"], ["--database=wrong"]])
+def test_the_command_that_names_the_database_names_no_other(ctl: Ctl, daemon: FakeDaemon, typed: list[str]) -> None:
+    error = NotFound("app: none", hints=["--database crm  # or another of these"])
+    daemon.verb_jobs["query"] = [answers.job("query", "failed", problem=error.problem())]
+    done = ctl("query", "app", *typed, "select 1")
+    assert "dbguardctl query app 'select 1' --database crm  # or another of these" in done.stderr
+
+
 def test_missing_rows_are_shown_with_the_command_that_writes_the_sql(ctl: Ctl) -> None:
     done = ctl("undelete", "app", "--table", "orders", "--id", APP_1, "--where", "id > 7")
     assert "Müller" in done.stdout

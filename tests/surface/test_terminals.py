@@ -97,10 +97,11 @@ def test_what_was_not_looked_at_is_counted_among_no_checks(outcomes: list[str], 
 
 def test_commands_to_paste_begin_as_the_program_was_called() -> None:
     screen = Screen(Terminal(), terminal=False, colour=False, utf8=True, program="bin/dbguardctl --socket /s")
-    lines = ("dbguardctl status", "sudo dbguardctl status", "dbguardctl --socket /t status", "see dbguardctl status")
+    lines = ("dbguardctl status", "sudo dbguardctl status", "dbguardctl --socket /t status", "see dbguardctl status",
+             "dbguardd --socket /s &")  # fmt: skip
     assert drawn([text(Cell(line, "try")) for line in lines], screen).splitlines() == [
         "bin/dbguardctl --socket /s status", "sudo bin/dbguardctl --socket /s status",
-        "dbguardctl --socket /t status", "see dbguardctl status",
+        "dbguardctl --socket /t status", "see dbguardctl status", "bin/dbguardd --socket /s &",
     ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Starts a program of PostgreSQL so that it ends when we do, and confines a throw-away server.
+"""Starts a throw-away server so that it ends when we do, and confines it.
 
-`python -I -S confine.py PARENT_PID SIGNAL KIND COUNT PLACE... PROGRAM ARGUMENT...`; KIND is `tool`, `server` or
-`recovery`, and COUNT is the number of places.
+`python -I -S confine.py PARENT_PID SIGNAL KIND COUNT PLACE... PROGRAM ARGUMENT...`; KIND is `server` or `recovery`, and
+COUNT is the number of places.
 
 A throw-away server may read hostile data: a function in a check constraint, a library that a superuser once loaded. It
 runs as the user who owns the guarded server and may do everything there without a password (peer authentication). So it
@@ -73,8 +73,7 @@ def main() -> None:
     parent, number, kind, first = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], 5 + int(sys.argv[4])
     places, words = sys.argv[5:first], [os.fsencode(word) for word in sys.argv[first:]]
     libc = ctypes.CDLL(None, use_errno=True)
-    if kind != "tool":
-        os.setsid()  # it is ended by its own signal, cleanly, and not with our process group
+    os.setsid()  # it is ended by its own signal, cleanly, and not with our process group
     libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)
@@ -83,10 +82,9 @@ def main() -> None:
         signal.signal(what, signal.SIG_DFL)
     path = ctypes.create_string_buffer(words[0])
     vector = (ctypes.c_char_p * (len(words) + 1))(*words, None)
-    if kind != "tool":
-        resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
-        keep_to(libc, places)
-        confine(libc, None if kind == "recovery" else ctypes.addressof(path))
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+    keep_to(libc, places)
+    confine(libc, None if kind == "recovery" else ctypes.addressof(path))
     libc.execv(path, vector)
     sys.exit(f"{sys.argv[first]}: {os.strerror(ctypes.get_errno())}")
 

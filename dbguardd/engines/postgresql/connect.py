@@ -67,6 +67,12 @@ _MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepal
 """Keepalives for the server: if our host loses power, it ends our silent sessions, and their slots, within minutes. No
 tcp_user_timeout: that would also end a session whose data we do not read, and a storage may stall for longer."""
 _OPTIONS = f"-c role=none {UNHAMPERED} {_MISSED}"
+_FREE = b"""
+SELECT current_setting('max_connections')::int8
+  - (SELECT sum(numbackends) FROM pg_stat_database)::int8  -- others than clients are among them
+  - (SELECT sum(setting::int8) FROM pg_settings
+     WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))::int8
+"""
 _SERVERS = ("host", "hostaddr", "port", "target_session_attrs")
 _TAKES_NONE = re.compile("startup parameter|command-line option")
 """What a proxy such as pgbouncer says of a connection with options."""
@@ -166,18 +172,27 @@ def give_way(connection: Connection, pid: int, *, reads_much: bool = False) -> N
     Only the server's owner may. The process must be a child of the one that listens: behind a proxy it serves others.
     With `reads_much` its session gives way as well: each process of a server has one. That may take 0.1 s.
     """
-    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+    if not (server := listener_of(connection)):
+        return
+    with suppress(OSError, ValueError):
+        ours, its = (os.getpriority(os.PRIO_PROCESS, one) for one in (0, pid))
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+        if parent == server and its <= ours:
+            os.setpriority(os.PRIO_PROCESS, pid, ours)
+            for _ in range(TRIES if reads_much else 0):
+                if lower_session(pid, ours):
+                    break
+                time.sleep(WAIT_SECONDS)
+
+
+def listener_of(connection: Connection) -> int:
+    """Return the process on this host that listens where this connection leads to; 0 if it is not on this host."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
         if line.family == socket.AF_UNIX:
-            server, _uid, _gid = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            ours, its = (os.getpriority(os.PRIO_PROCESS, one) for one in (0, pid))
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                parent = int(file.read().rpartition(b")")[2].split()[1])
-            if parent == server and its <= ours:
-                os.setpriority(os.PRIO_PROCESS, pid, ours)
-                for _ in range(TRIES if reads_much else 0):
-                    if lower_session(pid, ours):
-                        break
-                    time.sleep(WAIT_SECONDS)
+            (server, _uid, _gid) = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return int(server)
+    return 0
 
 
 def connect_bare(address: Address, database: str, about: str) -> Connection:
@@ -238,6 +253,14 @@ def row(connection: Connection, kinds: Sequence[type], query: bytes, *values: An
     if [tuple(map(type, one)) for one in found] != [tuple(kinds)]:
         raise no_answer(found)
     return found[0]
+
+
+def free_connections(connection: Connection) -> int:
+    """Return how many more sessions the server admits of roles without privileges; perhaps fewer, but never more.
+
+    Of pg_stat_activity a role may see only its own sessions: it says nothing about how many others there are.
+    """
+    return int(row(connection, (int,), _FREE)[0])
 
 
 def text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Dumps the databases of a server with PostgreSQL's own programs, straight into the sink.
 
-Streams: `contents.json` (what is in the backup, see Contents), `roles.sql`, `tablespaces.sql`, and one `NNNN.dump` for
+Streams: `contents.json` (what is in the backup, see Contents), `roles.sql`, `tablespaces.sql`, and one `OID.dump` for
 each database, in pg_dump's custom format. It is uncompressed, because the repository compresses, and deduplicates
 against the backup before.
 """
@@ -26,6 +26,7 @@ from dbguardd.engines.postgresql.connect import LIVELY, Address, connected, give
 from dbguardd.engines.postgresql.content import Stored
 from dbguardd.engines.postgresql.meaning import TOO_LONG
 from dbguardd.engines.postgresql.refusals import READ_ALL, READ_HIDDEN
+from dbguardd.engines.postgresql.signs import Signs
 from dbguardd.engines.postgresql.snapshot import Database, Extension, Held
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import (
@@ -45,6 +46,7 @@ from dbguardd.frozen import frozen
 CONTENTS, ROLES, TABLESPACES = "contents.json", "roles.sql", "tablespaces.sql"
 _VERSION = 1
 _PAUSE_SECONDS = 1.0
+_LOOKS = 10  # in a time that a server may be silent
 _WORDS: Sequence[tuple[str, type[GuardError]]] = (
     ("permission denied", SourceDenied),
     ("row-level security", SourceDenied),
@@ -123,7 +125,7 @@ def _major(version: str) -> int:
 
 
 def stream_of(number: int) -> str:
-    """Return the name of the stream of a database."""
+    """Return the name of the stream of a database with that OID: the same in each backup, as deduplication needs."""
     return f"{number:04}.dump"
 
 
@@ -167,68 +169,82 @@ class Dumper:
         self._lock_milliseconds = max(1, int(lock_seconds * 1000))
         self._most_silent = max(stall_seconds, lock_seconds)
         self._done = 0
-        self._heard, self._silent = time.monotonic(), 0.0
+        self._heard, self._silent, self._looks = time.monotonic(), 0.0, 0
+        self.signs = Signs(address)
 
     def globals(self, database: str, *, passwords: bool) -> None:
         """Write the roles and the tablespaces of the server; roles' passwords only if they may be read."""
-        words = [self._tools.path("pg_dumpall"), "--no-password", f"--dbname={self._told(database)}"]
+        session = _new_session()
+        words = [self._tools.path("pg_dumpall"), "--no-password", f"--dbname={self._told(database, session)}"]
         secret = [] if passwords else ["--no-role-passwords"]
         roles = self._stream(ROLES, [*words, "--roles-only", *secret], "the roles")
         spaces = self._stream(TABLESPACES, [*words, "--tablespaces-only"], "the tablespaces")
-        side_by_side([roles, spaces], 1, self.alive)
+        with self.signs.of(session):
+            side_by_side([roles, spaces], 1, self.alive)
 
     def database(self, held: Held, stream: str, excluded: Sequence[Stored], begins: Alive) -> Work:
         """Write one database as of its held snapshot; call `begins` once pg_dump has that."""
 
         def begun() -> None:
-            self._give_way(name)
+            self._give_way(session)
             begins()
 
-        name = f"dbguard {secrets.token_hex(6)}"
+        session = _new_session()
         words = [
             *(self._tools.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"),
             f"--snapshot={held.snapshot}",
             f"--lock-wait-timeout={self._lock_milliseconds}",
             *(f"--exclude-table-data={_pattern(table)}" for table in excluded),
-            f"--dbname={self._told(held.database.name, name)}",
+            f"--dbname={self._told(held.database.name, session)}",
         ]
-        yield from self._stream(stream, words, f"database {held.database.name}", begun)
+        with self.signs.of(session):
+            yield from self._stream(stream, words, f"database {held.database.name}", begun)
 
     def contents(self, contents: Contents) -> None:
         """Write the description of the backup's contents."""
         with self._sink.write(CONTENTS) as out:
             out.write(contents.encode())
 
-    def _told(self, database: str, name: str = "dbguard") -> str:
+    def _told(self, database: str, session: str) -> str:
         where: Mapping[str, Any] = {**LIVELY, **parameters(self._address, database, plain=self._plain)}
-        return make_conninfo("", **{**where, "application_name": name})
+        return make_conninfo("", **{**where, "application_name": session})
 
-    def _give_way(self, name: str) -> None:
+    def _give_way(self, session: str) -> None:
         """Let the server's process of the session with that name give way as our own sessions do."""
         if os.getpriority(os.PRIO_PROCESS, 0) <= 0 or not self._address.get("host", "").startswith("/"):
             return
         with suppress(GuardError), connected(self._address) as connection:
-            for (pid,) in rows(connection, b"SELECT pid::int8 FROM pg_stat_activity WHERE application_name = %s", name):
+            for (pid,) in rows(
+                connection, b"SELECT pid::int8 FROM pg_stat_activity WHERE application_name = %s", session
+            ):
                 give_way(connection, pid, reads_much=True)
 
     def moved(self) -> None:
         """Note that the server has sent something, or that it is not its turn."""
-        self._silent = 0.0
+        self._silent, self._looks = 0.0, 0
 
     def alive(self) -> None:
-        """Report how much was dumped. Raises Cancelled, and Stalled when the server was silent for stall_timeout.
+        """Report how much was dumped. Raises Cancelled, and Stalled when the server did nothing for stall_timeout.
 
         A report is taken for progress, so nobody else can see that. A time in which we did not run does not count.
+        While the server is silent, we look now and then whether it is at work.
         """
         now = time.monotonic()
         self._heard, self._silent = now, self._silent + min(now - self._heard, _PAUSE_SECONDS)
+        if self._silent * _LOOKS > self._most_silent * (self._looks + 1):
+            self._looks += 1
+            if self.signs.at_work():
+                self.moved()
         if self._silent > self._most_silent:
-            raise Stalled(f"{place_of(self._address)}: has sent nothing to the dump for {self._most_silent:g} s")
+            raise Stalled(
+                f"{place_of(self._address)}: has sent nothing to the dump for {self._most_silent:g} s",
+                detail="Whenever its sessions were looked at meanwhile, none was at work.",
+            )
         self._progress("dump", self._done, None)
 
     def _stream(self, name: str, words: Sequence[str], what: str, begins: Alive = nothing) -> Work:
         """Write the output of a program into a stream; `begins` is called before the first piece of it."""
-        with tool(words) as child, self._sink.write(name) as out:
+        with tool(words) as child, self.signs.of(child.pid), self._sink.write(name) as out:
             while (piece := child.take()) != b"":
                 if piece is not None:
                     begins()
@@ -253,6 +269,11 @@ class Dumper:
         mends = {"permission denied": READ_ALL, "row-level security": READ_HIDDEN}
         hints = [mend for sign, mend in mends.items() if sign in words]
         return kind(f"{place_of(self._address)}: {program} could not dump {what}", detail=said, hints=hints)
+
+
+def _new_session() -> str:
+    """Return a name by which the session of a program is found."""
+    return f"dbguard {secrets.token_hex(6)}"
 
 
 def _pattern(table: Stored) -> str:

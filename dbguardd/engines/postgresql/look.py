@@ -27,6 +27,7 @@ from dbguardd.errors import GuardError, ToolMissing
 from dbguardd.humanize import some
 
 _SHOWN = 5
+_ONE = "and any second: only of a whole server, with a url that names no database; one database is dumped"
 _CLUSTER = b"""
 SELECT (SELECT system_identifier FROM pg_control_system()), pg_wal_lsn_diff(
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, '0/0')::int8,
@@ -53,8 +54,8 @@ def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Add
             b"FROM pg_roles WHERE rolname = current_user",
         )
     role = shown(bytes(role))
-    physical = [] if only else [by_pages(address)]
-    lacks = lacking(writing or address) if any(found.outcome == "ok" for found in physical) else None
+    physical = [Finding(BY_PAGES, "not configured", _ONE) if only else by_pages(address)]
+    lacks = lacking(writing or address) if physical[0].outcome == "ok" else None
     physical += [] if lacks is None else [followed(lacks)]
     findings = [
         Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
@@ -71,7 +72,7 @@ def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Add
         "role": role,
         "superuser": bool(superuser),
         "checksums": text(checksums) == "on",
-        "method": "pages" if any(found.name == BY_PAGES and found.outcome == "ok" for found in physical) else "dump",
+        "method": "pages" if lacks is not None else "dump",
         "followed": lacks == [],
         "mends": [one.mend for one in lacks or () if one.mend],
         **_content(address, databases),

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dbguardd.engines.postgresql.child import Alive, command, end, environment, run
+from dbguardd.engines.postgresql.child import Alive, confined, end, environment, run
 from dbguardd.engines.postgresql.connect import Address
 from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.tools import Tools
@@ -133,7 +133,7 @@ def throwaway(
         (data / "postmaster.pid").unlink(missing_ok=True)
         configure(told, tools.major, settings or {})
         kind, writes = "recovery" if recovery else "server", [data if keep else data.parent, *spaces]
-        process = _start(data, told, tools, command(kind, signal.SIGQUIT, [], [str(place) for place in writes]))
+        process = _start(data, told, tools, confined(kind, signal.SIGQUIT, [str(place) for place in writes]))
         _await(data, told / _LOG, process, tools, alive)
         yield Server(tools, data, told, place, user)
         if keep:
@@ -214,10 +214,10 @@ def refuse_root() -> None:
         )
 
 
-def _start(data: Path, told: Path, tools: Tools, confined: list[str]) -> subprocess.Popen[bytes]:
+def _start(data: Path, told: Path, tools: Tools, first: list[str]) -> subprocess.Popen[bytes]:
     files = {"config_file": "postgresql.conf", "hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
     places = [word for setting, name in files.items() for word in ("-c", f"{setting}={told / name}")]
-    words = [*confined, tools.path("postgres"), "-D", str(data), *places]
+    words = [*first, tools.path("postgres"), "-D", str(data), *places]
     try:
         with (told / _LOG).open("ab") as log:
             return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), cwd="/")

@@ -8,14 +8,12 @@ database is held no longer than its own dump and fingerprint take.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
 import psycopg
 
-from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
@@ -32,8 +30,11 @@ from dbguardd.engines.postgresql.typed import in_one_line
 from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
 from dbguardd.frozen import frozen
 
-_PAUSE_SECONDS = 0.1
 _PER_STATEMENT = 500  # tables that one statement locks
+_EXPORT = b"""
+SELECT pg_export_snapshot(), statement_timestamp(), pg_backend_pid()::text,
+  (SELECT oid::int8 FROM pg_database WHERE datname = current_database())
+"""
 
 
 @frozen
@@ -72,6 +73,8 @@ class Held:
     extensions: Sequence[Extension]
     lines: Sequence[bytes]  # its definitions
     large: bool  # it has large objects that can be read
+    process: str  # the number of the server's process
+    number: int  # of the database: its OID, which it keeps under any name
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
@@ -121,47 +124,42 @@ def list_closed(connection: Connection) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def holding(address: Address, database: Database, lock_seconds: float, alive: Alive) -> Iterator[Held]:
-    """Hold one moment of a database for the length of a block. Raises SourceMissing if it is gone, SourceLocked ..."""
+def holding(address: Address, database: Database) -> Iterator[Held]:
+    """Hold one moment of a database for the length of a block, if all its tables can be locked at once.
+
+    Raises SourceMissing if it is gone, SourceLocked, SourceChanged if a table was dropped just now, and others.
+    """
     about = f"{place_of(address)}, database {database.name}"
     with connected(address, database.name, about=about) as connection:
         give_way(connection, connection.info.backend_pid, reads_much=True)
-        tables = _locked(connection, about, time.monotonic() + lock_seconds, alive)
-        ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), statement_timestamp()")  # before the snapshot
+        tables = _locked(connection, about)
+        ((name, at, process, number),) = rows(connection, _EXPORT)  # a time before the snapshot
         known = {table.quoted for table in tables}
         tables = stored_tables(connection)
         lock(connection, [table for table in tables if table.quoted not in known])  # new since the list was made
         extensions, large = extensions_of(connection), has_large(connection)
         # Read now: a function may be dropped before the dump ends.
         lines, quoted = schema_lines(connection), name_of(connection)
-        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large)
+        known_as = text(process), number
+        yield Held(database, quoted, connection, text(name), at, tables, extensions, lines, large, *known_as)
 
 
-def _locked(connection: Connection, about: str, deadline: float, alive: Alive) -> list[Stored]:
+def _locked(connection: Connection, about: str) -> list[Stored]:
     """Begin the transaction with a lock on every table, before it has a snapshot; return the tables.
 
     No lock is waited for: a waiting session can block others, and be part of a deadlock.
     """
-    while True:
-        tables = stored_tables(connection)
-        connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        try:
-            lock(connection, tables)
-        except psycopg.errors.LockNotAvailable as error:
-            if time.monotonic() >= deadline:
-                raise SourceLocked(
-                    f"{about}: a session keeps an exclusive lock on a table",
-                    detail="It was retried until lock_timeout was over.",
-                    hints=["SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'  -- the sessions"],
-                ) from error
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-            if time.monotonic() >= deadline:
-                raise
-        else:
-            return tables
-        connection.execute(b"ROLLBACK")
-        alive()
-        time.sleep(_PAUSE_SECONDS)
+    tables = stored_tables(connection)
+    connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        lock(connection, tables)
+    except psycopg.errors.LockNotAvailable as error:
+        raise SourceLocked(
+            f"{about}: a session keeps an exclusive lock on a table",
+            detail="It was retried until lock_timeout was over.",
+            hints=["SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'  -- the sessions"],
+        ) from error
+    return tables
 
 
 def lock(connection: Connection, tables: Sequence[Stored]) -> None:

@@ -15,23 +15,21 @@ from typing import Any
 from dbguardd.engines.base import Progress
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.child import Work, nothing, side_by_side
-from dbguardd.engines.postgresql.connect import Address, Connection, rows
+from dbguardd.engines.postgresql.connect import Address, Connection, free_connections, rows
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.reader import Reader, reading
 from dbguardd.engines.postgresql.snapshot import Database, Held, holding
-from dbguardd.errors import GuardError, SourceDamaged, SourceLocked, SourceMissing
+from dbguardd.errors import GuardError, SourceChanged, SourceDamaged, SourceLocked, SourceMissing
 from dbguardd.frozen import frozen
 
 NAMED = 100  # at most this many databases and tables are named in the facts of a backup: contents.json has all
 _PAUSE_SECONDS = 0.5
 _AT_ONCE = 2  # each keeps two processes of the server busy, and takes 16 MiB of memory here
 
-_FREE = b"""
-SELECT current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8 - count(*),
-  (SELECT CASE WHEN rolconnlimit < 0 THEN NULL ELSE rolconnlimit::int8 END FROM pg_roles WHERE rolname = current_user),
-  count(*) FILTER (WHERE usename = current_user)
-FROM pg_stat_activity WHERE backend_type = 'client backend'
+_LEFT_TO_US = b"""
+SELECT rolconnlimit::int8 - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user)
+FROM pg_roles WHERE rolname = current_user AND rolconnlimit >= 0
 """
 
 
@@ -52,8 +50,7 @@ def at_once(connection: Connection) -> int:
 
     Each takes two connections: at most a quarter of those that the server has left, and what the role may have.
     """
-    ((free, most, ours),) = rows(connection, _FREE)
-    left = int(free // 4 if most is None else min(free // 4, most - ours))
+    left = min([free_connections(connection) // 4, *(int(most) for (most,) in rows(connection, _LEFT_TO_US))])
     return max(1, min(_AT_ONCE, left // 2))
 
 
@@ -72,34 +69,34 @@ class ServerDump:
     ) -> None:
         self._address, self._dumper, self._exclude = address, dumper, exclude
         self._lock_seconds, self._progress, self._compared = lock_seconds, progress, compared
-        self._taken: dict[int, _Taken] = {}
+        self._taken: dict[str, _Taken] = {}
 
     def take_all(self, databases: Sequence[Database], most: int, *, may_vanish: bool) -> None:
         """Dump databases, at most so many at a time; one that `may_vanish` before its turn is left out."""
-        by_size = sorted(enumerate(databases, 1), key=lambda one: -one[1].size_bytes)
-        works = (self._take(number, database, may_vanish=may_vanish) for number, database in by_size)
+        by_size = sorted(databases, key=lambda one: -one.size_bytes)
+        works = (self._take(database, may_vanish=may_vanish) for database in by_size)
         side_by_side(works, most, self._dumper.alive)
-        self._taken = dict(sorted(self._taken.items()))
+        self._taken = {one.name: self._taken[one.name] for one in databases if one.name in self._taken}
 
     @property
     def parts(self) -> Sequence[Part]:
         """The databases in the backup, by name."""
         return [taken.part for taken in self._taken.values()]
 
-    def _take(self, number: int, database: Database, *, may_vanish: bool) -> Work:
-        """Dump a database once its tables can be locked; the others go on meanwhile."""
+    def _take(self, database: Database, *, may_vanish: bool) -> Work:
+        """Dump a database once all its tables can be locked; the others go on meanwhile."""
         held, end = False, time.monotonic() + self._lock_seconds
         while not held:
             try:
-                with holding(self._address, database, 0, self._dumper.alive) as moment:
+                with holding(self._address, database) as moment:
                     held = True
                     self._dumper.moved()
-                    yield from self.take_held(number, moment)
+                    yield from self.take_held(moment)
             except SourceMissing:
                 if not may_vanish or held:
                     raise
                 return  # it was dropped since the list was made, so nothing is lost
-            except SourceLocked:
+            except (SourceLocked, SourceChanged):  # the latter: a table was dropped before it could be locked
                 if held or time.monotonic() >= end:
                     raise
                 again = time.monotonic() + _PAUSE_SECONDS
@@ -107,13 +104,14 @@ class ServerDump:
                     self._dumper.moved()
                     yield ()
 
-    def take_held(self, number: int, held: Held) -> Work:
+    def take_held(self, held: Held) -> Work:
         """Dump a database, and read it beside that if restores will be compared with it."""
-        database, stream = held.database, stream_of(number)
+        database, stream = held.database, stream_of(held.number)
         excluded = left_out(database.name, held.tables, self._exclude)
         out, about = tuple(table.shown for table in excluded), f"database {database.name}"
         read = reading(held.connection, out, about, large=held.large) if self._compared else nullcontext()
         with (
+            self._dumper.signs.of(held.process),
             read as reader,
             closing(self._dumper.database(held, stream, excluded, reader.begin if reader else nothing)) as dumping,
         ):
@@ -124,7 +122,7 @@ class ServerDump:
                 yield [reader.fileno()]
                 self._listen(reader)
         part = Part(stream, database, tuple(held.extensions), out, held.large)
-        self._taken[number] = _Taken(part, held.at, held.tables, held.name, held.lines, reader)
+        self._taken[database.name] = _Taken(part, held.at, held.tables, held.name, held.lines, reader)
 
     def _listen(self, reader: Reader | None) -> None:
         if reader is not None and reader.found is None:

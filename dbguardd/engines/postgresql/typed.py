@@ -1,4 +1,4 @@
-"""Commands for a person to type that act on a live server: as root on its host if it is reached by its socket.
+"""Commands for a person to type that act on a live server: on its host if it is reached by its socket.
 
 A local server admits the host's user of the same name as a role: not root, and rarely the owner of a table.
 """
@@ -10,6 +10,8 @@ import pwd
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import quote
 
 from psycopg.conninfo import make_conninfo
@@ -48,12 +50,30 @@ def _asking(address: Address, role: str, psql: Sequence[str], database: str) -> 
     if _is_elsewhere(address):
         return [*psql, "-d", make_conninfo("", **reach, user=role, dbname=database)]
     user, host, port = pwd.getpwuid(os.geteuid()).pw_name, address.get("host"), address.get("port", "5432")
-    words = ["runuser", "-u", user, "--", *psql]
+    words = as_owner(*psql)
     if several:
         return [*words, "-d", make_conninfo("", **reach, user=role, dbname=database)]
     words += ["-h", host] if host and os.path.realpath(host) != os.path.realpath(POSTGRESQL_SOCKETS) else []
     words += ["-p", port] if port != "5432" else []
     return [*words, *(["-U", role] if role != user else []), "-d", as_address(database)]
+
+
+def as_owner(*words: str) -> list[str]:
+    """Return a command, run as the server's owner, as it is typed by root, or by that owner if the daemon is theirs.
+
+    Only root may use runuser, and an ordinary user who runs a daemon of their own is not root.
+    """
+    if 0 != os.geteuid() == _uid_of(os.getppid()):
+        return [*words]
+    return ["runuser", "-u", pwd.getpwuid(os.geteuid()).pw_name, "--", *words]
+
+
+def _uid_of(process: int) -> int | None:
+    with suppress(OSError):  # /proc may hide the processes of others
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("Uid:"):
+                return int(line.split()[2])
+    return None
 
 
 def in_one_line(quoted: bytes) -> str:

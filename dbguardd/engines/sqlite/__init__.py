@@ -9,6 +9,7 @@ fingerprint), newer (syntax of a later SQLite), script (SQL text), publish and e
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -238,7 +239,9 @@ class Sqlite:
             return give(work, tree.facts)
 
     def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
-        return examine(target, queries, progress)
+        found = examine(target, queries, progress)
+        live = f"sqlite3 {shlex.quote(str(self._path))} 'PRAGMA integrity_check'  # of the live database"
+        return Examination(found.findings, found.fingerprint, {**found.facts, "try_live": live})
 
     def check_unused(self) -> None:
         from dbguardd.engines.sqlite.replace import refuse_others  # noqa: PLC0415

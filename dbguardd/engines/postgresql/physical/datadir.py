@@ -196,7 +196,8 @@ class DataDirectory:
     def _below(self, above: int, path: str) -> Iterator[Member]:
         with os.scandir(above) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
-        unlogged = _unlogged(entries) if not self._resting and _WITH_RELATIONS.fullmatch(path) else frozenset()
+        with_relations = _WITH_RELATIONS.fullmatch(path) is not None
+        unlogged = _unlogged(entries) if not self._resting and with_relations else frozenset()
         for entry in entries:
             inner = f"{path}/{entry.name}" if path else entry.name
             if inner in _LEFT_OUT_AT_REST if self._resting else _skipped(path, entry.name, inner):
@@ -208,7 +209,7 @@ class DataDirectory:
                 if inner not in self._empty and inner not in self._within:  # reached by its link
                     yield from self._inside(above, entry.name, inner)
             elif entry.is_file(follow_symlinks=False):
-                found = _RELATION.fullmatch(entry.name) if _WITH_RELATIONS.fullmatch(path) else None
+                found = _RELATION.fullmatch(entry.name) if with_relations else None
                 if found and found["node"] in unlogged and found["fork"] != "init":
                     continue
                 if inner != CONTROL:
@@ -319,6 +320,12 @@ def is_relation(path: str) -> bool:
     """Return whether a path in a data directory is that of a relation file."""
     above, _, name = path.rpartition("/")
     return _WITH_RELATIONS.fullmatch(above) is not None and _RELATION.fullmatch(name) is not None
+
+
+def database_of(path: str) -> str:
+    """Return the directory of the database that a file in a data directory belongs to, "" if it belongs to none."""
+    above = path.rpartition("/")[0]
+    return above if above != "global" and _WITH_RELATIONS.fullmatch(above) else ""
 
 
 def belongs(path: str) -> bool:

@@ -18,6 +18,7 @@ from dbguardd.engines.postgresql.connect import (
     Connection,
     address_of,
     connected,
+    free_connections,
     give_way,
     place_of,
     row,
@@ -78,11 +79,6 @@ _SHARE = 4
 _TEMPLATE = b"template1"
 _SNAPSHOT_BYTES = 16 << 10  # text of all snapshots together: a server may have thousands of running transactions
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
-_FREE = b"""
-SELECT current_setting('max_connections')::int - (SELECT count(*) FROM pg_stat_activity
-  WHERE backend_type = 'client backend')::int - (SELECT sum(setting::int) FROM pg_settings
-  WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))::int
-"""
 _FLUSHED = b"SELECT pg_current_wal_flush_lsn()::text"
 _END_FILE = b"SELECT pg_switch_wal()::text"
 _SUPERUSER = (
@@ -210,7 +206,7 @@ class Pages:
     ) -> snapshot_place.HeldSnapshots | None:
         keeper, cluster = source.keeper, source.cluster
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
-        (free,) = row(keeper, (int,), _FREE)
+        free = free_connections(keeper)
         if len(names) > min(MOST_DATABASES, free // _SHARE):
             self._untold = (
                 f"there are {len(names)} databases, and {free} connections are free for everybody: snapshots are held "

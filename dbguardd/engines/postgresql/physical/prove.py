@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -101,7 +102,7 @@ def prove(
             said = errors_in(error.detail)
             if outcome(said) != "failed":
                 raise  # it says nothing about the backup
-            return Examination([Finding(_RECOVERY, "failed", said[-1000:])], None)
+            return Examination([Finding(_RECOVERY, "failed", said[-1000:])], None, _of_live(facts))
         findings.append(_checksums(target, tools, facts, lambda: alive("checksums")))
     if not landlock():
         said = "this kernel has no landlock(7): functions of the cluster could have written where its owner may"
@@ -109,7 +110,14 @@ def prove(
     durable([str(target), *restored.elsewhere])
     manual = f"{target / MANUAL} has the command that starts a server on it"
     said = starting(target, restored) if restored.live else manual
-    return Examination(findings, print_, {"recovery_lsn": format_lsn(facts.recovery_lsn), "next": said})
+    told = {"recovery_lsn": format_lsn(facts.recovery_lsn), "next": said, **_of_live(facts)}
+    return Examination(findings, print_, told)
+
+
+def _of_live(facts: ClusterFacts) -> Mapping[str, str]:
+    """Return how the live cluster is checked for the damage that was found in its copy."""
+    check = f"/usr/lib/postgresql/{facts.major}/bin/pg_amcheck --all --install-missing"
+    return {"try_live": f"runuser -u {shlex.quote(facts.owner or 'postgres')} -- {check}  # of the live cluster"}
 
 
 def recover(target: Path, tools: Tools, restored: Restored, alive: Alive) -> None:

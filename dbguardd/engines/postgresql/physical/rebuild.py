@@ -18,13 +18,14 @@ from types import MappingProxyType
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.fresh import together
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
-from dbguardd.engines.postgresql.physical.copy import FILES, LOG
+from dbguardd.engines.postgresql.physical.copy import ARCHIVE, FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
 from dbguardd.engines.postgresql.physical.elsewhere import lead, led_elsewhere, sweep, where_to
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.roll_forward import log_tools, roll_forward
 from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.tarred import clear, unpack
+from dbguardd.engines.postgresql.typed import as_owner
 from dbguardd.errors import Damaged
 from dbguardd.flow import Tree
 from dbguardd.frozen import frozen
@@ -36,6 +37,13 @@ _SPACES = "tablespaces"
 
 _BESIDE = "-c port=5433 -c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0"
 """It must not archive into the original's archive, nor consume the replicated rows meant for the original."""
+
+_PREPARED = (
+    "# Transactions that were prepared for a commit in two phases come back, and hold their locks until somebody ends",
+    "# them. This lists them; end each in its database (COMMIT PREPARED instead, if the others have committed):",
+    "psql -X -p 5433 -d postgres -c 'SELECT gid, database, owner, prepared FROM pg_prepared_xacts'",
+    "psql -X -p 5433 -d DATABASE -c \"ROLLBACK PREPARED 'GID'\"",
+)
 
 _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it has ended\n"
 _END = "# dbguard: end\n"
@@ -89,23 +97,27 @@ def fill(
         progress("restore", min(done, total), total)
 
     tell(0)
-    names = list(tree.names())
-    archives = (FILES, LOG)
-    relations = [name for name in names if name not in archives and not (moment and name == moment.stream)]
-    if len({*names}.intersection(archives)) != len(archives):
+    names = [name for name in tree.names() if moment is None or name != moment.stream]
+    relations = [name for name in names if not name.endswith(ARCHIVE)]
+    small = [name for name in names if name.endswith(ARCHIVE) and name not in (FILES, LOG)]
+    if not {FILES, LOG} <= {*names}:
         raise Damaged("the backup lacks the archive of its small files or of its log", detail=", ".join(names[:5]))
     links = led_elsewhere(work, facts, spaces)
     kept = {CONTROL, *relations, *links}
-    for name in (FILES, *relations, LOG):
-        if name in (FILES, LOG):
-            with tree.read(name) as source:
-                for path, size in unpack(source, work, links=links, over=over):
-                    kept.add(path)
-                    tell(size)
-        else:
-            tell(_relation(tree, name, work, over=over))
-        if over and name == FILES:  # makes room for what has grown
-            sweep(work, kept, links, lambda: tell(0))
+
+    def unpacked(name: str) -> None:
+        with tree.read(name) as source:
+            for path, size in unpack(source, work, links=links, over=over):
+                kept.add(path)
+                tell(size)
+
+    for name in (FILES, *small):
+        unpacked(name)
+    if over:  # makes room for what has grown
+        sweep(work, kept, links, lambda: tell(0))
+    for name in relations:
+        tell(_relation(tree, name, work, over=over))
+    unpacked(LOG)
     if moment is not None:
         facts = roll_forward(tree, facts, moment, work, tell)
     _finish(work, target, facts, spaces)
@@ -179,6 +191,7 @@ def manual(
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
         "# (Libraries in shared_preload_libraries, such as pg_cron, run there too. To prevent that, add this to the",
         "# options above: -c shared_preload_libraries=)",
+        *(_PREPARED if facts.prepared else ()),
         "# Copy a lost table to the running server, with its privileges and indexes:",
         "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
         "# Stop it again:",
@@ -224,14 +237,14 @@ def _in_its_place(target: Path, facts: ClusterFacts, placed: Collection[str]) ->
 
 def starting(target: Path, restored: Restored) -> str:
     """Return how to start the server of a cluster that is restored in place; it is still at `target`."""
-    live, service, owner = restored.live, restored.facts.service, pwd.getpwuid(os.geteuid()).pw_name
+    live, service = restored.live, restored.facts.service
     settings = options(target, Path(live))  # only if nothing was there: else its own configuration is
     if service:
         said = f"systemctl start {shlex.quote(service)}"
     elif settings or (target / "postgresql.conf").exists():
         control = ["-D", live, *(["-o", settings] if settings else []), "-l", f"{live}.log", "-w", "start"]
         program = f"/usr/lib/postgresql/{restored.facts.major}/bin/pg_ctl"
-        said = f"start its server, for example with: {shlex.join(['runuser', '-u', owner, '--', program, *control])}"
+        said = f"start its server, for example with: {shlex.join(as_owner(program, *control))}"
     else:
         said = "start its server as before: its configuration files are in another directory, and stay as they are"
     if settings:

@@ -18,13 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
-from dbguardd.engines.landing import describe, naming, outcome, users
+from dbguardd.engines.landing import describe, naming, outcome, outcomes, users
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, DataDirectory
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.tools import find_tools
+from dbguardd.engines.postgresql.typed import as_owner
 from dbguardd.errors import GuardError, SourceInvalid, TargetInUse
 from dbguardd.flow import Facts, Sink
 from dbguardd.frozen import frozen
@@ -105,8 +106,7 @@ def _stop(resting: Resting) -> str:
         control = find_tools("pg_ctl", resting.major).path("pg_ctl")
     except GuardError:
         control = "pg_ctl"
-    owner = pwd.getpwuid(os.geteuid()).pw_name
-    return shlex.join(["runuser", "-u", owner, "--", control, "-D", str(resting.data), "-m", "fast", "stop"])
+    return shlex.join(as_owner(control, "-D", str(resting.data), "-m", "fast", "stop"))
 
 
 @contextmanager
@@ -120,18 +120,18 @@ def held(resting: Resting, live: Path, service: str) -> Iterator[None]:
     try:
         lock.unlink(missing_ok=True)  # left by a crashed server: no process is here
         file = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.write(file, f"{os.getpid()}\n{resting.data}\n".encode())
-        os.close(file)
     except FileExistsError:
         raise TargetInUse(f"{live}: a server was started there just now") from None
     except OSError as error:
         raise outcome(resting.data, error) from error
     try:
+        with os.fdopen(file, "wb", buffering=0) as opened, outcomes(resting.data):
+            opened.write(f"{os.getpid()}\n{resting.data}\n".encode())
         refuse_users(resting, live, service)
         yield
     finally:
         with suppress(OSError):
-            lock.unlink()
+            lock.unlink()  # also one that the disk had no room for: no server starts with an empty one
 
 
 def keep(resting: Resting, sink: Sink, facts: ClusterFacts, progress: Progress) -> Facts:

@@ -29,6 +29,13 @@ def read(settings: Settings) -> dict[str, Kept]:
     return {}
 
 
+def url_before(settings: Settings, name: str, database: Mapping[str, Any]) -> str:
+    """Return the url of the remembered server if it is not that of `database`: perhaps another server; else ""."""
+    kept = read(settings).get(name)
+    url = None if kept is None else kept.database["settings"].get("url")
+    return "" if url in (None, database["settings"].get("url")) else str(url)
+
+
 def remember(settings: Settings, name: str, kept: Kept | None) -> None:
     """Remember a server; None: it keeps nothing any more. `check` names what is left at a server that is forgotten."""
     before = read(settings)

@@ -242,7 +242,8 @@ class Following:
         wait, cancel = _WAIT_SECONDS[0], follower.cancel
         if before:
             await asyncio.wait(before)
-        self._tell_of_server_before(name, follower.spec["database"]["settings"].get("url"))
+        if url := servers.url_before(self._catalog.settings, name, follower.spec["database"]):
+            self._runner.events.note("log.moved", name, {"before": url})
         servers.remember(self._catalog.settings, name, servers.Kept(follower.spec["database"]))
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
@@ -261,13 +262,6 @@ class Following:
                 async with asyncio.timeout(wait):
                     await cancel.wait()
         await self._leave(name, follower)
-
-    def _tell_of_server_before(self, name: str, url: str | None) -> None:
-        """Report a new url: the server before may be another one, which still retains a log, or the same one."""
-        kept = servers.read(self._catalog.settings).get(name)
-        before = None if kept is None else kept.database["settings"].get("url")
-        if before not in (None, url):
-            self._runner.events.note("log.moved", name, {"before": before})
 
     async def _leave(self, name: str, follower: Follower) -> None:
         """Tell the server to stop keeping a log that is no longer followed, and report it."""

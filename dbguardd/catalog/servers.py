@@ -29,11 +29,11 @@ def read(settings: Settings) -> dict[str, Kept]:
     return {}
 
 
-def left_for(settings: Settings, name: str, new: Kept) -> str | None:
-    """Return the url that a database had before a new one: perhaps of another server, which still retains a log."""
-    known = read(settings).get(name)
-    before = None if known is None else known.database["settings"].get("url")
-    return None if before == new.database["settings"].get("url") else before
+def url_before(settings: Settings, name: str, database: Mapping[str, Any]) -> str:
+    """Return the url of the remembered server if it is not that of `database`: perhaps another server; else ""."""
+    kept = read(settings).get(name)
+    url = None if kept is None else kept.database["settings"].get("url")
+    return "" if url in (None, database["settings"].get("url")) else str(url)
 
 
 def remember(settings: Settings, name: str, kept: Kept | None) -> None:

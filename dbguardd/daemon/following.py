@@ -242,10 +242,9 @@ class Following:
         wait, cancel = _WAIT_SECONDS[0], follower.cancel
         if before:
             await asyncio.wait(before)
-        followed = servers.Kept(follower.spec["database"])
-        if (left := servers.left_for(self._catalog.settings, name, followed)) is not None:
-            self._runner.events.note("log.moved", name, {"before": left})
-        servers.remember(self._catalog.settings, name, followed)
+        if url := servers.url_before(self._catalog.settings, name, follower.spec["database"]):
+            self._runner.events.note("log.moved", name, {"before": url})
+        servers.remember(self._catalog.settings, name, servers.Kept(follower.spec["database"]))
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)

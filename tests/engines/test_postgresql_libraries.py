@@ -51,8 +51,9 @@ def test_a_proof_and_questions_say_that_the_library_is_missing_here(live):
         with pytest.raises(ToolMissing, match="a library that is not on this host") as caught:
             past.ask("table", "t", "sql")
         assert caught.value.hints == (FIND,)
-        with pytest.raises(ToolMissing, match="a library that is not on this host"):
+        with pytest.raises(ToolMissing, match="a library that is not on this host") as caught:
             past.ask("query", "SELECT * FROM t")
+        assert caught.value.hints == ("dbguardctl check cluster  # it names the library",)
 
 
 @pytest.mark.parametrize(

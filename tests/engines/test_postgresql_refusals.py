@@ -6,7 +6,7 @@ from psycopg import errors
 from dbguardd.engines.postgresql.content import naming_table
 from dbguardd.engines.postgresql.physical.prove import _meaning
 from dbguardd.engines.postgresql.refusals import refusal, unconnected
-from dbguardd.errors import SourceDenied
+from dbguardd.errors import PolicyInvalid, SourceDenied
 
 
 def test_a_missing_password_goes_into_the_file_that_the_url_names():
@@ -44,6 +44,17 @@ def test_a_certificate_that_is_not_accepted_is_no_silent_server():
     )
     wrong = errors.OperationalError('server certificate for "a" does not match host name "b"')
     assert "-CAfile" not in unconnected("it", {"host": "b", "sslrootcert": "system"}, wrong).hints[0]
+
+
+def test_a_server_whose_disk_is_full_is_not_said_to_be_stopped():
+    wrong = errors.OperationalError("connection failed: FATAL:  could not write init file")
+    assert unconnected("it", {"host": "/run"}, wrong).hints[0].startswith("df -h  #")
+
+
+def test_a_wrong_value_in_the_url_is_no_server_to_be_waited_for():
+    wrong = errors.OperationalError('connection is bad: invalid sslmode value: "verifyfull"')
+    said = unconnected("it", {"host": "db1"}, wrong)
+    assert isinstance(said, PolicyInvalid) and not said.transient and "verifyfull" in said.detail
 
 
 def test_what_fails_while_a_table_is_read_is_said_with_the_table_by_the_backup_and_by_the_proof():

@@ -18,6 +18,7 @@ import psycopg
 
 from dbguardd.errors import (
     GuardError,
+    PolicyInvalid,
     ServerUnreachable,
     SourceChanged,
     SourceDamaged,
@@ -155,6 +156,9 @@ def unconnected(about: str, address: Mapping[str, str], error: psycopg.Error) ->
             detail=said,
             hints=[_certificate(address)],
         )
+    if re.search(r'invalid \w+ value: "', said):  # the library's word for a parameter, before it asks a server
+        hints = ["man 5 dbguard.toml  # POSTGRESQL"]
+        return PolicyInvalid(f"{about}: its url has a value that is not valid", detail=said, hints=hints)
     said, hints = _unreachable(address, said)
     return ServerUnreachable(f"{about}: cannot be reached", detail=said, hints=hints)
 
@@ -164,6 +168,8 @@ def _unreachable(address: Mapping[str, str], said: str) -> tuple[str, list[str]]
     host = address.get("hostaddr") or address.get("host", "")
     if re.search("definition of service|service file", said):
         return said, [f"{pwd.getpwuid(os.geteuid()).pw_dir}/.pg_service.conf, or that of the system, has to define it"]
+    if re.search("could not write init file|No space left on device", said):
+        return said, list(_MENDS["53100"])
     if host.startswith("/"):
         lists = shutil.which("pg_lsclusters")
         return said, ["pg_lsclusters  # which servers run, and at which port" if lists else f"ls -A {host}  # sockets"]

@@ -297,10 +297,10 @@ def _meaning(error: psycopg.Error) -> tuple[str, str]:
     said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return "inconclusive", f"{said}: {LOCKED}"
-    find = library_in(said)
-    lacks = [f"This host lacks that library. Find: {find}"] if find else []
-    notes = [one.removesuffix(".") for one in getattr(error, "__notes__", ())]
-    return outcome(said, error.sqlstate), ". ".join([said, *notes, *lacks])
+    told = ". ".join([said, *getattr(error, "__notes__", ())])
+    if find := library_in(said):
+        told = f"{told.removesuffix('.')}. This host lacks that library. Find: {find}"
+    return outcome(said, error.sqlstate), told
 
 
 def _checksums(target: Path, tools: Tools, facts: ClusterFacts, alive: Alive) -> Finding:

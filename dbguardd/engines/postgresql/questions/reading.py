@@ -253,7 +253,7 @@ class Reader:
         if state == "57014":
             return self._meter.late()
         if library_in(said_of(result)):
-            hint = "dbguardctl check NAME  # it names the library"
+            hint = f"dbguardctl check {about.partition(',')[0]}  # it names the library"
             raise ToolMissing(f"{about}: it needs a library that is not on this host", hints=[hint])
         name = f"{_name_of(state)} (SQLSTATE {state})"
         kind, said = _MEANT.get(state) or _MEANT.get(state[:2]) or (Usage, "PostgreSQL cannot answer that")

@@ -15,7 +15,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, Internal, WorkerDied, from_problem
 from dbguardd.humanize import discreet
@@ -153,14 +153,6 @@ class Channel:
                 if not isinstance(error, GuardError):
                     sys.excepthook(*sys.exc_info())  # a bug: the end of standard error is kept with the job
                 self.send({"return": None, "problem": problem_of(error)})
-
-    def refuse(self, error: GuardError) -> None:
-        """Answer every call of the other half with an error, until it hangs up. Raises as serve()."""
-
-        def call(_name: str, _args: Mapping[str, Any]) -> NoReturn:
-            raise error
-
-        self.serve(call)
 
     def close(self) -> None:
         """End the conversation; the other half notices."""

@@ -9,9 +9,8 @@ import gc
 import json
 import socket
 import sys
-from contextlib import suppress
 
-from dbguardd.errors import Cancelled, GuardError, WorkerDied
+from dbguardd.errors import Cancelled, WorkerDied
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.child import prepare
 
@@ -31,13 +30,10 @@ def main(half: str, parent: str, seam: str) -> int:
             from dbguardd.worker.engine_half import run as serve  # noqa: PLC0415
 
             _loaded()
-            with suppress(WorkerDied, Cancelled):  # the repository half hung up: the normal end
-                try:
-                    serve(channel, spec)
-                except (WorkerDied, Cancelled):
-                    raise
-                except GuardError as error:  # no engine could be opened: wrong settings
-                    channel.refuse(error)
+            try:
+                serve(channel, spec)
+            except (WorkerDied, Cancelled):
+                return 0  # the repository half hung up: the normal end
             return 0
         from dbguardd.worker.repository_half import run  # noqa: PLC0415
 

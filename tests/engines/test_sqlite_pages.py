@@ -348,6 +348,8 @@ def test_a_writer_that_never_rests_postpones_the_backup(live, staging):
         except WouldBlock as error:
             assert error.facts["needed_seconds"] > 0.001
             assert "MB/s" in error.detail
+        except SourceLocked as error:  # on a busy host each look may meet its lock
+            assert error.facts["holder_pid"] in (writer.child.pid, None)
         else:
             assert facts["cloned"]
         assert writer.end()["commits"] > 20

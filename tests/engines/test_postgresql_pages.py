@@ -136,6 +136,15 @@ class Stamps(MemorySink):
         self.stamps.add(stamp)
 
 
+def rest(live):
+    """Let the files of databases look as if nothing was written for a while."""
+    live.sql("CHECKPOINT")
+    for path in (*live.data.glob("base/*/*"), *live.data.glob("base/*")):
+        os.utime(path, ns=(1_700_000_000_123_456_789, 1_700_000_000_123_456_789))
+    changed = max(int(path.stat().st_ctime_ns) for path in live.data.glob("base/*/*"))
+    until(lambda: time.time_ns() > changed + 2_100_000_000, "times that are old enough")
+
+
 def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_by_page(live, place):
     def twice(storage):
         parent, found = None, []
@@ -168,11 +177,7 @@ def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_
         return engine.examine(place / "restored", (), no_progress)
 
     live.sql("VACUUM (FREEZE)", "shop")  # what a fingerprint reads next has nothing to prune and no hint to set
-    live.sql("CHECKPOINT", "shop")
-    for path in (*live.data.glob("base/*/*"), *live.data.glob("base/*")):  # as if nothing was written for a while
-        os.utime(path, ns=(1_700_000_000_123_456_789, 1_700_000_000_123_456_789))
-    changed = max(int(path.stat().st_ctime_ns) for path in live.data.glob("base/*/*"))
-    until(lambda: time.time_ns() > changed + 2_100_000_000, "times that are old enough")
+    rest(live)
     found, examined, (no_whole_pages, set_back, usual) = as_owner(twice, Drawer())
     assert usual and not set_back and not no_whole_pages
     (first, facts1, _), (second, facts2, _), (third, facts3, _), (fourth, facts4, taken) = found
@@ -216,6 +221,59 @@ def test_relations_that_come_go_and_shrink_during_the_copy_are_what_the_log_says
     assert failed(found) == {} and found.fingerprint == taken
     counts = [taken.tables[f"shop.public.{name}"].rows for name in ("shrinking", "born", "filled")]
     assert counts == [1, 12000, 4000] and "shop.public.dropped" not in taken.tables
+
+
+class Dropping:
+    """A sink that drops a database once its files were looked at."""
+
+    def __init__(self, sink, drop):
+        self._sink, self._drop = sink, drop
+
+    def __getattr__(self, name):
+        return getattr(self._sink, name)
+
+    def write(self, name, **more):
+        if name == "files.tar":
+            self._drop()
+        return self._sink.write(name, **more)
+
+
+def test_a_database_that_is_dropped_when_its_files_were_taken_over_does_no_harm(live, place):
+    live.sql("CREATE DATABASE passing")
+    number = live.sql("SELECT oid FROM pg_database WHERE datname = 'passing'")
+    rest(live)
+
+    def twice(storage):
+        engine, parent, more = made(live), None, {"compared": False}
+        for drop in (lambda: None, lambda: live.sql("DROP DATABASE passing")):
+            with saving(storage, parent) as sink:
+                parent = sink.seal(engine.dump(Dropping(sink, drop), no_progress, **more))
+            more = {}
+        taken = engine.fingerprint(no_progress)
+        engine.release()
+        with Tree(storage, DOMAIN, parent) as tree:
+            engine.restore(tree, place / "restored", no_progress)
+        return parent, taken, engine.examine(place / "restored", (), no_progress)
+
+    backup, taken, found = as_owner(twice, Drawer())
+    assert f"base/{number}.tar" in {stream.name for stream in backup.streams if stream.stamp}
+    assert failed(found) == {} and found.fingerprint == taken
+    assert not (place / "restored" / "base" / number).exists()
+
+
+def test_what_somebody_has_put_among_the_files_of_a_database_is_kept(live, place):
+    beside = live.data / "base" / "1" / "2 by hand"  # its name sorts between those of relations
+    beside.mkdir()
+    (beside / "file").touch()
+    for path in (beside, beside / "file"):
+        os.chown(path, owner(), -1)
+    try:
+        _, _, taken, found = as_owner(round_trip, live, place / "restored")
+    finally:
+        (beside / "file").unlink()
+        beside.rmdir()
+    assert failed(found) == {} and found.fingerprint == taken
+    assert (place / "restored" / beside.relative_to(live.data) / "file").is_file()
 
 
 def test_a_tablespace_that_is_made_during_the_backup_spoils_it(live):

@@ -41,6 +41,7 @@ MADE_ANEW = frozenset(
 _LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init")
 _LEFT_OUT_AT_REST = frozenset(("postmaster.pid", "postmaster.opts"))
 _WITH_RELATIONS = re.compile(rf"global|base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+")
+_IN_DATABASE = re.compile(rf"(base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+)/")
 _RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.\d+)?")
 _NEEDED = re.compile(
     rf"base(?:/\d+)?|global|pg_(?:xact|multixact|commit_ts|twophase|logical|tblspc)|{TABLESPACES}/\d+/PG_\d+_\d+(?:/\d+)?"
@@ -323,9 +324,9 @@ def is_relation(path: str) -> bool:
 
 
 def database_of(path: str) -> str:
-    """Return the directory of the database that a file in a data directory belongs to, "" if it belongs to none."""
-    above = path.rpartition("/")[0]
-    return above if above != "global" and _WITH_RELATIONS.fullmatch(above) else ""
+    """Return the directory of the database in which a path in a data directory lies, "" if it lies in none."""
+    found = _IN_DATABASE.match(path)
+    return found[1] if found else ""
 
 
 def belongs(path: str) -> bool:

@@ -19,7 +19,7 @@ from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.fresh import together
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import ARCHIVE, FILES, LOG
-from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
+from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, database_of, is_relation
 from dbguardd.engines.postgresql.physical.elsewhere import lead, led_elsewhere, sweep, where_to
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.roll_forward import log_tools, roll_forward
@@ -111,7 +111,9 @@ def fill(
                 kept.add(path)
                 tell(size)
 
-    for name in (FILES, *small):
+    unpacked(FILES)
+    for name in small:
+        _database(work, name.removesuffix(ARCHIVE), over=over)
         unpacked(name)
     if over:  # makes room for what has grown
         sweep(work, kept, links, lambda: tell(0))
@@ -122,6 +124,15 @@ def fill(
         facts = roll_forward(tree, facts, moment, work, tell)
     _finish(work, target, facts, spaces)
     return Restored(facts, tuple(os.path.realpath(work / link) for link in links))
+
+
+def _database(work: Path, database: str, *, over: bool) -> None:
+    """Make the directory of a database: if it was dropped during the backup, no other archive may have that."""
+    if database_of(f"{database}/PG_VERSION") != database:
+        raise Damaged(f"{database!r}: this archive of a backup is not of a database")
+    if over:
+        clear(work / database, directory=True)
+    (work / database).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _relation(tree: Tree, name: str, work: Path, *, over: bool) -> int:
